@@ -1,0 +1,918 @@
+"""Captioned audio: SoundWorld, folders of recordings, band-limiting, and the latent cache.
+
+Idea.  A diffusion model needs pairs (sound, caption), and a study of training dynamics needs to know what is *truly* in each
+sound. SoundWorld makes such pairs by synthesis, without a download: every clip is drawn as a symbolic `Scene` (which events,
+when, how many, how high, how far) that is then rendered to audio and worded as a caption. The same interface reads folders
+of real recordings, so the training loop never knows which one it is looking at.
+
+    Scene  --render-->  waveform (N,)          16 kHz mono float32, |x| <= 0.95
+           --word---->  caption                "two low bells, then rain in the distance"
+           --factors->  presence, onset, pitch, count, distance of each of the 24 sound classes
+
+    waveform --band_limit--> muffled waveform  the input of super-resolution
+    dataset + codec --LatentCache--> z (T, C)  encoded once, memory-mapped, resumable
+
+A data set is any object with: `key` (a string that changes when the data changes), `len(d)`, `wave(i) -> (N,) float32`,
+`caption(i, k=0) -> str` (wording k of clip i), `lengths() -> list of N`, and `prepare()` (make its cache, with a progress bar).
+
+Conventions: t in [0,1], t = 1 is noise, t = 0 is data. B batch, N samples, T tokens, C latent channels. Rates in Hz.
+
+    python data.py            # demo: five scenes, worded and measured
+"""
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import multiprocessing as mp
+import os
+import signal
+import sys
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.fft
+import scipy.signal
+from tqdm import tqdm
+
+RATE = 16_000  # Hz; every waveform inside the project has this rate
+CLIP_S = 2.56  # s; 40,960 samples = 128 codec frames = 64 tokens
+
+
+class UserError(Exception):
+    """Something the user can fix. Entry points print it as one line and exit with status 2."""
+
+
+def run_cli(main) -> None:
+    """Run `main()` as a command: a UserError becomes one clear line on stderr and exit status 2, Ctrl-C status 130."""
+    try:
+        main()
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def cache_dir() -> Path:
+    """Folder of everything that can be made again. Delete it whenever you like; STAGE_AUDIO_CACHE moves it elsewhere."""
+    d = Path(os.environ.get("STAGE_AUDIO_CACHE") or Path.home() / ".cache" / "stage-audio")
+    d.mkdir(parents=True, exist_ok=True)
+    return d
+
+
+def digest(*parts) -> str:
+    """Short stable hash of any printable parts; the name of a cache entry."""
+    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+# --------------------------------------------------------------------------------------------------------------------------
+# SoundWorld, part 1: what each sound is made of. A synthesizer takes (n samples, factors, rng) and returns a waveform of any
+# level; `p.pitch`, `p.bright`, `p.rate` lie in [-1, 1]. The ranges of two classes never overlap in more than one property, so
+# that each class can be named by ear.
+
+def _phase(f: np.ndarray | float, n: int) -> np.ndarray:
+    """Phase in radians of a tone of frequency f (Hz, scalar or (n,)): the running sum of the frequency."""
+    return 2 * np.pi * np.cumsum(np.broadcast_to(f, n)) / RATE
+
+
+def _harmonics(f: np.ndarray | float, amps, n: int) -> np.ndarray:
+    """sum_k amps[k] sin((k+1) phase): partials above 7.5 kHz are left out, or they would alias."""
+    z1 = np.exp(1j * _phase(f, n))
+    z, out = z1.copy(), np.zeros(n)
+    for k, a in enumerate(amps):
+        if (k + 1) * np.max(f) > 7_500:
+            break
+        out += a * z.imag
+        z *= z1
+    return out
+
+
+def _noise(n: int, rng, shape) -> np.ndarray:
+    """Gaussian noise with magnitude spectrum shape(frequency in Hz), unit RMS."""
+    m = scipy.fft.next_fast_len(n, real=True)
+    f = np.fft.rfftfreq(m, 1 / RATE)
+    spec = (rng.standard_normal(len(f)) + 1j * rng.standard_normal(len(f))) * shape(f)
+    x = scipy.fft.irfft(spec, m)[:n]
+    return x / (np.sqrt(np.mean(x**2)) + 1e-12)
+
+
+def _band(lo: float, hi: float, slope: float = 4.0):
+    """Spectrum shape: flat between lo and hi, falling with `slope` as a power of frequency outside."""
+    return lambda f: 1 / np.sqrt(1 + (lo / np.maximum(f, 1)) ** (2 * slope) + (f / hi) ** (2 * slope))
+
+
+def _decay(n: int, tau: float, attack: float = 0.003) -> np.ndarray:
+    """Envelope: linear attack (s), exponential decay with time constant tau (s)."""
+    t = np.arange(n) / RATE
+    return np.minimum(t / attack, 1) * np.exp(-t / tau)
+
+
+def _hold_env(n: int, ramp: float = 0.03) -> np.ndarray:
+    """Envelope: linear fade in and out over `ramp` seconds, 1 between."""
+    t = np.arange(n) / RATE
+    return np.clip(np.minimum(t, n / RATE - t) / ramp, 0, 1)
+
+
+def _formants(f: np.ndarray, centres, widths, gains) -> np.ndarray:
+    """Gains of a vowel's resonances at frequencies f (Hz)."""
+    return sum(g / (1 + ((f - c) / w) ** 2) for c, w, g in zip(centres, widths, gains))
+
+
+def _vowel(f0, n, rng, centres=(750, 1200, 2600), widths=(110, 130, 260), gains=(1, 0.6, 0.25)) -> np.ndarray:
+    """A sung vowel: harmonics of f0 (Hz, scalar or (n,)) weighted by formants."""
+    k = np.arange(1, 31)
+    return _harmonics(f0, _formants(k * np.mean(f0), centres, widths, gains) / k**0.3, n)
+
+
+def _grains(n: int, times, grain) -> np.ndarray:
+    """Sum of grain(i) waveforms placed at times (s); what falls outside [0, n) is cut."""
+    out = np.zeros(n)
+    for i, t in enumerate(times):
+        s = int(t * RATE)
+        if 0 <= s < n:
+            g = grain(i)[: n - s]
+            out[s : s + len(g)] += g
+    return out
+
+
+def _rain(n, p, rng):
+    drops = np.zeros(n)
+    k = rng.poisson((260 + 120 * p.rate) * n / RATE)
+    drops[rng.integers(0, n, k)] = rng.lognormal(0, 0.8, k) * rng.choice([-1, 1], k)
+    splash = _noise(160, rng, _band(1_500, 6_500)) * _decay(160, 0.0025, 0.0005)
+    hiss = _noise(n, rng, _band(900 + 500 * (p.bright + 1), 7_500, 2))
+    return scipy.signal.fftconvolve(drops, splash)[:n] + 0.35 * hiss
+
+
+def _thunder(n, p, rng):
+    crack = _noise(n, rng, _band(60, 2_000 + 700 * p.bright, 1.2)) * _decay(n, 0.12, 0.004)
+    t = np.arange(n) / RATE
+    rolls = sum(a * np.exp(-(((t - c) / w) ** 2)) for a, c, w in
+                zip(rng.uniform(0.5, 1, 4), np.linspace(0.05, 0.75, 4) * n / RATE, rng.uniform(0.08, 0.2, 4)))
+    return 0.5 * crack + _noise(n, rng, _band(35, 120, 1.6)) * (rolls + 0.5 * np.exp(-t / 0.5))
+
+
+def _wind(n, p, rng):
+    t = np.arange(n) / RATE
+    lfo = np.sin(2 * np.pi * rng.uniform(0.5, 0.9) * t + rng.uniform(0, 6.28))
+    centre = 2 ** (0.6 * lfo + 0.3 * p.bright)  # gusts raise the howl's pitch and its level together
+    layers = [(_noise(n, rng, _band(0.88 * c, 1.14 * c, 6)), c) for c in (300, 420, 590, 830)]
+    howl = sum(x * np.exp(-8 * np.log2(c / (500 * centre)) ** 2) for x, c in layers)
+    return (howl + 0.25 * _noise(n, rng, _band(80, 500, 1.2))) * (0.65 + 0.35 * lfo)
+
+
+def _dog(n, p, rng):
+    f0 = 430 * 2 ** (0.7 * p.pitch)
+    arc = f0 * (0.75 + 0.5 * np.sin(np.pi * np.clip(np.linspace(0, 1.25, n), 0, 1)) ** 0.7)
+    voice = _vowel(arc, n, rng, (650, 1_350, 2_500), (250, 300, 400), (1, 0.9, 0.4))
+    rough = 0.3 * _noise(n, rng, _band(500, 3_000, 2))
+    return (voice / (np.std(voice) + 1e-9) + rough) * _decay(n, 0.07, 0.012) * np.clip((n - np.arange(n)) / 400, 0, 1)
+
+
+def _bird(n, p, rng):
+    gap = 0.13 - 0.03 * p.rate
+    def chirp(i):
+        m = int(rng.uniform(0.06, 0.09) * RATE)
+        u = np.linspace(0, 1, m)
+        a, b = (3_000, 4_600) if i % 2 else (4_800, 3_200)  # alternating up and down sweeps: a warble
+        return np.sin(_phase((a + (b - a) * u) * 2 ** (0.12 * p.bright), m)) * np.sin(np.pi * u)
+    return _grains(n, np.arange(0.0, n / RATE - 0.06, gap) + rng.uniform(0, 0.012), chirp)
+
+
+def _cricket(n, p, rng):
+    f = 4_300 + 300 * p.bright
+    pulse = np.sin(_phase(f, 240)) * np.sin(np.pi * np.linspace(0, 1, 240)) ** 2
+    trains = np.arange(0.02, n / RATE, 0.24 - 0.05 * p.rate)
+    return _grains(n, np.concatenate([t + 0.026 * np.arange(4) for t in trains]), lambda i: pulse)
+
+
+def _engine(n, p, rng):
+    t = np.arange(n) / RATE
+    f0 = 62 * 2 ** (0.7 * p.pitch) * (1 + 0.03 * np.sin(2 * np.pi * rng.uniform(1, 2) * t))
+    tone = _harmonics(f0, 1 / np.arange(1, 25) ** (0.9 - 0.2 * p.bright) * rng.uniform(0.5, 1.4, 24), n)
+    firing = 0.6 + 0.4 * np.sin(_phase(f0 / 2, n))  # each second cylinder is louder: the put-put roughness
+    return firing * tone + 0.35 * firing * _noise(n, rng, _band(150, 900, 1.5))
+
+
+def _helicopter(n, p, rng):
+    t = np.arange(n) / RATE
+    chop = np.clip(np.sin(2 * np.pi * (11 + 2.5 * p.rate) * t + rng.uniform(0, 6.28)), 0, 1) ** 3
+    return chop * (1.3 * _noise(n, rng, _band(50, 160, 2)) + _noise(n, rng, _band(250, 1_600 + 500 * p.bright, 2))) \
+        + 0.06 * _noise(n, rng, _band(200, 2_000, 1))
+
+
+def _horn(n, p, rng):
+    f = 390 * 2 ** (0.6 * p.pitch)
+    amps = 1 / np.arange(1, 16) ** (0.55 - 0.2 * p.bright)
+    return (_harmonics(f, amps, n) + _harmonics(f * 1.26, amps, n)) * _hold_env(n, 0.015)  # a major third apart
+
+
+def _siren(n, p, rng):
+    t = np.arange(n) / RATE
+    sweep = scipy.signal.sawtooth(2 * np.pi * (1.6 + 0.4 * p.rate) * t, 0.5)
+    f = 850 * 2 ** (0.45 * p.pitch + 0.5 * sweep)
+    return _harmonics(f, (1, 0.35, 0.25, 0.1), n)
+
+
+def _beep(n, p, rng):
+    return _harmonics(2_000 * 2 ** (0.6 * p.pitch), (1, 0, 0.33), n) * _hold_env(n, 0.004)
+
+
+def _phone(n, p, rng):
+    strike = int(RATE / (22 + 3 * p.rate))  # a clapper between two gongs, about 22 strokes a second
+    def gong(i):
+        m = 3_000
+        f = (1_150, 1_460)[i % 2] * 2 ** (0.08 * p.bright)
+        return sum(a * np.sin(_phase(f * r, m)) for r, a in ((1, 1), (2.41, 0.5), (3.9, 0.25))) * _decay(m, 0.05, 0.001)
+    x = _grains(n, np.arange(0, n, strike) / RATE, gong)
+    t = np.arange(n) / RATE
+    return x * np.where((t % 0.75) < 0.6, 1, 0.08)  # rings of 0.6 s
+
+
+def _bell(n, p, rng):
+    f = 520 * 2 ** (0.9 * p.pitch)
+    # Ratio, level and decay of a church bell's hum, prime, tierce, quint, nominal and two upper partials.
+    partials = ((0.5, 0.5, 1.3), (1, 1, 1), (1.19, 0.7, 0.8), (1.5, 0.35, 0.6), (2, 0.6, 0.5), (2.74, 0.45, 0.35), (3.76, 0.3, 0.25))
+    return sum(a * (1 + 0.3 * p.bright) ** max(0, r - 1) * np.sin(_phase(f * r, n) + i) * _decay(n, 0.45 * d, 0.002)
+               for i, (r, a, d) in enumerate(partials) if f * r < 7_500)
+
+
+def _flute(n, p, rng):
+    t = np.arange(n) / RATE
+    f = 700 * 2 ** (0.7 * p.pitch) * (1 + 0.008 * np.sin(2 * np.pi * 5.2 * t))
+    env = _hold_env(n, 0.06)
+    tone = _harmonics(f, (1, 0.22 + 0.1 * p.bright, 0.1, 0.03), n)
+    return env * (tone + 0.12 * _noise(n, rng, _band(600, 4_000, 1)))
+
+
+def _guitar(n, p, rng):
+    f = 165 * 2 ** (0.8 * p.pitch)
+    k = np.arange(1, 21)
+    pluck = np.abs(np.sin(np.pi * k * 0.18)) / k ** (1.1 - 0.3 * p.bright)  # plucked at 18 % of the string
+    return sum(a * np.sin(_phase(f * j * np.sqrt(1 + 2e-4 * j * j), n)) * _decay(n, 0.5 / (1 + 0.25 * j), 0.002)
+               for j, a in zip(k, pluck) if f * j < 6_000)
+
+
+def _knock(n, p, rng):
+    modes = ((230, 1), (410, 0.8), (690, 0.5), (1_130, 0.3))
+    wood = sum(a * np.sin(_phase(f * 2 ** (0.2 * p.bright), n)) * _decay(n, 0.022, 0.0008) for f, a in modes)
+    return wood + 0.5 * _noise(n, rng, _band(300, 2_500, 2)) * _decay(n, 0.006, 0.0005)
+
+
+def _glass(n, p, rng):
+    k = 34
+    times = np.concatenate([[0], rng.exponential(0.13, k)])
+    def shard(i):
+        m = 2_400
+        f = rng.uniform(2_600, 7_200)
+        return rng.uniform(0.3, 1) * np.sin(_phase(f, m)) * _decay(m, rng.uniform(0.015, 0.05), 0.0006)
+    crash = _noise(n, rng, _band(2_500, 7_800, 3)) * _decay(n, 0.04, 0.001)
+    return 1.4 * crash + _grains(n, times, shard)  # the crash, then shards tinkling
+
+
+def _drum(n, p, rng):
+    t = np.arange(n) / RATE
+    f = 85 * 2 ** (0.6 * p.pitch) * (1 + 1.2 * np.exp(-t / 0.03))
+    skin = _noise(n, rng, _band(150, 1_500, 1.5)) * _decay(n, 0.012, 0.001)
+    return np.sin(_phase(f, n)) * _decay(n, 0.13, 0.002) + 0.35 * skin
+
+
+def _laser(n, p, rng):
+    u = np.linspace(0, 1, n)
+    f = 2_600 * 2 ** (0.5 * p.pitch) * np.exp(-2.6 * u) + 120
+    return _harmonics(f, (1, 0.5, 0.33, 0.2), n) * _hold_env(n, 0.008) * np.exp(-1.2 * u)
+
+
+def _buzz(n, p, rng):
+    f = 118 * 2 ** (0.5 * p.pitch)
+    amps = np.where(np.arange(1, 40) % 2 == 1, 1, 0.5) / np.arange(1, 40) ** (0.35 - 0.15 * p.bright)
+    return _harmonics(f, amps, n) * (1 + 0.05 * rng.standard_normal(n).cumsum() / np.sqrt(n))
+
+
+def _bleeps(n, p, rng):
+    step = 0.085 - 0.015 * p.rate
+    def blip(i):
+        m = int(step * RATE * 0.9)
+        return _harmonics(300 * 2 ** (rng.integers(0, 31) / 12), (1, 0, 0.33, 0, 0.2), m) * _hold_env(m, 0.004)
+    return _grains(n, np.arange(0, n / RATE, step), blip)
+
+
+def _singing(n, p, rng):
+    t = np.arange(n) / RATE
+    f0 = 230 * 2 ** (0.7 * p.pitch) * (1 + 0.018 * np.sin(2 * np.pi * 5.5 * t + rng.uniform(0, 6)))
+    return _vowel(f0, n, rng) * _hold_env(n, 0.06)
+
+
+def _laugh(n, p, rng):
+    f0 = rng.uniform(170, 290)
+    def ha(i):
+        m = int(0.15 * RATE)
+        voice = _vowel(f0 * 0.96**i * np.linspace(1.15, 0.9, m), m, rng)
+        voice *= np.clip((np.arange(m) - 700) / 400, 0, 1) * _decay(m, 0.07)
+        breath = _noise(m, rng, _band(800, 3_500, 1.5)) * _decay(m, 0.03, 0.012)
+        return voice / (np.std(voice) + 1e-9) + 0.5 * breath
+    return _grains(n, np.arange(0, n / RATE - 0.05, 0.19 - 0.03 * p.rate), ha)
+
+
+def _baby(n, p, rng):
+    t = np.arange(n) / RATE
+    u = (t * (1.35 + 0.2 * p.rate)) % 1.0  # one wail in about 0.7 s, then a gasp
+    f0 = 470 * 2 ** (0.1 * p.bright) * (0.82 + 0.32 * np.sin(np.pi * np.clip(u / 0.8, 0, 1)))
+    voice = _vowel(f0 * (1 + 0.02 * np.sin(2 * np.pi * 14 * t)), n, rng, (1_050, 2_000, 3_500), (350, 400, 600), (1, 0.7, 0.6))
+    return voice * np.sin(np.pi * np.clip(u / 0.8, 0, 1)) ** 0.5
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One class. kind: 'hit' is countable (unit_s long, at least gap_s apart), 'hold' fills its slot, 'once' rings out in it."""
+    name: str
+    family: str
+    kind: str
+    synth: callable
+    one: tuple  # noun phrases, singular; "~" marks where adjectives go
+    many: tuple = ()  # noun phrases after a number
+    unit_s: float = 0.0
+    gap_s: float = 0.0
+    pitched: bool = False
+
+
+SOUNDS = (
+    Sound("rain", "weather", "hold", _rain, ("~ rain", "~ rainfall", "~ rain falling")),
+    Sound("thunder", "weather", "once", _thunder, ("a ~ thunderclap", "~ thunder", "~ rumbling thunder")),
+    Sound("wind", "weather", "hold", _wind, ("~ wind", "a ~ howling wind", "~ wind blowing")),
+    Sound("dog", "animals", "hit", _dog, ("a ~ dog bark", "a ~ bark of a dog"), ("~ dog barks", "~ barks"), 0.24, 0.30, True),
+    Sound("bird", "animals", "hold", _bird, ("a ~ bird chirping", "a ~ bird singing", "~ birdsong")),
+    Sound("cricket", "animals", "hold", _cricket, ("~ crickets", "~ chirping crickets", "a ~ cricket")),
+    Sound("engine", "vehicles", "hold", _engine, ("a ~ engine", "a ~ motor running", "a ~ car engine"), pitched=True),
+    Sound("helicopter", "vehicles", "hold", _helicopter, ("a ~ helicopter", "a ~ helicopter flying", "a ~ chopper")),
+    Sound("horn", "vehicles", "hit", _horn, ("a ~ car horn", "a ~ honk"), ("~ honks", "~ car horns"), 0.32, 0.36, True),
+    Sound("siren", "alarms", "hold", _siren, ("a ~ siren", "a ~ wailing siren", "a ~ police siren"), pitched=True),
+    Sound("beep", "alarms", "hit", _beep, ("a ~ beep", "a ~ alarm beep"), ("~ beeps", "~ alarm beeps"), 0.12, 0.20, True),
+    Sound("phone", "alarms", "hold", _phone, ("a ~ telephone ringing", "a ~ phone ringing", "a ~ ringing telephone")),
+    Sound("bell", "instruments", "hit", _bell, ("a ~ bell", "a ~ church bell", "a ~ bell ringing"), ("~ bells", "~ bell strokes"), 0.9, 0.34, True),
+    Sound("flute", "instruments", "hit", _flute, ("a ~ flute", "a ~ flute note"), ("~ flute notes", "~ notes on a flute"), 0.36, 0.38, True),
+    Sound("guitar", "instruments", "hit", _guitar, ("a ~ guitar", "a ~ guitar pluck", "a ~ plucked string"), ("~ guitar notes", "~ guitar plucks"), 0.7, 0.30, True),
+    Sound("knock", "impacts", "hit", _knock, ("a ~ knock", "a ~ knock on wood"), ("~ knocks", "~ knocks on a door"), 0.12, 0.18),
+    Sound("glass", "impacts", "once", _glass, ("~ breaking glass", "~ glass shattering", "a ~ window breaking")),
+    Sound("drum", "impacts", "hit", _drum, ("a ~ drum", "a ~ drum hit"), ("~ drum hits", "~ drum beats"), 0.4, 0.24, True),
+    Sound("laser", "electronics", "hit", _laser, ("a ~ laser", "a ~ laser zap", "a ~ ray gun"), ("~ laser shots", "~ laser zaps"), 0.24, 0.27, True),
+    Sound("buzz", "electronics", "hold", _buzz, ("a ~ electric buzz", "a ~ buzzing sound", "a ~ electrical hum"), pitched=True),
+    Sound("bleeps", "electronics", "hold", _bleeps, ("~ computer bleeps", "a ~ computer bleeping", "~ robot noises")),
+    Sound("singing", "voices", "hold", _singing, ("a ~ voice singing", "a ~ singing voice", "~ singing"), pitched=True),
+    Sound("laugh", "voices", "hold", _laugh, ("a ~ person laughing", "~ laughter", "a ~ laugh")),
+    Sound("baby", "voices", "hold", _baby, ("a ~ baby crying", "a ~ crying baby", "a ~ baby")),
+)
+NAMES = tuple(s.name for s in SOUNDS)
+FAMILIES = tuple(dict.fromkeys(s.family for s in SOUNDS))
+
+
+# --------------------------------------------------------------------------------------------------------------------------
+# SoundWorld, part 2: scenes, their captions and their audio.
+
+@dataclass(frozen=True)
+class Event:
+    """One event of a scene. Times in s; pitch, bright, rate in [-1, 1]; distance in [0, 1] (0 near, 1 far)."""
+    sound: int
+    start: float
+    dur: float
+    count: int
+    pitch: float
+    bright: float
+    rate: float
+    distance: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """events in order of mention (for 'then': in order of time); the background of a 'while' comes last."""
+    relation: str  # one | then | while | then-while
+    events: tuple
+
+
+# Pairs of classes that never occur together in train, val and test; the split `combos` is made of scenes that have one.
+HELD_OUT_PAIRS = frozenset(
+    (a, b) for a in range(len(SOUNDS)) for b in range(a + 1, len(SOUNDS))
+    if SOUNDS[a].family != SOUNDS[b].family and (7 * a + 3 * b) % 8 == 0)
+SPLITS = {"train": 1, "val": 2, "test": 3, "combos": 4, "judge": 5}  # each split is a random stream of its own
+
+
+def _has_held_out(sounds) -> bool:
+    s = sorted(sounds)
+    return any((a, b) in HELD_OUT_PAIRS for i, a in enumerate(s) for b in s[i + 1:])
+
+
+def _event(sound: int, start: float, dur: float, rng) -> Event:
+    s = SOUNDS[sound]
+    fits = max(1, int((dur - 0.05) / s.gap_s)) if s.kind == "hit" else 1
+    count = int(rng.integers(1, min(4, fits) + 1)) if rng.random() < 0.7 else 1
+    pitch = rng.choice([-1, 1]) * rng.uniform(0.5, 1) if rng.random() < 0.6 else rng.uniform(-0.3, 0.3)
+    return Event(sound, start, dur, count, float(pitch), *map(float, rng.uniform(-1, 1, 2)), float(rng.uniform()), int(rng.integers(2**31)))
+
+
+def draw_scene(rng, split: str = "train", seconds: float = CLIP_S) -> Scene:
+    """Draw a scene: one event (40 %), two (40 %) or three (20 %), in sequence or over a held background."""
+    holds = [i for i, s in enumerate(SOUNDS) if s.kind == "hold"]
+    while True:
+        n = int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2])) if split != "combos" else int(rng.choice([2, 3], p=[0.67, 0.33]))
+        relation = "one" if n == 1 else rng.choice(["then", "while"]) if n == 2 else rng.choice(["then", "then-while"])
+        back = [int(rng.choice(holds))] if "while" in relation else []
+        sounds = [int(x) for x in rng.permutation([i for i in range(len(SOUNDS)) if i not in back])[: n - len(back)]] + back
+        if split == "judge" or _has_held_out(sounds) == (split == "combos"):
+            break
+    edge, m = 0.06, n - len(back)
+    slot = (seconds - 2 * edge) / m
+    if relation == "one" or relation == "while":  # a lone foreground event may sit anywhere and be shorter than the clip
+        dur = rng.uniform(0.55, 1.0) * slot
+        events = [_event(sounds[0], edge + rng.uniform(0, slot - dur), dur, rng)]
+    else:
+        events = [_event(s, edge + k * slot + rng.uniform(0, 0.06), slot * rng.uniform(0.82, 0.92), rng) for k, s in enumerate(sounds[:m])]
+    events += [_event(b, edge, seconds - 2 * edge, rng) for b in back]
+    return Scene(str(relation), tuple(events))
+
+
+_NUMBERS = {2: ("two", "a couple of"), 3: ("three",), 4: ("four",)}
+_ADJ = {"low": ("low", "deep", "low-pitched"), "high": ("high", "high-pitched"), "near": ("near", "nearby", "close"), "far": ("far", "distant", "faraway")}
+_TEMPLATES = {
+    "one": ("{}", "{}", "the sound of {}", "{} can be heard", "we hear {}"),
+    "then2": ("{}, then {}", "{} followed by {}", "{} and then {}", "first {}, then {}", "{1} after {0}"),
+    "then3": ("{}, then {}, then {}", "{} followed by {} and then {}", "first {}, then {}, and finally {}"),
+    "while": ("{} while we hear {}", "{} over {}", "{} with {} in the background", "{} and {} at the same time", "{}, with {}"),
+    "then-while": ("{}, then {}, while we hear {}", "{} followed by {} over {}", "{} and then {}, with {} in the background"),
+}
+
+
+def factor_words(e: Event) -> dict:
+    """What a caption may say about an event's factors: pitch low|high|None, distance near|far|None."""
+    s = SOUNDS[e.sound]
+    return {"pitch": None if not s.pitched or abs(e.pitch) < 0.5 else ("low", "high")[e.pitch > 0],
+            "distance": "near" if e.distance < 0.2 else "far" if e.distance > 0.7 else None}
+
+
+def _noun_phrase(e: Event, rng) -> str:
+    s, words = SOUNDS[e.sound], factor_words(e)
+    adj = [rng.choice(_ADJ[w]) for w, prob in ((words["distance"], 0.7), (words["pitch"], 0.85)) if w and rng.random() < prob]
+    if e.count > 1:
+        text = rng.choice(_NUMBERS[e.count]) + " " + rng.choice(s.many).replace("~", " ".join(adj))
+    else:
+        text = rng.choice(s.one).replace("~", " ".join(adj))
+    text = " ".join(text.split())
+    return "an" + text[1:] if text.startswith("a ") and text[2] in "aeiou" else text
+
+
+def word_scene(scene: Scene, rng) -> str:
+    """One English wording of a scene; the rng picks template, synonyms and which factors are mentioned."""
+    name = scene.relation + (str(len(scene.events)) if scene.relation == "then" else "")
+    return str(rng.choice(_TEMPLATES[name])).format(*(_noun_phrase(e, rng) for e in scene.events))
+
+
+def _loudness(x: np.ndarray) -> float:
+    """RMS of the loudest 50 ms: what makes a knock and a drone comparable."""
+    total = np.concatenate([[0], np.cumsum(x**2)])
+    return float(np.sqrt(max((total[800:] - total[:-800]).max() / 800, 1e-12)))
+
+
+def _far(x: np.ndarray, distance: float, rng) -> np.ndarray:
+    """Distance as air and room make it: duller and more reverberant (level is set by the caller)."""
+    cutoff = 8_000 * 0.3**distance
+    a = np.exp(-2 * np.pi * cutoff / RATE)
+    x = scipy.signal.lfilter([1 - a], [1, -a], x)
+    if distance > 0.35:
+        tail = rng.standard_normal(3_200) * np.exp(-np.arange(3_200) / 700)
+        x = x + 0.5 * (distance - 0.35) * scipy.signal.fftconvolve(x, tail / np.linalg.norm(tail))[: len(x)]
+    return x
+
+
+def render_scene(scene: Scene, rng, seconds: float = CLIP_S) -> np.ndarray:
+    """Audio of a scene, (N,) float32 at 16 kHz, |x| <= 0.95. Far events are 9 dB softer than near ones; the faint room noise
+    (-70 dB) keeps silence from being digital zero, an outlier that would dominate the log-mel statistics."""
+    n = round(seconds * RATE)
+    out = 3e-4 * rng.standard_normal(n)
+    for e in scene.events:
+        s, r = SOUNDS[e.sound], np.random.default_rng(e.seed)
+        start, dur = round(e.start * RATE), round(e.dur * RATE)
+        x = np.zeros(n - start)
+        if s.kind == "hit":
+            gap = min(e.dur / e.count, s.gap_s * (1.25 - 0.25 * e.rate) + 0.02)
+            unit = s.synth(min(round(s.unit_s * RATE), len(x)), e, r)
+            unit[-160:] *= np.linspace(1, 0, 160)  # a cut tail would click
+            for k in range(e.count):
+                at = round(k * gap * RATE)
+                x[at : at + len(unit)] += r.uniform(0.8, 1) * unit[: len(x) - at]
+        else:
+            dur = min(dur, len(x))
+            x[:dur] = s.synth(dur, e, r) * _hold_env(dur, 0.04 if s.kind == "hold" else 0.01)
+        x = _far(x, e.distance, r)
+        out[start:] += x * (0.17 * 10 ** (-9 * e.distance / 20) / _loudness(x))
+    return (out * min(1, 0.95 / np.abs(out).max())).astype(np.float32)
+
+
+def scene_factors(scene: Scene) -> dict:
+    """True factors by class, arrays of 24: presence {0,1}, onset (s), count, pitch and distance; NaN where absent."""
+    f = {k: np.full(len(SOUNDS), np.nan, np.float32) for k in ("onset", "count", "pitch", "distance")}
+    f["presence"] = np.zeros(len(SOUNDS), np.float32)
+    for e in scene.events:
+        f["presence"][e.sound] = 1
+        f["onset"][e.sound], f["count"][e.sound] = e.start, e.count if SOUNDS[e.sound].kind == "hit" else np.nan
+        f["pitch"][e.sound], f["distance"][e.sound] = e.pitch if SOUNDS[e.sound].pitched else np.nan, e.distance
+    return f
+
+
+class SoundWorld:
+    """The embedded data set: n clips of a split, drawn from (seed, split, index) alone, so clip i is always the same clip."""
+    version = 1  # raise when a synthesizer, the scene law or a caption changes: the cache is keyed by it
+    wordings = 4
+
+    def __init__(self, split: str = "train", n: int = 6_000, seed: int = 0, seconds: float = CLIP_S):
+        if split not in SPLITS:
+            raise UserError(f"unknown SoundWorld split {split!r}: use one of {', '.join(SPLITS)}")
+        self.split, self.n, self.seed, self.seconds = split, n, seed, seconds
+        self.key = f"soundworld-{digest(self.version, split, n, seed, seconds)}"
+        self._waves = None
+
+    def __len__(self) -> int:
+        return self.n
+
+    def _rng(self, i: int, *more: int):
+        return np.random.default_rng([self.seed, SPLITS[self.split], i, *more])
+
+    def scene(self, i: int) -> Scene:
+        return draw_scene(self._rng(i), self.split, self.seconds)
+
+    def caption(self, i: int, k: int = 0) -> str:
+        return word_scene(self.scene(i), self._rng(i, 1, k % self.wordings))
+
+    def factors(self, i: int) -> dict:
+        return scene_factors(self.scene(i))
+
+    def render(self, i: int) -> np.ndarray:
+        return render_scene(self.scene(i), self._rng(i, 2), self.seconds)
+
+    def lengths(self) -> list[int]:
+        return [round(self.seconds * RATE)] * self.n
+
+    def wave(self, i: int) -> np.ndarray:
+        """Clip i, (N,) float32, through 16-bit storage; rendered on the spot when the cache was not prepared."""
+        if self._waves is not None:
+            return self._waves[i].astype(np.float32) / 32_767
+        return np.round(self.render(i) * 32_767).astype(np.float32) / 32_767
+
+    def prepare(self, workers: int | None = None) -> "SoundWorld":
+        """Render all clips into the cache (16-bit, 82 kB a clip) with worker processes; interrupted work continues."""
+        shape = (self.n, round(self.seconds * RATE))
+        self._waves = fill_array(cache_dir() / self.key, "waves", shape, np.int16, _render_chunk, self.n, workers=workers,
+                                 args=(self.split, self.n, self.seed, self.seconds), desc=f"SoundWorld {self.split}")
+        return self
+
+
+def _render_chunk(indices, split, n, seed, seconds):
+    world = SoundWorld(split, n, seed, seconds)
+    return np.stack([np.round(world.render(i) * 32_767).astype(np.int16) for i in indices])
+
+
+# --------------------------------------------------------------------------------------------------------------------------
+# Cached arrays: one memory-mapped .npy filled chunk by chunk. A byte a chunk says "done", written after the chunk itself was
+# flushed, so a kill at any moment loses at most the chunks in flight and a restart continues.
+
+def _ignore_sigint():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+
+def parallel_map(fn, jobs, args=(), workers: int | None = None):
+    """Yield (job, fn(job, *args)) as they finish, in worker processes (workers=0: in this one). fn must be top-level."""
+    workers = os.cpu_count() if workers is None else workers
+    if workers == 0 or len(jobs) <= 1:
+        for j in jobs:
+            yield j, fn(j, *args)
+        return
+    # 'spawn', not 'fork': forking a process whose torch threads have run can deadlock in the child.
+    pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), initializer=_ignore_sigint)
+    try:
+        queue, todo = {}, list(jobs)[::-1]
+        while todo or queue:
+            while todo and len(queue) < 2 * workers:
+                j = todo.pop()
+                queue[pool.submit(fn, j, *args)] = j
+            done = next(f for f in _wait_first(queue))
+            yield queue.pop(done), done.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _wait_first(futures):
+    from concurrent.futures import FIRST_COMPLETED, wait
+    return wait(list(futures), return_when=FIRST_COMPLETED).done
+
+
+def fill_array(folder: Path, name: str, shape, dtype, fn, n: int, args=(), chunk: int = 64, workers=None, desc: str = "",
+               where=None) -> np.ndarray:
+    """Memory-map folder/name.npy, filling what is not yet done.
+
+    fn(indices, *args) returns the rows of those items, concatenated along axis 0; item i owns row i, or the rows
+    where[i]:where[i+1] when `where` (n+1 offsets) is given. Returns a read-only memory map of `shape`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    where = np.arange(n + 1) if where is None else where
+    path, flags_path = folder / f"{name}.npy", folder / f"{name}.done"
+    n_chunks = -(-n // chunk)
+    if not (path.exists() and flags_path.exists() and flags_path.stat().st_size == n_chunks):
+        tmp = folder / f"{name}.tmp{os.getpid()}"
+        np.lib.format.open_memmap(tmp, "w+", dtype, tuple(shape)).flush()
+        os.replace(tmp, path)
+        flags_path.write_bytes(bytes(n_chunks))
+    flags = np.memmap(flags_path, np.uint8, "r+")
+    todo = [tuple(range(c * chunk, min(n, (c + 1) * chunk))) for c in np.flatnonzero(flags == 0)]
+    if todo:
+        rows = np.lib.format.open_memmap(path, "r+")
+        bar = tqdm(total=n, initial=n - sum(map(len, todo)), desc=desc, unit="clip", dynamic_ncols=True)
+        for job, out in parallel_map(fn, todo, args, workers if len(todo) > 2 else 0):
+            rows[where[job[0]] : where[job[-1] + 1]] = out
+            rows.flush()
+            flags[job[0] // chunk] = 1
+            flags.flush()
+            bar.update(len(job))
+        bar.close()
+    return np.load(path, mmap_mode="r")
+
+
+# --------------------------------------------------------------------------------------------------------------------------
+# Folders of recordings.
+
+AUDIO_TYPES = (".wav", ".flac", ".ogg", ".mp3")
+
+
+def read_audio(path: str | Path) -> np.ndarray:
+    """Any wav/flac/ogg/mp3 -> mono float32 (N,) at 16 kHz. Raises UserError (names the file) if it can't be read."""
+    import soundfile  # lazily: the default path (SoundWorld) needs no audio library
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        x, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError, ValueError) as e:
+        raise UserError(f"{path}: can't be read as audio ({str(e).strip()}); use wav, flac, ogg or mp3") from None
+    if len(x) == 0:
+        raise UserError(f"{path}: holds no samples")
+    x = x.mean(1)
+    if not np.isfinite(x).all():
+        raise UserError(f"{path}: holds NaN or infinite samples")
+    return resample(x, rate, RATE)
+
+
+def resample(x: np.ndarray, rate: int, to: int) -> np.ndarray:
+    """Polyphase resampling (scipy), (N,) -> (ceil(N to / rate),) float32."""
+    if rate == to:
+        return x.astype(np.float32)
+    g = np.gcd(int(rate), int(to))
+    return scipy.signal.resample_poly(x, to // g, rate // g).astype(np.float32)
+
+
+def write_wav(path: str | Path, x: np.ndarray) -> None:
+    """Write (N,) float in [-1, 1] as 16-bit 16 kHz wav (scipy); louder sounds are scaled down, never clipped."""
+    import scipy.io.wavfile
+    x = np.asarray(x, np.float64)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    scipy.io.wavfile.write(path, RATE, np.round(x / max(1.0, np.abs(x).max(initial=0)) * 32_767).astype(np.int16))
+
+
+def _rows(folder: Path) -> tuple[Path, list[dict]]:
+    """The metadata rows of a folder, each with its row number in '#'."""
+    found = sorted(p for pat in ("metadata.csv", "metadata.jsonl", "*.jsonl", "*.csv", "meta/*.csv") for p in folder.glob(pat))
+    found = [p for p in found if p.name.startswith("metadata.")] or found
+    if not found:
+        raise UserError(f"{folder}: no metadata found; expected metadata.csv or metadata.jsonl with columns file_name and caption")
+    if len(found) > 1:
+        raise UserError(f"{folder}: several metadata files ({', '.join(p.name for p in found)}); keep one")
+    meta, rows = found[0], []
+    try:
+        text = meta.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{meta}: not UTF-8; save it as UTF-8") from None
+    if meta.suffix == ".jsonl":
+        for k, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as e:
+                    raise UserError(f"{meta}, line {k}: not valid JSON ({e.msg})") from None
+                if not isinstance(row, dict):
+                    raise UserError(f"{meta}, line {k}: not a JSON object")
+                rows.append({**row, "#": k})
+    else:
+        for k, row in enumerate(csv.DictReader(text.splitlines(keepends=True)), 2):
+            if None in row or None in row.values():
+                raise UserError(f"{meta}, row {k}: {'more' if None in row else 'fewer'} fields than the header; quote captions that hold commas")
+            rows.append({**row, "#": k})
+    if not rows:
+        raise UserError(f"{meta}: no rows")
+    return meta, rows
+
+
+def _column(meta: Path, row: dict, names) -> str:
+    hit = next((n for n in names if n in row), None)
+    if hit is None:
+        raise UserError(f"{meta}: no column {' or '.join(names)}; found {', '.join(k for k in row if k != '#')}")
+    return hit
+
+
+class AudioFolder:
+    """A folder of captioned recordings. Reads Hugging Face audiofolder metadata (csv or jsonl: file_name + caption|text), the
+    AudioCaps csv (youtube_id, start_time, caption; files named ID.* or ID_START.*) and the ESC-50 csv (filename, category).
+
+    val_fold: rows with that `fold` are the validation split; without it, a random tenth of the *files* (hash of the name)."""
+
+    def __init__(self, folder: str | Path, split: str = "train", val_fold: int | None = None):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise UserError(f"--data {folder}: no such folder")
+        meta, rows = _rows(self.folder)
+        text_col = _column(meta, rows[0], ("caption", "text", "category"))
+        file_col = _column(meta, rows[0], ("file_name", "filename", "youtube_id", "audiocap_id"))
+        if val_fold is not None and "fold" not in rows[0]:
+            raise UserError(f"{meta}: --val-fold needs a column 'fold'")
+        index = {p.stem: p for p in self.folder.rglob("*") if p.suffix.lower() in AUDIO_TYPES} if file_col not in rows[0] or file_col != "file_name" else {}
+        clips: dict[Path, list] = {}
+        for row in rows:
+            path = self._find(str(row[file_col]), row, index, meta)
+            held = (str(row["fold"]) == str(val_fold)) if val_fold is not None else zlib.crc32(path.name.encode()) % 10 == 0
+            if held == (split != "train"):
+                clips.setdefault(path, []).append(str(row[text_col]).replace("_", " ").strip())
+        if not clips:
+            raise UserError(f"{meta}: no clips in the {split} split" + (f" (no row has fold {val_fold})" if val_fold is not None else ""))
+        self.paths, self.captions, self.split = list(clips), list(clips.values()), split
+        self.wordings = max(map(len, self.captions))
+        self.key = "folder-" + digest(self.folder.resolve(), split, *((p, p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths))
+        self._waves = self._where = None
+
+    def _find(self, name: str, row: dict, index: dict, meta: Path) -> Path:
+        """The file of a row. ESC-50 keeps its files in audio/, AudioCaps names no extension."""
+        start = str(row.get("start_time", "")).strip()
+        for p in (self.folder / name, self.folder / "audio" / name, index.get(name), index.get(f"{name}_{start}"), index.get(Path(name).stem)):
+            if p is not None and p.is_file() and p.suffix.lower() in AUDIO_TYPES:
+                return p
+        raise UserError(f"{meta}, row {row['#']}: no audio file for {name!r} (looked in {self.folder} and {self.folder / 'audio'})")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def caption(self, i: int, k: int = 0) -> str:
+        return self.captions[i][k % len(self.captions[i])]
+
+    def lengths(self) -> list[int]:
+        self.prepare()
+        return list(np.diff(self._where))
+
+    def wave(self, i: int) -> np.ndarray:
+        self.prepare()
+        return self._waves[self._where[i] : self._where[i + 1]].astype(np.float32) / 32_767
+
+    def prepare(self, workers: int | None = None) -> "AudioFolder":
+        """Decode every file once to 16 kHz mono 16-bit in the cache (32 kB a second of audio)."""
+        if self._waves is not None:
+            return self
+        folder = cache_dir() / self.key
+        lengths = fill_array(folder, "lengths", (len(self), 2), np.int64, _measure_chunk, len(self), (self.paths,),
+                             workers=workers, desc="reading lengths")
+        self._where = np.concatenate([[0], np.cumsum(lengths[:, 0])])
+        self._waves = fill_array(folder, "waves", (self._where[-1],), np.int16, _decode_chunk, len(self), (self.paths, lengths[:, 0].tolist()),
+                                 workers=workers, desc=f"decoding {self.split}", where=self._where)
+        return self
+
+
+def _measure_chunk(indices, paths):
+    import soundfile
+    out = []
+    for i in indices:
+        try:
+            info = soundfile.info(paths[i])
+        except (soundfile.SoundFileError, RuntimeError) as e:
+            raise UserError(f"{paths[i]}: can't be read as audio ({str(e).strip()})") from None
+        if info.frames <= 0:
+            raise UserError(f"{paths[i]}: holds no samples")
+        out.append((-(-info.frames * RATE // info.samplerate), info.samplerate))
+    return np.asarray(out)
+
+
+def _decode_chunk(indices, paths, lengths):
+    out = []
+    for i in indices:
+        x = read_audio(paths[i])
+        x = np.pad(x, (0, max(0, lengths[i] - len(x))))[: lengths[i]]  # mp3 headers may be off by a frame
+        out.append(np.round(x / max(1, np.abs(x).max()) * 32_767).astype(np.int16))
+    return np.concatenate(out)
+
+
+def open_data(data: str, split: str, n: int = 0, val_fold: int | None = None, seconds: float = CLIP_S):
+    """`soundworld` or the path of a folder -> a data set (see the module docstring for its interface)."""
+    if data == "soundworld":
+        return SoundWorld(split, n, seconds=seconds)
+    return AudioFolder(data, "train" if split == "train" else "val", val_fold)
+
+
+# --------------------------------------------------------------------------------------------------------------------------
+# Super-resolution input.
+
+FILTERS = ("cheby1", "butter", "bessel", "ellip")  # the four families of NVSR and AudioLBM (FACTS d)
+
+
+def band_limit(x: np.ndarray, cutoff: int, family: str = "cheby1", order: int = 8) -> np.ndarray:
+    """Low-pass (zero phase, scipy) at `cutoff` Hz, then resample to 2 cutoff and back: what a low-rate recording keeps.
+
+    x (N,) -> (N,) float32. cutoff must divide evenly enough: use multiples of 250 Hz below 8 kHz. Source: NU-Wave2 (cheby1,
+    ripple .05 dB), NVSR's other families (ellip: .1 dB ripple, 60 dB stop band)."""
+    if not 0 < cutoff < RATE / 2:
+        raise ValueError(f"cutoff {cutoff} Hz must lie between 0 and {RATE / 2:.0f} Hz")
+    w = cutoff / (RATE / 2)
+    sos = {"cheby1": lambda: scipy.signal.cheby1(order, 0.05, w, output="sos"),
+           "butter": lambda: scipy.signal.butter(order, w, output="sos"),
+           "bessel": lambda: scipy.signal.bessel(order, w, norm="mag", output="sos"),
+           "ellip": lambda: scipy.signal.ellip(order, 0.1, 60, w, output="sos")}[family]()
+    y = scipy.signal.sosfiltfilt(sos, np.asarray(x, np.float64), padlen=min(len(x) - 1, 3 * (2 * len(sos) + 1)))
+    g = np.gcd(2 * int(cutoff), RATE)
+    up, down = 2 * int(cutoff) // g, RATE // g
+    y = scipy.signal.resample_poly(scipy.signal.resample_poly(y, up, down), down, up)
+    return np.pad(y, (0, max(0, len(x) - len(y))))[: len(x)].astype(np.float32)
+
+
+def random_band_limit(x: np.ndarray, rng) -> tuple[np.ndarray, int]:
+    """band_limit with random family, order 2..10 and log-uniform cutoff 1..6 kHz (250 Hz grid) -> (muffled, cutoff)."""
+    cutoff = int(round(np.exp(rng.uniform(np.log(1_000), np.log(6_000))) / 250) * 250)
+    return band_limit(x, cutoff, str(rng.choice(FILTERS)), int(rng.integers(2, 11))), cutoff
+
+
+# --------------------------------------------------------------------------------------------------------------------------
+# Latents: encode once, train from the memory map.
+
+class LatentCache:
+    """Latents of every clip of a data set, concatenated along time in one float16 memory map, keyed by data + codec.
+
+    variants = 0: the clips themselves. variants = R > 0: R randomly band-limited versions of each clip (super-resolution
+    input; version r of clip i depends on (i, r) alone), channels side by side: (sum T, R C)."""
+
+    def __init__(self, data, codec, variants: int = 0, workers: int | None = None):
+        self.variants, self.c = variants, codec.channels
+        tokens = [codec.tokens(n) for n in data.lengths()]
+        self.where = np.concatenate([[0], np.cumsum(tokens)])
+        folder = cache_dir() / f"latents-{digest(data.key, codec.key, variants)}"
+        shape = (self.where[-1], self.c * max(1, variants))
+        # Band-limiting is scipy work and spreads over processes; plain encoding is one batched STFT and stays here.
+        self.z = fill_array(folder, "z", shape, np.float16, _encode_chunk, len(data), (data, codec, variants), where=self.where,
+                            workers=workers if variants else 0, desc="encoding" + (" muffled" if variants else ""))
+
+    def __len__(self) -> int:
+        return len(self.where) - 1
+
+    def crop(self, i: int, start: int, length: int, variant: int = 0) -> np.ndarray:
+        """Tokens [start, start + length) of clip i (fewer at its end), (<= length, C) float32."""
+        a, b = self.where[i] + start, min(self.where[i] + start + length, self.where[i + 1])
+        return np.asarray(self.z[a:b, variant * self.c : (variant + 1) * self.c], np.float32)
+
+
+def _encode_chunk(indices, data, codec, variants):
+    import torch
+    torch.set_num_threads(torch.get_num_threads() if not variants else 1)
+    out = []
+    for i in indices:
+        x = data.wave(i)
+        xs = [x] if not variants else [random_band_limit(x, np.random.default_rng([77, i, r]))[0] for r in range(variants)]
+        with torch.no_grad():
+            z = codec.encode(torch.from_numpy(np.stack(xs)))  # (R, T, C)
+        out.append(z.permute(1, 0, 2).reshape(z.shape[1], -1).numpy())  # (T, R C)
+    return np.concatenate(out).astype(np.float16)
+
+
+def draw_batch(latents: LatentCache, muffled: LatentCache | None, batch: int, length: int, rng) -> dict:
+    """Random clips, random crops, padding with a mask. rng is a numpy Generator (one a step: resuming needs no state).
+
+    Returns arrays: i (B,) clip indices, wording (B,), x0 (B, T, C), mask (B, T) True where there is sound, and for
+    super-resolution cond (B, T, C), the same crop of a muffled version."""
+    b = {"i": rng.integers(0, len(latents), batch), "wording": rng.integers(0, 1 << 16, batch),
+         "x0": np.zeros((batch, length, latents.c), np.float32), "mask": np.zeros((batch, length), bool)}
+    if muffled is not None:
+        b["cond"] = np.zeros_like(b["x0"])
+    for j, i in enumerate(b["i"]):
+        t = int(latents.where[i + 1] - latents.where[i])
+        start = int(rng.integers(0, max(0, t - length) + 1))
+        x = latents.crop(i, start, length)
+        b["x0"][j, : len(x)], b["mask"][j, : len(x)] = x, True
+        if muffled is not None:
+            b["cond"][j, : len(x)] = muffled.crop(i, start, length, int(rng.integers(muffled.variants)))
+    return b
+
+
+def demo() -> None:
+    """Five scenes: caption, true factors, and what a level meter says."""
+    world = SoundWorld("val", 5)
+    for i in range(5):
+        x, f = world.wave(i), world.factors(i)
+        assert np.array_equal(x, SoundWorld("val", 5).wave(i)) and np.abs(x).max() <= 0.951
+        events = ", ".join(f"{NAMES[k]} at {f['onset'][k]:.2f} s" for k in np.flatnonzero(f["presence"]))
+        print(f"{world.caption(i):58s} | {events:52s} | peak {np.abs(x).max():.2f}  rms {np.sqrt(np.mean(x**2)):.3f}")
+
+
+if __name__ == "__main__":
+    demo()

@@ -1,0 +1,813 @@
+"""Judges, metrics, and what a user does with a trained model: generate, upsample, score, sounds, export.
+
+    python evaluate.py generate RUN --prompt "a low bell, then rain" --out bell.wav [--n --seed --cfg --steps --seconds]
+    python evaluate.py upsample RUN --input muffled.wav --out clear.wav [--cutoff HZ --seed --steps]
+    python evaluate.py score RUN [RUN ...] [--clips N --judge dev|final --out scores.json]
+    python evaluate.py sounds RUN                         # what can be asked for
+    python evaluate.py export RUN FOLDER                  # EMA weights only, half precision: what assets/ holds
+    python evaluate.py train-judge dev|final              # makes assets/judge-*.safetensors (about 20 CPU minutes each)
+
+RUN is a run folder of train.py (or assets/demo, assets/demo-sr). Conventions: t = 1 is noise, t = 0 is data; guidance scale
+w = 1 is plain conditional. Waveforms are (N,) or (B, N) float32 in [-1, 1] at 16 kHz.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import data
+from data import NAMES, RATE, SOUNDS, SoundWorld, UserError, run_cli
+from model import N_FFT, Codec, DiT, Words, integrate, log_mel, stft, velocity_field
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+
+
+# --------------------------------------------------------------------------------------------------------------------------
+# Judges: classifiers that hear what is in a clip, trained on SoundWorld's true factors. Two of different architecture, seed
+# and front end, so that a model tuned under one (dev) is reported under the other (final). Neither is ever used in training.
+
+class ConvJudge(nn.Module):
+    """Development judge: a 2D convolutional network on 64 mel bands."""
+    front = dict(n_fft=1_024, hop=320, n_mels=64)
+    width = 128
+
+    def __init__(self):
+        super().__init__()
+        layer = lambda a, b: nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2))
+        stem = nn.Sequential(nn.Conv2d(1, 24, 5, 2, 2, bias=False), nn.BatchNorm2d(24), nn.ReLU())
+        self.net = nn.Sequential(stem, layer(24, 40), layer(40, 80), layer(80, 128)).to(memory_format=torch.channels_last)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Log-mel (B, F, 64) -> features over time (B, F / 16, 128)."""
+        h = self.net(mel[:, None])                                 # (B, 128, F / 16, 4)
+        return (h.mean(-1) + h.amax(-1)).mT
+
+
+class AttentionJudge(nn.Module):
+    """Final judge: a transformer on time-frequency patches of 80 mel bands with a finer time step."""
+    front = dict(n_fft=800, hop=256, n_mels=80)
+    width = 112
+
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Sequential(nn.Conv2d(1, 32, (5, 5), (2, 2), padding=2), nn.GELU(), nn.Conv2d(32, 16, 3, (2, 2), padding=1), nn.GELU())
+        self.embed = nn.Linear(16 * 20, self.width)
+        self.pos = nn.Parameter(0.02 * torch.randn(512, self.width))
+        layer = nn.TransformerEncoderLayer(self.width, 4, 3 * self.width, dropout=0.05, activation="gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, 4, nn.LayerNorm(self.width), enable_nested_tensor=False)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Log-mel (B, F, 80) -> (B, F / 4, 112)."""
+        h = self.embed(rearrange(self.patch(mel[:, None]), "b c t f -> b t (c f)"))
+        return self.layers(h + self.pos[: h.shape[1]])
+
+
+class Judge(nn.Module):
+    """Trunk + one set of linear heads a sound class: presence, onset, pitch, count.
+
+    __call__(wav (B, N)) -> dict of presence logits (B, 24), onset in [0, 1] of the clip (B, 24), pitch in [-1, 1] (B, 24),
+    count logits (B, 24, 4), embedding (B, E) (input of the heads, used by KID)."""
+    kinds = {"dev": ConvJudge, "final": AttentionJudge}
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.trunk = self.kinds[kind]()
+        w, k = self.trunk.width, len(SOUNDS)
+        self.embed = nn.Sequential(nn.Linear(2 * w, 128), nn.ReLU())
+        self.presence, self.pitch, self.count, self.when = nn.Linear(128, k), nn.Linear(128, k), nn.Linear(128, 4 * k), nn.Linear(w, k)
+
+    def features(self, wav: Tensor) -> Tensor:
+        return (log_mel(wav, **self.trunk.front) + 3) / 2.5
+
+    def heads(self, mel: Tensor) -> dict:
+        h = self.trunk(mel)                                        # (B, T', w)
+        e = self.embed(torch.cat([h.mean(1), h.amax(1)], -1))      # (B, 128)
+        at = torch.linspace(0, 1, h.shape[1], device=h.device)
+        onset = torch.einsum("btk,t->bk", self.when(h).softmax(1), at)
+        return {"presence": self.presence(e), "onset": onset, "pitch": self.pitch(e), "count": rearrange(self.count(e), "b (k n) -> b k n", n=4), "embedding": e}
+
+    def forward(self, wav: Tensor) -> dict:
+        return self.heads(self.features(wav))
+
+
+def load_judge(kind: str) -> Judge:
+    """The shipped judge `dev` or `final`, frozen, float32, eval mode."""
+    from safetensors.torch import load_file
+    path = ASSETS / f"judge-{kind}.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path}: missing; make it with: python evaluate.py train-judge {kind}")
+    judge = Judge(kind)
+    judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    return judge.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def listen(judge: Judge, waves, batch: int = 64) -> dict:
+    """Judge an iterable of equally long (N,) waveforms -> dict of numpy arrays (see Judge)."""
+    waves, out = list(waves), []
+    for i in range(0, len(waves), batch):
+        out.append(judge(torch.as_tensor(np.stack(waves[i : i + batch]))))
+    return {k: torch.cat([o[k] for o in out]).numpy() for k in out[0]}
+
+
+def factor_table(world: SoundWorld, n: int | None = None) -> dict:
+    """True factors of the first n clips, stacked: presence, onset (s), pitch, count, distance, each (n, 24)."""
+    rows = [world.factors(i) for i in range(n or len(world))]
+    return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
+
+
+def train_judge(kind: str, clips: int = 16_000, epochs: int = 14, batch: int = 64, seed: int = 0) -> dict:
+    """Train a judge on the split `judge` and save it to assets/. Returns its score on the untouched test split."""
+    torch.manual_seed({"dev": 11, "final": 22}[kind] + seed)
+    world = SoundWorld("judge", clips).prepare()
+    judge = Judge(kind)
+    with torch.no_grad():
+        mel = torch.cat([judge.features(torch.from_numpy(np.stack([world.wave(i) for i in range(j, min(clips, j + 256))]))).half()
+                         for j in tqdm(range(0, clips, 256), desc="features")])
+    y = {k: torch.from_numpy(v) for k, v in factor_table(world).items()}
+    opt = torch.optim.AdamW(judge.parameters(), 2e-3 if kind == "dev" else 1e-3, weight_decay=0.02)
+    sched = torch.optim.lr_scheduler.OneCycleLR(opt, opt.param_groups[0]["lr"], total_steps=epochs * (clips // batch), pct_start=0.15)
+    bar = tqdm(total=epochs * (clips // batch), desc=f"judge {kind}", unit="step")
+    for epoch in range(epochs):
+        judge.train()
+        for rows in torch.randperm(clips)[: clips // batch * batch].split(batch):
+            x = augment_mel(mel[rows].float())
+            o, on = judge.heads(x), y["presence"][rows]
+            loss = F.binary_cross_entropy_with_logits(o["presence"], on) * 10
+            for name, target in (("onset", y["onset"][rows] / world.seconds), ("pitch", y["pitch"][rows])):
+                known = ~target.isnan()
+                loss = loss + 0.5 * (o[name][known] - target[known]).abs().mean()
+            known = ~y["count"][rows].isnan()
+            loss = loss + 0.3 * F.cross_entropy(o["count"][known], y["count"][rows][known].long() - 1)
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            sched.step()
+            bar.update()
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    bar.close()
+    from safetensors.torch import save_file
+    ASSETS.mkdir(exist_ok=True)
+    save_file({k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}, ASSETS / f"judge-{kind}.safetensors")
+    return judge_report(kind)
+
+
+def augment_mel(x: Tensor) -> Tensor:
+    """Level (+-6 dB), one masked band and one masked moment a clip: a judge must not hang on one cue. x (B, F, M), scaled."""
+    b, f, m = x.shape
+    x = x + (torch.rand(b, 1, 1) - 0.5) * 2 * 0.69 / 2.5
+    band = (torch.arange(m) - torch.randint(0, m, (b, 1))).abs() < torch.randint(0, 5, (b, 1))
+    time = (torch.arange(f) - torch.randint(0, f, (b, 1))).abs() < torch.randint(0, 5, (b, 1))
+    return x.masked_fill(band[:, None, :] | time[:, :, None], float((np.log(1e-2) + 3) / 2.5))
+
+
+def judge_report(kind: str, n: int = 1_000) -> dict:
+    """Event-set exact match and friends of a judge on untouched clips (test split, and unheard pairs)."""
+    judge, out = load_judge(kind), {"judge": kind}
+    for split in ("test", "combos"):
+        world = SoundWorld(split, n).prepare()
+        truth, heard = factor_table(world), listen(judge, (world.wave(i) for i in range(n)))
+        hit = event_match(truth["presence"], heard["presence"])
+        known = ~np.isnan(truth["count"])
+        pitched = np.abs(np.nan_to_num(truth["pitch"])) >= 0.5
+        out[split] = {"n": n, "exact": float(hit.mean()), "interval": wilson(hit.sum(), n),
+                      "by_events": {k: float(hit[truth["presence"].sum(1) == k].mean()) for k in (1, 2, 3) if (truth["presence"].sum(1) == k).any()},
+                      "count": float((heard["count"].argmax(-1) + 1 == truth["count"])[known].mean()),
+                      "pitch_sign": float((np.sign(heard["pitch"]) == np.sign(truth["pitch"]))[pitched].mean()),
+                      "onset_mae_s": float(np.nanmean(np.abs(heard["onset"] * world.seconds - truth["onset"])))}
+    return out
+
+
+# --------------------------------------------------------------------------------------------------------------------------
+# Metrics: pure functions of arrays.
+
+def wilson(hits: float, n: int) -> list[float]:
+    """95 % Wilson score interval of a proportion."""
+    ci = scipy.stats.binomtest(int(hits), int(n)).proportion_ci(method="wilson")
+    return [float(ci.low), float(ci.high)]
+
+
+def event_match(presence: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Exact match of the *set* of events, (B,) bool: presence (B, 24) in {0, 1}, judge logits (B, 24) thresholded at 0."""
+    return ((logits > 0) == (presence > 0.5)).all(1)
+
+
+def bernoulli_kl(p: np.ndarray, q: np.ndarray, eps: float = 1e-4) -> float:
+    """Mean over clips and events of KL(Bernoulli(p) || Bernoulli(q)) in nats; p, q (B, 24) probabilities, clipped to eps.
+
+    p: the judge on the real clip of a caption, q: on the generated one (METHOD 7; multi-label form of audioldm_eval's KL)."""
+    p, q = np.clip(p, eps, 1 - eps), np.clip(q, eps, 1 - eps)
+    return float((p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean())
+
+
+def kid(x: np.ndarray, y: np.ndarray) -> float:
+    """Kernel distance, x (n, d), y (m, d): unbiased MMD^2 with kernel (x.y / d + 1)^3.  # Binkowski et al. 2018, sec. 4
+
+    Unbiased means it can be negative and is 0 on average for equal distributions; a Frechet distance at n = 500 is not."""
+    k = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    kx, ky, n, m = k(x, x), k(y, y), len(x), len(y)
+    return float((kx.sum() - np.trace(kx)) / (n * (n - 1)) + (ky.sum() - np.trace(ky)) / (m * (m - 1)) - 2 * k(x, y).mean())
+
+
+def log_power(x: np.ndarray) -> np.ndarray:
+    """log10 power spectrogram for LSD: Hann STFT 2048/512, floor 1e-8 (NU-Wave2). (N,) -> (frames, 1025)."""
+    spec = torch.stft(torch.as_tensor(np.ascontiguousarray(x)), 2_048, 512, window=torch.hann_window(2_048), return_complex=True)
+    return spec.abs().square().clamp_min(1e-8).log10().T.numpy()
+
+
+def lsd(ref: np.ndarray, est: np.ndarray, cutoff: float | None = None) -> dict:
+    """Log-spectral distance of two log_power arrays: mean over frames of the RMS over bins, in decades of power (NU-Wave2).
+
+    With cutoff: also over bins below (lsd_lf) and from int(1025 * 2 cutoff / rate) up (lsd_hf). Two draws of one Gaussian
+    spectrum are 0.79 apart, the mean of the log spectrum 0.56 from a draw: smaller is not always better sound."""
+    d = (ref - est) ** 2
+    rms = lambda a: float(np.sqrt(a.mean(1)).mean())
+    if cutoff is None:
+        return {"lsd": rms(d)}
+    k = int(1_025 * 2 * cutoff / RATE)
+    return {"lsd": rms(d), "lsd_lf": rms(d[:, :k]), "lsd_hf": rms(d[:, k:])}
+
+
+def si_sdr(ref: np.ndarray, est: np.ndarray) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB, zero-mean (Le Roux et al. 2019); silence scores -inf's stand-in, -80."""
+    ref, est = ref.astype(np.float64) - ref.mean(), est.astype(np.float64) - est.mean()
+    target = (est @ ref) / max(ref @ ref, 1e-12) * ref
+    return float(10 * np.log10(max(target @ target, 1e-12) / max(((est - target) ** 2).sum(), 1e-12)).clip(-80, 120))
+
+
+def high_band_mel(x: np.ndarray, cutoff: float) -> np.ndarray:
+    """Log-mel bands (of the codec's 64) that lie wholly above cutoff: (N,) -> (frames, bands), nats."""
+    import torchaudio.functional as TAF
+    fb = TAF.melscale_fbanks(513, 0.0, RATE / 2, 64, RATE, norm=None, mel_scale="slaney")
+    above = fb[torch.linspace(0, RATE / 2, 513) < cutoff].sum(0) == 0
+    return log_mel(torch.as_tensor(np.ascontiguousarray(x))[None])[0][:, above].numpy()
+
+
+def energy_score(ref: np.ndarray, samples: list[np.ndarray]) -> float:
+    """Energy score of samples x_1..x_S of a vector y, E|x - y| - E|x - x'| / 2, by frame: arrays (frames, bands).
+
+    Proper: its mean is smallest for the true conditional distribution, unlike LSD, which prefers its blurred centre. Norms are
+    divided by sqrt(bands) (nats a band); E|x - x'| runs over distinct pairs; one sample (a point forecast) has no second
+    term.  # Gneiting & Raftery 2007, eq. 22"""
+    norm = lambda a: np.linalg.norm(a, axis=1).mean() / np.sqrt(a.shape[1])
+    spread = [norm(a - b) for i, a in enumerate(samples) for b in samples[i + 1:]]
+    return float(np.mean([norm(s - ref) for s in samples]) - 0.5 * (np.mean(spread) if spread else 0.0))
+
+
+def mean_interval(x) -> list[float]:
+    """95 % Student-t interval of a mean over clips."""
+    x = np.asarray(x, float)
+    half = scipy.stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else float("nan")
+    return [float(x.mean() - half), float(x.mean() + half)]
+
+
+# --------------------------------------------------------------------------------------------------------------------------
+# Runs.
+
+@dataclass
+class Run:
+    """A trained model ready to use: EMA weights in eval mode, codec, vocabulary and the configuration they were made with."""
+    path: Path
+    config: dict
+    model: DiT
+    codec: Codec
+    words: Words | None
+    step: int
+
+    @property
+    def tokens(self) -> int:
+        return self.codec.tokens(round(self.config["seconds"] * RATE))
+
+
+def load_checkpoint(path: Path) -> tuple[dict, dict]:
+    """(config, checkpoint) of a run folder; weights-only loading, so a file from elsewhere can't run code."""
+    for name in ("config.json", "checkpoint.pt"):
+        if not (path / name).is_file():
+            raise UserError(f"{path}: not a run folder (no {name})")
+    try:
+        config = json.loads((path / "config.json").read_text())
+        ckpt = torch.load(path / "checkpoint.pt", map_location="cpu", weights_only=True)
+        return config, {**ckpt, "step": int(ckpt["step"])}
+    except Exception as e:  # zip, pickle, JSON and key errors all mean the same to the user
+        raise UserError(f"{path}: checkpoint can't be read ({type(e).__name__}: {str(e).splitlines()[0][:120]})") from None
+
+
+def load_run(path: str | Path, device: str = "cpu") -> Run:
+    """Open a run folder for use."""
+    cfg, ckpt = load_checkpoint(Path(path))
+    words = Words(ckpt["words"]) if cfg["task"] == "t2a" else None
+    model = DiT(cfg["channels"], cfg["width"], cfg["depth"], cfg["heads"], len(words) if words else 0, cfg["task"] == "sr")
+    codec = Codec(cfg["channels"])
+    model.load_state_dict({k: v.float() for k, v in ckpt["ema"].items()})
+    codec.load_state_dict(ckpt["codec"])
+    return Run(Path(path), cfg, model.to(device).eval().requires_grad_(False), codec, words, ckpt["step"])
+
+
+def open_log(path: Path, step: int):
+    """-> function that appends one object a line. Lines after `step` (of a run that died after its checkpoint) are dropped."""
+    kept = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n") and json.loads(line)["step"] <= step] if path.exists() else []
+    tmp = path.with_suffix(".tmp")
+    tmp.write_text("".join(kept))
+    tmp.replace(path)
+    f = open(path, "a", buffering=1)
+    return lambda row: f.write(json.dumps(row) + "\n")
+
+
+def noise(run: Run, seeds: list[int], tokens: int) -> Tensor:
+    """(B, T, C) standard normal, row j from seeds[j] alone: a clip is the same whatever batch it is made in."""
+    return torch.stack([torch.randn(tokens, run.codec.channels, generator=torch.Generator().manual_seed(int(s))) for s in seeds])
+
+
+def generate_latents(run: Run, captions: list[str], seeds: list[int], tokens: int | None = None, w: float | None = None, steps: int | None = None,
+                     method: str = "euler") -> Tensor:
+    """Captions -> z (B, T, C) on the CPU. w: guidance scale (run's `cfg` by default); tokens beyond the training length are
+    covered by overlapping windows."""
+    w, steps = run.config["cfg"] if w is None else w, steps or run.config["sample_steps"]
+    device = next(run.model.parameters()).device
+    with torch.no_grad():
+        text = run.model.encode_text(run.words.encode(captions).to(device))
+        null = run.model.encode_text(run.words.encode([""] * len(captions)).to(device))
+        field = velocity_field(run.model, text, null, w=w, window=run.tokens)
+        return integrate(field, noise(run, seeds, tokens or run.tokens).to(device), steps, method).cpu()
+
+
+def generate(run: Run, captions: list[str], seeds: list[int], batch: int = 50, progress: str = "", **how) -> np.ndarray:
+    """Captions -> waveforms (B, N) float32. `how`: see generate_latents."""
+    out = []
+    for i in tqdm(range(0, len(captions), batch), desc=progress, disable=not progress, unit="batch", dynamic_ncols=True):
+        out.append(run.codec.decode(generate_latents(run, captions[i : i + batch], seeds[i : i + batch], **how)).numpy())
+    return np.concatenate(out)
+
+
+def upsample(run: Run, muffled: np.ndarray, cutoff: float, seeds: list[int], steps: int | None = None, batch: int = 32) -> np.ndarray:
+    """Muffled waves (B, N), one cutoff (Hz) -> full band (B, N): the band under the cutoff is the input's own."""
+    x, n, device = torch.as_tensor(np.ascontiguousarray(muffled)), muffled.shape[-1], next(run.model.parameters()).device
+    out = []
+    for i in range(0, len(x), batch):
+        part = x[i : i + batch]
+        cond = run.codec.encode(part)                              # (b, T, C)
+        field = velocity_field(run.model, cond=cond.to(device), window=run.tokens)
+        z = integrate(field, noise(run, seeds[i : i + batch], cond.shape[1]).to(device), steps or run.config["sample_steps"]).cpu()
+        out.append(run.codec.decode(z, part, cutoff)[:, :n])
+    return torch.cat(out).numpy()
+
+
+def upsample_long(run: Run, x: np.ndarray, cutoff: float, seed: int = 0, steps: int | None = None, segment_s: float = 30.0, progress: bool = True) -> np.ndarray:
+    """One recording of any length (N,) -> (N,). Overlapped windows inside segments of 30 s; segments are cross-faded over
+    0.5 s, so memory does not grow with length."""
+    seg, fade = round(segment_s * RATE), RATE // 2
+    starts = [0] if len(x) <= seg else list(range(0, len(x) - fade, seg - fade))
+    out, weight = np.zeros(len(x)), np.zeros(len(x))
+    for k, s in enumerate(tqdm(starts, desc="upsampling", unit="segment", disable=not progress or len(starts) == 1)):
+        part = x[s : s + seg]
+        n, whole = len(part), max(len(part), round(run.config["seconds"] * RATE))
+        y = upsample(run, np.pad(part, (0, whole - n))[None], cutoff, [seed + k], steps)[0, :n]
+        ramp = np.ones(n)
+        if k:
+            ramp[:fade] = np.linspace(0, 1, fade + 1)[1:][: n]
+        if s + seg < len(x):
+            ramp[-fade:] *= np.linspace(1, 0, fade + 1)[:-1]
+        out[s : s + n] += ramp * y
+        weight[s : s + n] += ramp
+    return (out / weight.clip(1e-9)).astype(np.float32)
+
+
+def find_cutoff(x: np.ndarray, grid: int = 250) -> float | None:
+    """Frequency (Hz) where a low-passed recording ends: the steepest fall of the loudest-frames spectrum (mean over the top
+    half of frames by level, 250 Hz bands), if it falls by 20 dB or more and nothing comes back above. None: no such edge."""
+    power = 10 ** log_power(x)
+    power = power[power.sum(1) >= np.median(power.sum(1))]
+    freqs = np.linspace(0, RATE / 2, power.shape[1])
+    level = 10 * np.log10(np.array([power[:, (freqs >= f) & (freqs < f + grid)].mean() for f in range(0, RATE // 2, grid)]) + 1e-10)
+    falls = {k: level[k - 1] - level[k + 1 :][:1].max() for k in range(2, len(level) - 1)}  # across one band, as filters need room
+    k = max(falls, key=falls.get)
+    return float(k * grid) if falls[k] >= 20 and level[k + 1 :].max() < level[: k].max() - 30 else None
+
+
+# --------------------------------------------------------------------------------------------------------------------------
+# Baselines of super-resolution, fitted on training clips. Both know what the metric looks at; neither knows any sound.
+
+class SpectrumBaseline:
+    """`mean`: every frame gets the training set's mean high-band log spectrum. `ridge`: per-frame ridge regression from the
+    low-band to the high-band log10 power spectrum (STFT 2048/512; penalty chosen on a tenth of the frames). Both are rendered
+    as Gaussian noise of that spectrum over the input's own low band."""
+
+    def __init__(self, waves, cutoff: int):
+        self.cut = int(1_025 * 2 * cutoff / RATE)
+        low, high = [], []
+        for x in waves:
+            low.append(log_power(data.band_limit(x, cutoff))[:, : self.cut])
+            high.append(log_power(x)[:, self.cut :])
+        x, y = np.concatenate(low).astype(np.float64), np.concatenate(high).astype(np.float64)
+        self.mx, self.mean = x.mean(0), y.mean(0)
+        held = np.arange(len(x)) >= 0.9 * len(x)  # whole clips at the end, not neighbours of fitted frames
+        solve = lambda x, y, lam: np.linalg.solve(x.T @ x + lam * len(x) * np.eye(x.shape[1]), x.T @ y)
+        xc, yc = x - self.mx, y - self.mean
+        errors = {lam: np.mean((xc[held] @ solve(xc[~held], yc[~held], lam) - yc[held]) ** 2) for lam in (1e-3, 1e-2, 1e-1, 1.0, 10.0)}
+        self.penalty = min(errors, key=errors.get)
+        self.w = solve(xc, yc, self.penalty)
+
+    def predict(self, muffled: np.ndarray, kind: str) -> np.ndarray:
+        """Predicted mean of the high band's log10 power, (frames, 1025 - cut)."""
+        low = log_power(muffled)[:, : self.cut]
+        return np.broadcast_to(self.mean, (len(low), len(self.mean))) if kind == "mean" else (low - self.mx) @ self.w + self.mean
+
+    def render(self, muffled: np.ndarray, kind: str, seed: int) -> np.ndarray:
+        """(N,) -> (N,). The log of exponential power lies Euler's gamma under the log of its mean, so that much is added."""
+        win, n = torch.hann_window(2_048), len(muffled)
+        spec = lambda x: torch.stft(torch.as_tensor(np.ascontiguousarray(x)), 2_048, 512, window=win, return_complex=True)
+        white = spec(np.random.default_rng(seed).standard_normal(n).astype(np.float32)) / np.sqrt(float(win.square().sum()))
+        out = spec(muffled)
+        power = 10 ** self.predict(muffled, kind) * np.exp(np.euler_gamma)
+        out[self.cut :] = white[self.cut :] * torch.as_tensor(np.sqrt(power).T.copy(), dtype=torch.float32)
+        return torch.istft(out, 2_048, 512, window=win, length=n).numpy()
+
+
+# --------------------------------------------------------------------------------------------------------------------------
+# Scores.
+
+def order_right(world: SoundWorld, indices, presence: np.ndarray, heard: dict, hit: np.ndarray) -> np.ndarray:
+    """Among clips whose event set is right and whose caption orders events: is the heard order of onsets the caption's?"""
+    out = []
+    for j, i in enumerate(indices):
+        scene = world.scene(i)
+        first = [e for e in scene.events if not (scene.relation == "then-while" and e is scene.events[-1])]
+        if hit[j] and scene.relation in ("then", "then-while"):
+            onsets = [heard["onset"][j, e.sound] for e in first]
+            out.append(all(a < b for a, b in zip(onsets, onsets[1:])))
+    return np.asarray(out, bool)
+
+
+def text_scores(world: SoundWorld, waves, judge: Judge, real: dict, reference: np.ndarray) -> dict:
+    """Metrics of clips 0..n-1 of a SoundWorld split rendered as `waves`; real: what the judge hears in the true clips;
+    reference (m, E): judge embeddings of other real clips."""
+    heard, n = listen(judge, waves), len(waves)
+    truth = factor_table(world, n)
+    hit, size = event_match(truth["presence"], heard["presence"]), truth["presence"].sum(1)
+    order, sig = order_right(world, range(n), truth["presence"], heard, hit), lambda z: 1 / (1 + np.exp(-z))
+    by_size = {int(k): {"exact": float(hit[size == k].mean()), "n": int((size == k).sum())} for k in np.unique(size)}
+    return {"exact": float(hit.mean()), "interval": wilson(hit.sum(), n), "n": n, "by_events": by_size,
+            "order": float(order.mean()) if len(order) else None, "order_n": len(order),
+            "event_kl": bernoulli_kl(sig(real["presence"]), sig(heard["presence"])), "kid": kid(heard["embedding"], reference)}
+
+
+def score_t2a(run: Run, clips: int, kind: str, split: str, w: float | None, steps: int | None) -> list[dict]:
+    """Rows of the caption-to-sound table on unseen captions: real clips, their codec round trip (the ceiling), the model."""
+    judge = load_judge(kind)
+    if run.config["data"] != "soundworld":
+        return score_folder(run, clips, judge, w, steps)
+    world, other = SoundWorld(split, clips, seconds=run.config["seconds"]).prepare(), SoundWorld("judge", clips, seconds=run.config["seconds"]).prepare()
+    real = np.stack([world.wave(i) for i in range(clips)])
+    heard, reference = listen(judge, real), listen(judge, (other.wave(i) for i in range(clips)))["embedding"]
+    trip = np.concatenate([run.codec.decode(run.codec.encode(torch.as_tensor(real[i : i + 50]))).numpy() for i in range(0, clips, 50)])
+    made = generate(run, [world.caption(i) for i in range(clips)], list(range(clips)), progress="generating", w=w, steps=steps)
+    return [{"row": name, **text_scores(world, waves, judge, heard, reference)} for name, waves in (("real", real), ("codec ceiling", trip), ("model", made))]
+
+
+def score_folder(run: Run, clips: int, judge: Judge, w, steps) -> list[dict]:
+    """Caption-to-sound on recordings: no true factors, so KID alone, in an embedding trained on other (synthetic) sounds."""
+    sets = [data.open_data(run.config["data"], s, 0, run.config["val_fold"]).prepare() for s in ("val", "train")]
+    rng, n = np.random.default_rng(0), min(clips, len(sets[0]))
+    crop = lambda d, i: _first(d.wave(i), run.config["seconds"])
+    real = np.stack([crop(sets[0], i) for i in range(n)])
+    reference = listen(judge, (crop(sets[1], i) for i in rng.permutation(len(sets[1]))[:500]))["embedding"]
+    trip = run.codec.decode(run.codec.encode(torch.as_tensor(real))).numpy()
+    made = generate(run, [sets[0].caption(i) for i in range(n)], list(range(n)), progress="generating", w=w, steps=steps)
+    return [{"row": name, "n": n, "kid": kid(listen(judge, waves)["embedding"], reference)} for name, waves in (("real", real), ("codec ceiling", trip), ("model", made))]
+
+
+def _first(x: np.ndarray, seconds: float) -> np.ndarray:
+    n = round(seconds * RATE)
+    return np.pad(x[:n], (0, max(0, n - len(x))))
+
+
+def sr_scores(reals, outputs: list[list[np.ndarray]], cutoff: int) -> dict:
+    """Metrics of a method: outputs[s][i] is sample s of clip i. LSD and SI-SDR of the first sample, energy score of all."""
+    rows = []
+    for i, ref in enumerate(reals):
+        row = lsd(log_power(ref), log_power(outputs[0][i]), cutoff)
+        row["energy_score"] = energy_score(high_band_mel(ref, cutoff), [high_band_mel(o[i], cutoff) for o in outputs])
+        row["si_sdr"] = si_sdr(ref, outputs[0][i])
+        rows.append(row)
+    return {k: {"mean": float(np.mean([r[k] for r in rows])), "interval": mean_interval([r[k] for r in rows])} for k in rows[0]} | {"n": len(rows)}
+
+
+def score_sr(run: Run, clips: int, cutoff: int, steps: int | None, split: str = "test") -> list[dict]:
+    """Rows of the super-resolution table on unseen clips: Chebyshev order 8 at `cutoff`, two samples a clip where sampled."""
+    seconds = run.config["seconds"]
+    test = data.open_data(run.config["data"], split, clips, run.config["val_fold"], seconds).prepare()
+    fit = data.open_data(run.config["data"], "train", run.config["clips"], run.config["val_fold"], seconds).prepare()
+    n = min(clips, len(test))
+    reals = [_first(test.wave(i), seconds) for i in range(n)]
+    muffled = [data.band_limit(x, cutoff) for x in reals]
+    chosen = np.random.default_rng(0).permutation(len(fit))[:400]
+    base = SpectrumBaseline((_first(fit.wave(i), seconds) for i in chosen), cutoff)
+    z = run.codec.encode(torch.as_tensor(np.stack(reals)))
+    m = torch.as_tensor(np.stack(muffled))
+    methods = {"input": [muffled], "mean spectrum": [[base.render(x, "mean", 2 * i + s) for i, x in enumerate(muffled)] for s in (0, 1)],
+               "ridge": [[base.render(x, "ridge", 2 * i + s) for i, x in enumerate(muffled)] for s in (0, 1)],
+               "model": [upsample(run, m.numpy(), cutoff, [2 * i + s for i in range(n)], steps) for s in (0, 1)],
+               "codec ceiling": [torch.cat([run.codec.decode(z[i : i + 50], m[i : i + 50], cutoff) for i in range(0, n, 50)]).numpy()]}
+    return [{"row": name, **sr_scores(reals, out, cutoff)} for name, out in methods.items()]
+
+
+def score(runs: list[Run], clips: int = 500, judge: str = "dev", split: str = "test", cutoff: int = 2_000, w: float | None = None,
+          steps: int | None = None, out: Path | None = None) -> dict:
+    """Score runs, print their tables, write JSON to `out`. Every number comes with n and the protocol it was made under."""
+    result = {}
+    for run in runs:
+        sr = run.config["task"] == "sr"
+        rows = score_sr(run, clips, cutoff, steps, split) if sr else score_t2a(run, clips, judge, split, w, steps)
+        protocol = {"run": str(run.path), "step": run.step, "data": run.config["data"], "split": split if run.config["data"] == "soundworld" else "held out",
+                    "n": rows[0]["n"], "sample_steps": steps or run.config["sample_steps"], "candidates": 1}
+        protocol |= {"cutoff_hz": cutoff, "filter": "cheby1 order 8", "stft": "Hann 2048/512, power floor 1e-8"} if sr else \
+                    {"judge": judge, "w": run.config["cfg"] if w is None else w}
+        result[str(run.path)] = {"protocol": protocol, "rows": rows}
+        print("\n" + ", ".join(f"{k} {v}" for k, v in protocol.items()))
+        print(sr_table(rows) if sr else text_table(rows))
+    if out:
+        Path(out).write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def text_table(rows: list[dict]) -> str:
+    if "exact" not in rows[0]:
+        return "\n".join([f"{'':14s}    KID (judge's space, trained on SoundWorld: out of domain here)"] + [f"{r['row']:14s} {r['kid']:8.4f}" for r in rows])
+    lines = [f"{'':14s} event set  95 % interval   1 event  2 events  3 events   order (n)    event KL      KID"]
+    for r in rows:
+        by = "  ".join(f"{r['by_events'][k]['exact']:7.3f}" if k in r["by_events"] else "      -" for k in (1, 2, 3))
+        order = "   -   " if r["order"] is None else f"{r['order']:.3f} ({r['order_n']})"
+        lines.append(f"{r['row']:14s}   {r['exact']:.3f}   [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]  {by}   {order:12s} {r['event_kl']:8.4f} {r['kid']:8.4f}")
+    return "\n".join(lines)
+
+
+def sr_table(rows: list[dict]) -> str:
+    keys = ("energy_score", "lsd", "lsd_lf", "lsd_hf", "si_sdr")
+    lines = [f"{'':14s}" + "".join(f"{k:>24s}" for k in ("energy score", "LSD", "LSD-LF", "LSD-HF", "SI-SDR dB"))]
+    lines += [f"{r['row']:14s}" + "".join(f"{r[k]['mean']:8.3f} [{r[k]['interval'][0]:6.3f},{r[k]['interval'][1]:6.3f}]" for k in keys) for r in rows]
+    return "\n".join(lines)
+
+
+# --------------------------------------------------------------------------------------------------------------------------
+# Pictures, and sounds on disk.
+
+def describe(x: np.ndarray) -> dict:
+    """What a level meter and an analyser say of (N,): peak, RMS, spectral centroid (Hz, power-weighted)."""
+    power, freqs = np.abs(np.fft.rfft(x)) ** 2, np.fft.rfftfreq(len(x), 1 / RATE)
+    return {"peak": float(np.abs(x).max()), "rms": float(np.sqrt(np.mean(x**2))), "centroid_hz": float((power * freqs).sum() / max(power.sum(), 1e-12))}
+
+
+def verdict(judge: Judge, x: np.ndarray) -> list[str]:
+    """Names of the events a judge hears in (N,), judged on windows of 2.56 s (its training length)."""
+    n = round(data.CLIP_S * RATE)
+    parts = [_first(x[s:], data.CLIP_S) for s in range(0, max(1, len(x) - n // 2), n)]
+    heard = listen(judge, parts)["presence"].max(0)
+    return [NAMES[k] for k in np.argsort(-heard) if heard[k] > 0]
+
+
+def draw_spectrogram(ax, x: np.ndarray, title: str):
+    """One spectrogram with axes in s and kHz; dB relative to full scale of the STFT. Returns the image (for a colour bar)."""
+    import textwrap
+    db = 20 * np.log10(np.maximum(stft(torch.as_tensor(x)[None])[0].abs().numpy().T / (N_FFT / 4), 1e-5))
+    image = ax.imshow(db, origin="lower", aspect="auto", extent=(0, len(x) / RATE, 0, RATE / 2_000), vmin=-80, vmax=0, cmap="magma")
+    ax.set_title("\n".join(textwrap.wrap(title, 34)[:3]), fontsize=8)
+    ax.tick_params(labelsize=7)
+    return image
+
+
+def preview_pairs(run: Run, val_set, n: int = 4) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(title, real or input, made) for the first n validation clips, always from the same noise."""
+    assert not run.model.training, "previews come from EMA weights in eval mode"
+    real = np.stack([_first(val_set.wave(i), run.config["seconds"]) for i in range(min(n, len(val_set)))])
+    captions = [val_set.caption(i) for i in range(len(real))]
+    if run.config["task"] == "t2a":
+        return list(zip(captions, real, generate(run, captions, list(range(len(real))))))
+    muffled = np.stack([data.band_limit(x, 2_000) for x in real])
+    return list(zip(captions, real, upsample(run, muffled, 2_000, list(range(len(real))))))
+
+
+def preview(run: Run, val_set, clips: int = 96) -> dict:
+    """Write the four previews (wav + spectrogram png) and return quick metrics on validation clips: event-set accuracy by
+    the development judge (12 Euler steps), or LSD-HF at 2 kHz. Rough (n = 96 or 16): for curves, not for tables."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    pairs = preview_pairs(run, val_set)
+    fig, axes = plt.subplots(2, len(pairs), figsize=(3.2 * len(pairs), 4.6), sharex=True, sharey=True, squeeze=False, layout="constrained")
+    for col, (caption, real, made) in zip(axes.T, pairs):
+        draw_spectrogram(col[0], real, caption)
+        image = draw_spectrogram(col[1], made, "model")
+    axes[0, 0].set_ylabel("real\nfrequency (kHz)", fontsize=8)
+    axes[1, 0].set_ylabel(f"step {run.step}\nfrequency (kHz)", fontsize=8)
+    for ax in axes[1]:
+        ax.set_xlabel("time (s)", fontsize=8)
+    fig.colorbar(image, ax=axes, label="dB", shrink=0.7)
+    samples = run.path / "samples"
+    fig.savefig(samples / f"step{run.step:06d}.png", dpi=90)
+    plt.close(fig)
+    for k, (caption, real, made) in enumerate(pairs):
+        data.write_wav(samples / f"real-{k}.wav", real)
+        data.write_wav(samples / f"step{run.step:06d}-{k}.wav", made)
+    (samples / "captions.txt").write_text("".join(f"{k}: {c}\n" for k, (c, _, _) in enumerate(pairs)))
+    if run.config["task"] == "sr":
+        reals = [_first(val_set.wave(i), run.config["seconds"]) for i in range(min(16, len(val_set)))]
+        made = upsample(run, np.stack([data.band_limit(x, 2_000) for x in reals]), 2_000, list(range(len(reals))), 12)
+        return {"lsd_hf": float(np.mean([lsd(log_power(a), log_power(b), 2_000)["lsd_hf"] for a, b in zip(reals, made)]))}
+    if run.config["data"] != "soundworld":
+        return {}
+    made = generate(run, [val_set.caption(i) for i in range(clips)], list(range(clips)), steps=12)
+    return {"event_accuracy": float(event_match(factor_table(val_set, clips)["presence"], listen(load_judge("dev"), made)["presence"]).mean())}
+
+
+def dashboard(path: Path) -> None:
+    """Draw dashboard.png of a run folder from its log and its last previews."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    config = json.loads((path / "config.json").read_text())
+    rows = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    train, evals = [r for r in rows if "loss" in r], [r for r in rows if "eval" in r]
+    steps = np.array([r["step"] for r in train])
+    fig = plt.figure(figsize=(14, 11), layout="constrained")
+    grid = fig.add_gridspec(4, 4, height_ratios=(1.15, 1.15, 1, 1))
+    fig.suptitle(f"{path}: {config['task']} on {config['data']}, {steps[-1] if len(steps) else 0} of {config['steps']} steps, seed {config['seed']}", fontsize=11)
+    ax = fig.add_subplot(grid[0, :2])
+    loss = np.array([r["loss_fm"] for r in train])
+    k = max(1, len(loss) // 50)
+    ax.plot(steps, loss, color="0.8", lw=0.7, label="training, each 10th step")
+    if len(loss) >= k:
+        ax.plot(steps[k - 1 :], np.convolve(loss, np.ones(k) / k, "valid"), color="C0", label="training, smoothed")
+    ax.plot([r["step"] for r in evals], [r["eval"]["val_loss"] for r in evals], "o-", color="C3", ms=4, label="validation (EMA, t uniform)")
+    ax.set(title="flow-matching loss", xlabel="step", ylabel="mean squared velocity error")
+    if len(loss):
+        ax.set_ylim(0.9 * min(loss.min(), *(r["eval"]["val_loss"] for r in evals)) if evals else None, np.quantile(loss, 0.99) * 1.1)
+    ax.legend(fontsize=8)
+    ax = fig.add_subplot(grid[0, 2:])
+    if evals:
+        bins = np.array([r["eval"]["val_loss_t"] for r in evals])
+        for j in range(bins.shape[1]):
+            ax.plot([r["step"] for r in evals], bins[:, j], "o-", ms=3, color=plt.cm.viridis(j / (bins.shape[1] - 1)), label=f"t = {(j + 0.5) / bins.shape[1]:.2f}")
+        ax.legend(fontsize=7, ncol=2)
+    ax.set(title="validation loss by noise level (t = 1 is noise)", xlabel="step", ylabel="mean squared velocity error", yscale="log")
+    ax = fig.add_subplot(grid[1, :2])
+    ax.plot(steps, [r["lr"] for r in train], color="C2", label="learning rate")
+    ax.set(title="learning rate and gradient norm", xlabel="step", ylabel="learning rate")
+    other = ax.twinx()
+    other.plot(steps, [r["grad_norm"] for r in train], color="0.6", lw=0.7)
+    other.set_ylabel("gradient norm (grey)")
+    ax = fig.add_subplot(grid[1, 2:])
+    names = {"event_accuracy": "event-set accuracy (n = 96)", "lsd_hf": "LSD-HF at 2 kHz (n = 16)"}
+    shown = [n for n in names if evals and n in evals[-1]["eval"]] or ["val_loss"]
+    ax.plot([r["step"] for r in evals], [r["eval"][shown[0]] for r in evals], "o-", color="C1")
+    ax.set(title="quick metric on validation clips", xlabel="step", ylabel=names.get(shown[0], "validation loss"))
+    if shown[0] == "event_accuracy":
+        ax.set_ylim(0, 1)
+    captions = [line.split(": ", 1)[1] for line in (path / "samples" / "captions.txt").read_text().splitlines()] if evals else []
+    import scipy.io.wavfile
+    for k, caption in enumerate(captions):
+        for row, name in ((2, f"real-{k}"), (3, f"step{evals[-1]['step']:06d}-{k}")):
+            ax = fig.add_subplot(grid[row, k])
+            x = scipy.io.wavfile.read(path / "samples" / f"{name}.wav")[1].astype(np.float32) / 32_767
+            image = draw_spectrogram(ax, x, caption if row == 2 else f"model, step {evals[-1]['step']}")
+            ax.set_xlabel("time (s)", fontsize=8)
+            if k == 0:
+                ax.set_ylabel(("real" if row == 2 else "generated") + "\nfrequency (kHz)", fontsize=8)
+    if captions:
+        fig.colorbar(image, ax=fig.axes[-2 * len(captions):], label="dB re full scale", shrink=0.8)
+    tmp = path / "dashboard.tmp.png"
+    fig.savefig(tmp, dpi=100)
+    plt.close(fig)
+    tmp.replace(path / "dashboard.png")
+
+
+# --------------------------------------------------------------------------------------------------------------------------
+# Commands.
+
+def cmd_generate(a) -> None:
+    run = load_run(a.run)
+    if run.config["task"] != "t2a":
+        raise UserError(f"{a.run}: trained for super-resolution; use: python evaluate.py upsample {a.run} --input FILE")
+    unknown = run.words.unknown(a.prompt)
+    known = [w for w in run.words.split(a.prompt) if w not in unknown]
+    if not known:
+        raise UserError(f"--prompt {a.prompt!r}: this model knows none of these words; see: python evaluate.py sounds {a.run}")
+    for w, near in unknown.items():
+        print(f"note: unknown word {w!r} is left out" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
+    seconds = a.seconds or run.config["seconds"]
+    waves = generate(run, [a.prompt] * a.n, [a.seed + k for k in range(a.n)], tokens=max(run.tokens, run.codec.tokens(round(seconds * RATE))),
+                     w=a.cfg, steps=a.steps, method=a.method)[:, : round(seconds * RATE)]
+    judge = load_judge("dev") if run.config["data"] == "soundworld" else None
+    for k, x in enumerate(waves):
+        path = a.out if a.n == 1 else a.out.with_stem(f"{a.out.stem}-{k}")
+        data.write_wav(path, x)
+        d = describe(x)
+        print(f"{path}: {len(x) / RATE:.2f} s, peak {d['peak']:.2f}, RMS {d['rms']:.3f}, centroid {d['centroid_hz']:.0f} Hz"
+              + (f"; the judge hears: {', '.join(verdict(judge, x)) or 'nothing it knows'}" if judge else ""))
+
+
+def cmd_upsample(a) -> None:
+    run = load_run(a.run)
+    if run.config["task"] != "sr":
+        raise UserError(f"{a.run}: trained for captions; use: python evaluate.py generate {a.run} --prompt ...")
+    x = data.read_audio(a.input)
+    cutoff = a.cutoff or find_cutoff(x)
+    if cutoff is None:
+        raise UserError(f"{a.input}: no band limit found (nothing ends sharply below 8 kHz); name it with --cutoff HZ")
+    if not 500 <= cutoff < RATE / 2:
+        raise UserError(f"--cutoff {cutoff:.0f}: must be from 500 to 7999 Hz")
+    y = upsample_long(run, x, cutoff, a.seed, a.steps)
+    data.write_wav(a.out, y)
+    above = lambda v: 10 * np.log10((10 ** log_power(v))[:, int(1_025 * 2 * cutoff / RATE):].mean() + 1e-10)
+    print(f"{a.out}: {len(y) / RATE:.2f} s at 16 kHz; band limit {cutoff:.0f} Hz ({'given' if a.cutoff else 'found'}); level above it {above(x):.0f} -> {above(y):.0f} dB")
+
+
+def cmd_sounds(a) -> None:
+    run = load_run(a.run)
+    if run.words is None:
+        raise UserError(f"{a.run}: trained for super-resolution; it takes no captions")
+    if run.config["data"] == "soundworld":
+        for family in data.FAMILIES:
+            print(f"{family:12s} " + "; ".join(" | ".join(p.replace("~ ", "") for p in s.one) for s in SOUNDS if s.family == family))
+        print("how          low high (pitched sounds), near far distant, two three four; then, followed by, after, while, over, in the background")
+    print(f"all {len(run.words.words)} words: {' '.join(run.words.words)}")
+
+
+def cmd_score(a) -> None:
+    score([load_run(r, a.device) for r in a.runs], a.clips, a.judge, a.split, a.cutoff, a.cfg, a.steps, a.out)
+
+
+def cmd_export(a) -> None:
+    """EMA weights in half precision, codec, vocabulary and config: everything `generate` and `upsample` need."""
+    config, ckpt = load_checkpoint(Path(a.run))
+    a.folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"step": ckpt["step"], "ema": {k: v.half() for k, v in ckpt["ema"].items()}, "codec": ckpt["codec"], "words": ckpt["words"]}, a.folder / "checkpoint.pt")
+    (a.folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    print(f"{a.folder}: {(a.folder / 'checkpoint.pt').stat().st_size / 1e6:.1f} MB")
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    sub = p.add_subparsers(dest="command", required=True)
+    positive = lambda kind: (lambda s: kind(s) if kind(s) > 0 else (_ for _ in ()).throw(argparse.ArgumentTypeError("must be positive")))
+    c = sub.add_parser("generate", help="caption -> wav")
+    c.add_argument("run")
+    c.add_argument("--prompt", required=True)
+    c.add_argument("--out", type=Path, default=Path("out.wav"))
+    c.add_argument("--n", type=positive(int), default=1, help="how many, from seeds seed, seed + 1, ...")
+    c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--cfg", type=float, help="guidance scale w; 1 is plain conditional")
+    c.add_argument("--steps", type=positive(int), help="integration steps")
+    c.add_argument("--method", choices=("euler", "heun"), default="euler")
+    c.add_argument("--seconds", type=positive(float))
+    c.set_defaults(run_command=cmd_generate)
+    c = sub.add_parser("upsample", help="muffled audio -> full band")
+    c.add_argument("run")
+    c.add_argument("--input", type=Path, required=True)
+    c.add_argument("--out", type=Path, default=Path("clear.wav"))
+    c.add_argument("--cutoff", type=float, help="Hz above which the input holds nothing; found by itself when left out")
+    c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--steps", type=positive(int))
+    c.set_defaults(run_command=cmd_upsample)
+    c = sub.add_parser("score", help="metrics with intervals")
+    c.add_argument("runs", nargs="+")
+    c.add_argument("--clips", type=positive(int), default=500)
+    c.add_argument("--judge", choices=("dev", "final"), default="dev")
+    c.add_argument("--split", choices=("val", "test", "combos"), default="test")
+    c.add_argument("--cutoff", type=int, default=2_000)
+    c.add_argument("--cfg", type=float)
+    c.add_argument("--steps", type=positive(int))
+    c.add_argument("--device", default="cpu")
+    c.add_argument("--out", type=Path, help="JSON")
+    c.set_defaults(run_command=cmd_score)
+    c = sub.add_parser("sounds", help="what a model can be asked for")
+    c.add_argument("run")
+    c.set_defaults(run_command=cmd_sounds)
+    c = sub.add_parser("export", help="small checkpoint for sharing")
+    c.add_argument("run")
+    c.add_argument("folder", type=Path)
+    c.set_defaults(run_command=cmd_export)
+    c = sub.add_parser("dashboard", help="draw dashboard.png again")
+    c.add_argument("run", type=Path)
+    c.set_defaults(run_command=lambda a: dashboard(a.run))
+    c = sub.add_parser("train-judge", help="make a judge")
+    c.add_argument("kind", choices=("dev", "final"))
+    c.add_argument("--clips", type=positive(int), default=16_000)
+    c.add_argument("--epochs", type=positive(int), default=12)
+    c.set_defaults(run_command=lambda a: print(json.dumps(train_judge(a.kind, a.clips, a.epochs), indent=1)))
+    args = p.parse_args()
+    args.run_command(args)
+
+
+if __name__ == "__main__":
+    run_cli(main)
