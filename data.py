@@ -30,7 +30,7 @@ import signal
 import sys
 import zlib
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -621,7 +621,7 @@ def fill_array(folder: Path, name: str, shape, dtype, fn, n: int, args=(), chunk
     n_chunks = -(-n // chunk)
     if not (path.exists() and flags_path.exists() and flags_path.stat().st_size == n_chunks):
         tmp = folder / f"{name}.tmp{os.getpid()}"
-        np.lib.format.open_memmap(tmp, "w+", dtype, tuple(shape)).flush()
+        np.lib.format.open_memmap(tmp, "w+", dtype, tuple(map(int, shape))).flush()  # numpy integers would spoil the header
         os.replace(tmp, path)
         flags_path.write_bytes(bytes(n_chunks))
     flags = np.memmap(flags_path, np.uint8, "r+")
@@ -734,7 +734,7 @@ class AudioFolder:
         file_col = _column(meta, rows[0], ("file_name", "filename", "youtube_id", "audiocap_id"))
         if val_fold is not None and "fold" not in rows[0]:
             raise UserError(f"{meta}: --val-fold needs a column 'fold'")
-        index = {p.stem: p for p in self.folder.rglob("*") if p.suffix.lower() in AUDIO_TYPES} if file_col not in rows[0] or file_col != "file_name" else {}
+        index = {p.stem: p for p in self.folder.rglob("*") if p.suffix.lower() in AUDIO_TYPES} if file_col != "file_name" else {}
         clips: dict[Path, list] = {}
         for row in rows:
             path = self._find(str(row[file_col]), row, index, meta)
@@ -874,13 +874,13 @@ class LatentCache:
 
 def _encode_chunk(indices, data, codec, variants):
     import torch
-    torch.set_num_threads(torch.get_num_threads() if not variants else 1)
+    if mp.parent_process() is not None:
+        torch.set_num_threads(1)  # one thread a worker: more would fight over the cores
     out = []
     for i in indices:
         x = data.wave(i)
         xs = [x] if not variants else [random_band_limit(x, np.random.default_rng([77, i, r]))[0] for r in range(variants)]
-        with torch.no_grad():
-            z = codec.encode(torch.from_numpy(np.stack(xs)))  # (R, T, C)
+        z = codec.encode(torch.from_numpy(np.stack(xs)))  # (R, T, C)
         out.append(z.permute(1, 0, 2).reshape(z.shape[1], -1).numpy())  # (T, R C)
     return np.concatenate(out).astype(np.float16)
 

@@ -126,7 +126,7 @@ def factor_table(world: SoundWorld, n: int | None = None) -> dict:
     return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
 
 
-def train_judge(kind: str, clips: int = 16_000, epochs: int = 14, batch: int = 64, seed: int = 0) -> dict:
+def train_judge(kind: str, clips: int = 16_000, epochs: int = 8, batch: int = 64, seed: int = 0) -> dict:
     """Train a judge on the split `judge` and save it to assets/. Returns its score on the untouched test split."""
     torch.manual_seed({"dev": 11, "final": 22}[kind] + seed)
     world = SoundWorld("judge", clips).prepare()
@@ -158,7 +158,7 @@ def train_judge(kind: str, clips: int = 16_000, epochs: int = 14, batch: int = 6
     bar.close()
     from safetensors.torch import save_file
     ASSETS.mkdir(exist_ok=True)
-    save_file({k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}, ASSETS / f"judge-{kind}.safetensors")
+    save_file({k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in judge.state_dict().items()}, ASSETS / f"judge-{kind}.safetensors")
     return judge_report(kind)
 
 
@@ -803,7 +803,7 @@ def main() -> None:
     c = sub.add_parser("train-judge", help="make a judge")
     c.add_argument("kind", choices=("dev", "final"))
     c.add_argument("--clips", type=positive(int), default=16_000)
-    c.add_argument("--epochs", type=positive(int), default=12)
+    c.add_argument("--epochs", type=positive(int), default=8)
     c.set_defaults(run_command=lambda a: print(json.dumps(train_judge(a.kind, a.clips, a.epochs), indent=1)))
     args = p.parse_args()
     args.run_command(args)

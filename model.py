@@ -373,14 +373,16 @@ def velocity_field(model: DiT, text: Text | None = None, null: Text | None = Non
         if window is None or length <= window:
             return evaluate(x, t, text, null, cond)
         starts = sorted({*range(0, length - window, window // 2), length - window})
-        rows = torch.arange(len(x), device=x.device).repeat(len(starts))
-        cut = lambda a: torch.cat([a[:, s : s + window] for s in starts])  # (n B, window, C)
-        v = evaluate(cut(x), t, text and text.rows(rows), null and null.rows(rows), None if cond is None else cut(cond))
         weight = (1 - (torch.linspace(-1, 1, window + 2, device=x.device)[1:-1]).abs())[:, None]
-        total, norm = torch.zeros_like(x), x.new_zeros(length, 1)
-        for s, part in zip(starts, v.chunk(len(starts))):
-            total[:, s : s + window] += weight * part
-            norm[s : s + window] += weight
+        total, norm, at_once = torch.zeros_like(x), x.new_zeros(length, 1), max(1, 64 // len(x))
+        for k in range(0, len(starts), at_once):                   # a few windows at a time: memory must not grow with T
+            some = starts[k : k + at_once]
+            rows = torch.arange(len(x), device=x.device).repeat(len(some))
+            cut = lambda a: torch.cat([a[:, s : s + window] for s in some])  # (n B, window, C)
+            v = evaluate(cut(x), t, text and text.rows(rows), null and null.rows(rows), None if cond is None else cut(cond))
+            for s, part in zip(some, v.chunk(len(some))):
+                total[:, s : s + window] += weight * part
+                norm[s : s + window] += weight
         return total / norm
     return field
 

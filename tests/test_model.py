@@ -1,0 +1,257 @@
+"""Claims about the latent space, the network, the loss and generation."""
+import numpy as np
+import pytest
+import torch
+import torchaudio
+
+import model as M
+from model import Codec, DiT, Words
+
+
+def dit(**k) -> DiT:
+    """A small network whose zero-initialised parts were shaken, so that every path carries signal."""
+    torch.manual_seed(0)
+    net = DiT(**{**dict(channels=6, width=32, depth=2, heads=2, vocab=20, cond=False), **k})
+    for p in net.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return net.eval()
+
+
+# --- interpolant and loss
+
+def test_velocity_and_point_recover_both_ends():
+    """x0 = x_t - t v and eps = x_t + (1 - t) v."""
+    x0, eps, t = torch.randn(3, 5, 4), torch.randn(3, 5, 4), torch.tensor([0.0, 0.3, 1.0])
+    x_t, v = M.interpolate(x0, eps, t)
+    tt = t[:, None, None]
+    assert torch.allclose(x_t - tt * v, x0, atol=1e-6) and torch.allclose(x_t + (1 - tt) * v, eps, atol=1e-6)
+    assert torch.equal(x_t[2], eps[2]) and torch.equal(x_t[0], x0[0]), "t = 1 is noise, t = 0 is data"
+
+
+def test_gaussian_velocity_is_the_regression_of_v_on_x_t():
+    """The oracle itself: E[v | x_t] by least squares over samples (it is linear for Gaussian data)."""
+    g = torch.Generator().manual_seed(0)
+    x0, eps = 2 + 0.5 * torch.randn(400_000, 1, 1, generator=g, dtype=torch.float64), torch.randn(400_000, 1, 1, generator=g, dtype=torch.float64)
+    for t in (0.2, 0.5, 0.9):
+        x_t, v = M.interpolate(x0, eps, torch.full((400_000,), t, dtype=torch.float64))
+        slope, intercept = np.polyfit(x_t.flatten().numpy(), v.flatten().numpy(), 1)
+        probe = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        assert np.allclose(M.gaussian_velocity(probe, t, 2, 0.5).numpy(), [intercept, intercept + slope], atol=0.02)
+
+
+def test_masked_loss_is_the_loss_of_the_real_tokens():
+    v_hat, v = torch.randn(2, 7, 3), torch.randn(2, 7, 3)
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    mask[1, 4:] = False
+    loss = M.flow_matching_loss(v_hat, v, mask)
+    assert torch.allclose(loss[1], M.flow_matching_loss(v_hat[1:, :4], v[1:, :4])[0])
+    assert torch.allclose(loss[0], M.flow_matching_loss(v_hat, v)[0])
+
+
+# --- integration and guidance
+
+def _error(steps, method, sign=1.0):
+    x1 = torch.randn(1, 500, 2, generator=torch.Generator().manual_seed(0))
+    out = M.integrate(lambda x, t: sign * M.gaussian_velocity(x, t, 2, 0.5), x1, steps, method)
+    return float((out - (2 + 0.5 * x1)).abs().mean())
+
+
+def test_euler_is_first_and_heun_second_order_on_the_exact_field():
+    """For Gaussian data the flow's solution is x0 = mu + sigma x1, so the error is known."""
+    assert 1.7 < _error(20, "euler") / _error(40, "euler") < 2.3
+    assert 3.0 < _error(20, "heun") / _error(40, "heun") < 5.0
+    assert _error(40, "heun") < 1e-3
+
+
+def test_negative_control_a_flipped_velocity_misses_the_data():
+    assert _error(40, "euler", sign=-1.0) > 1
+
+
+def test_guidance_scale_one_is_the_conditional_network_bitwise():
+    net, x = dit(), torch.randn(2, 9, 6)
+    text, null = net.encode_text(torch.tensor([[2, 3], [4, 0]])), net.encode_text(torch.tensor([[1], [1]]))
+    with torch.no_grad():
+        assert torch.equal(M.velocity_field(net, text, null, w=1.0)(x, 0.7), net(x, torch.full((2,), 0.7), text))
+
+
+def test_guidance_is_linear_between_null_and_condition():
+    """v = v_null + w (v_cond - v_null): w = 0 is unconditional, and the line is straight."""
+    net, x = dit(), torch.randn(2, 9, 6)
+    text, null = net.encode_text(torch.tensor([[2, 3, 5], [4, 0, 0]])), net.encode_text(torch.tensor([[1], [1]]))
+    v = {w: M.velocity_field(net, text, null, w=w)(x, 0.7) for w in (0.0, 1.0, 3.0)}
+    assert torch.allclose(v[0.0], net(x, torch.full((2,), 0.7), null), atol=1e-5)
+    assert torch.allclose(v[3.0], v[0.0] + 3 * (v[1.0] - v[0.0]), atol=1e-5)
+    assert (v[1.0] - v[0.0]).abs().max() > 1e-3, "the condition must matter, or this test shows nothing"
+
+
+def test_windows_average_to_the_field_where_it_is_local():
+    """A field without memory over time is the same with and without windows; one window is exactly no window."""
+    local = lambda x, t, text=None, cond=None, mask=None, drop=None: 2 * x + cond
+    x, cond = torch.randn(2, 50, 3), torch.randn(2, 50, 3)
+    for window in (16, 17, 50):
+        assert torch.allclose(M.velocity_field(local, cond=cond, window=window)(x, 0.5), 2 * x + cond, atol=1e-5)
+
+
+def test_many_windows_are_evaluated_in_small_batches():
+    """Memory must not grow with the length of the recording."""
+    sizes = []
+    def net(x, t, text=None, cond=None, mask=None, drop=None):
+        sizes.append(len(x))
+        return x
+    M.velocity_field(net, cond=torch.zeros(1, 4_000, 3), window=16)(torch.randn(1, 4_000, 3), 0.5)
+    assert max(sizes) <= 128 and sum(sizes) > 400
+
+
+# --- network
+
+def test_a_fresh_network_predicts_zero_and_its_blocks_are_the_identity():
+    net = DiT(channels=6, width=32, depth=3, heads=2, vocab=20)
+    v, hs = net(torch.randn(2, 9, 6), torch.rand(2), net.encode_text(torch.tensor([[2], [3]])), return_blocks=True)
+    assert torch.equal(v, torch.zeros_like(v)) and len(hs) == 3 and torch.equal(hs[0], hs[2])
+
+
+def test_block_outputs_on_request_change_nothing():
+    net, x, t = dit(vocab=0), torch.randn(2, 9, 6), torch.rand(2)
+    v, hs = net(x, t, return_blocks=True)
+    assert torch.equal(v, net(x, t)) and hs[0].shape == (2, 9, 32)
+
+
+def test_padded_tokens_cannot_be_heard():
+    net, x, t = dit(), torch.randn(1, 9, 6), torch.tensor([0.4])
+    text = net.encode_text(torch.tensor([[2, 3]]))
+    mask = torch.tensor([[True] * 6 + [False] * 3])
+    other = x.clone()
+    other[:, 6:] = 99
+    assert torch.allclose(net(x, t, text, mask=mask)[:, :6], net(other, t, text, mask=mask)[:, :6], atol=1e-5)
+    assert torch.allclose(net(x, t, text, mask=mask)[:, :6], net(x[:, :6], t, text), atol=1e-5)
+
+
+def test_a_longer_neighbour_in_the_batch_changes_no_caption():
+    net = dit()
+    alone, padded = net.encode_text(torch.tensor([[2, 3]])), net.encode_text(torch.tensor([[2, 3, 0, 0], [4, 5, 6, 7]]))
+    assert torch.allclose(alone.pooled[0], padded.pooled[0], atol=1e-5)
+    x, t = torch.randn(1, 9, 6), torch.tensor([0.4])
+    assert torch.allclose(net(x, t, alone), net(x, t, padded.rows(torch.tensor([0]))), atol=1e-5)
+
+
+def test_word_order_matters():
+    net = dit()
+    a, b = net.encode_text(torch.tensor([[2, 3, 4]])), net.encode_text(torch.tensor([[4, 3, 2]]))
+    assert (a.pooled - b.pooled).abs().max() > 1e-3
+
+
+def test_dropped_condition_is_the_null_condition():
+    net, x, t = dit(vocab=0, cond=True), torch.randn(2, 9, 6), torch.rand(2)
+    cond = torch.randn(2, 9, 6)
+    half = net(x, t, cond=cond, drop=torch.tensor([True, False]))
+    assert torch.equal(half[0], net(x, t)[0]) and torch.equal(half[1], net(x, t, cond=cond)[1])
+    ids = torch.tensor([[2, 3], [4, 5]])
+    net = dit()
+    assert torch.allclose(net.encode_text(ids, torch.tensor([True, False])).pooled, net.encode_text(torch.tensor([[1, 0], [4, 5]])).pooled)
+
+
+def test_rotary_scores_depend_on_distance_alone():
+    q, k = torch.randn(8), torch.randn(8)
+    table = M.rope_table(20, 8, "cpu")
+    rq, rk = (M.rotate(x.expand(1, 1, 20, 8), table)[0, 0] for x in (q, k))
+    scores = rq @ rk.T
+    assert torch.allclose(scores[3, 7], scores[10, 14], atol=1e-5) and not torch.allclose(scores[3, 7], scores[3, 8], atol=1e-3)
+
+
+# --- codec
+
+@pytest.fixture(scope="module")
+def codec(waves):
+    return Codec(64).fit(waves)
+
+
+def test_codec_is_the_best_linear_autoencoder(codec, waves):
+    """Projection error equals that of numpy's SVD truncated to 64 components, and no random basis comes near."""
+    x = torch.cat([codec._frames(torch.as_tensor(w)[None])[0] for w in waves]).double()
+    ours = x - ((x - codec.mean) @ codec.basis.double() @ codec.basis.T.double() + codec.mean)
+    centred = (x - x.mean(0)).numpy()
+    s = np.linalg.svd(centred, compute_uv=False)
+    assert abs(float(ours.square().sum()) / (s[64:] ** 2).sum() - 1) < 1e-3
+    assert abs(codec.explained - (s[:64] ** 2).sum() / (s**2).sum()) < 1e-4
+    q = torch.linalg.qr(torch.randn(128, 64, dtype=torch.float64)).Q
+    assert float(((x - x.mean(0)) - (x - x.mean(0)) @ q @ q.T).square().sum()) > 5 * float(ours.square().sum())
+
+
+@pytest.mark.parametrize("whiten", [0.0, 0.5, 1.0])
+def test_latents_have_unit_mean_variance_and_the_stated_channel_scale(waves, whiten):
+    z = Codec(16, whiten).fit(waves).encode(torch.as_tensor(waves)).flatten(0, 1)
+    var = z.var(0)
+    assert abs(float(var.mean()) - 1) < 0.01 and z.mean(0).abs().max() < 0.02
+    full = Codec(16, 0.0).fit(waves).encode(torch.as_tensor(waves)).flatten(0, 1).var(0)
+    ratio = var / full ** (1 - whiten)
+    assert float(ratio.std() / ratio.mean()) < 0.01
+
+
+def test_decode_then_encode_is_the_identity_on_latents(codec):
+    z = 0.3 * torch.randn(2, 10, 64)
+    mel = codec.decode_mel(z)
+    again = (M.rearrange(mel, "b (t p) m -> b t (p m)", p=2) - codec.mean) @ codec.basis / codec.scale
+    assert torch.allclose(again, z, atol=1e-3)
+
+
+def test_any_length_becomes_whole_tokens(codec):
+    for n in (1, 639, 640, 641, 40_960):
+        z = codec.encode(torch.randn(1, n) * 0.1)
+        assert z.shape == (1, codec.tokens(n), 64) and torch.isfinite(z).all()
+
+
+def test_silence_and_full_scale_stay_finite(codec):
+    for x in (torch.zeros(1, 6_400), torch.ones(1, 6_400), torch.full((1, 6_400), 1e-38)):
+        y = codec.decode(codec.encode(x))
+        assert torch.isfinite(y).all() and y.abs().max() <= 1
+
+
+def test_mel_bands_are_torchaudios_scaled_to_weighted_means():
+    fb = torchaudio.functional.melscale_fbanks(513, 0, 8_000, 64, 16_000, mel_scale="slaney")
+    assert torch.allclose(M.mel_filters() * fb.sum(0), fb, atol=1e-6)
+    assert torch.allclose(torch.ones(513) @ M.mel_filters(), torch.ones(64), atol=1e-5)
+
+
+def test_spectrum_from_mel_reproduces_the_mel(codec, waves):
+    mel = M.log_mel(torch.as_tensor(waves[:4]))
+    s = codec.magnitude(mel)
+    assert (s >= 0).all()
+    assert float(((s @ M.mel_filters()).clamp_min(M.FLOOR).log() - mel).abs().mean()) < 0.1
+
+
+def test_griffin_lim_is_as_consistent_as_torchaudios(waves):
+    """Same spectral convergence as torchaudio's fast Griffin-Lim from a random start (an independent implementation)."""
+    mag = M.stft(torch.as_tensor(waves[:4])).abs()
+    ref = torchaudio.functional.griffinlim(mag.mT, torch.hann_window(1_024), 1_024, 320, 1_024, 1.0, 32, 0.99, waves.shape[1], True)
+    error = lambda y: float((M.stft(y).abs() - mag).norm() / mag.norm())
+    assert error(M.griffin_lim(mag, waves.shape[1])) < 1.15 * error(ref)
+
+
+def test_known_low_band_survives_super_resolution_decoding(codec, waves):
+    import data
+    x = torch.as_tensor(waves[:4])
+    low = torch.as_tensor(np.stack([data.band_limit(w, 2_000) for w in waves[:4]]))
+    y = codec.decode(codec.encode(x), low, 2_000)
+    band = slice(2, 115)  # 30 to 1,800 Hz
+    err = lambda a: float((M.stft(a)[..., band] - M.stft(x)[..., band]).norm() / M.stft(x)[..., band].norm())
+    assert err(y) < 0.1, "the recording's own band, phases included"
+    assert err(codec.decode(codec.encode(x))) > 0.5, "negative control: without it phases are invented"
+
+
+# --- words
+
+def test_unknown_words_are_reported_with_their_neighbours_and_left_out():
+    words = Words.fit(["a low bell", "heavy rain, then two dogs"])
+    assert words.unknown("a low bel zzzz") == {"bel": ["bell"], "zzzz": []}
+    assert torch.equal(words.encode(["a zzzz low bell"]), words.encode(["A LOW bell!"]))
+    assert words.encode(["zzzz"]).tolist() == [[1]] and words.encode([""]).tolist() == [[1]]
+
+
+def test_digits_are_read_as_words():
+    words = Words.fit(["two bells"])
+    assert torch.equal(words.encode(["2 bells"]), words.encode(["two bells"]))
+
+
+def test_batches_of_captions_are_padded_with_zero():
+    ids = Words.fit(["a b c"]).encode(["a", "a b c"])
+    assert ids.shape == (2, 3) and ids[0].tolist()[1:] == [0, 0] and (ids[1] > 1).all()
