@@ -50,7 +50,7 @@ def run_cli(main) -> None:
     """Run `main()` as a command: a UserError becomes one clear line on stderr and exit status 2, Ctrl-C status 130."""
     try:
         main()
-    except UserError as e:
+    except (UserError, OSError) as e:  # OSError: a full disk, a folder where a file should be; its text names the path
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -427,9 +427,9 @@ def draw_scene(rng, split: str = "train", seconds: float = CLIP_S) -> Scene:
             break
     edge, m = 0.06, n - len(back)
     slot = (seconds - 2 * edge) / m
-    if relation == "one" or relation == "while":  # a lone foreground event may sit anywhere and be shorter than the clip
+    if relation == "one" or relation == "while":  # a lone foreground event starts soon; for the judges, who must not rely on it, anywhere
         dur = rng.uniform(0.55, 1.0) * slot
-        events = [_event(sounds[0], edge + rng.uniform(0, slot - dur), dur, rng)]
+        events = [_event(sounds[0], edge + rng.uniform(0, slot - dur if split == "judge" else 0.15), dur, rng)]
     else:
         events = [_event(s, edge + k * slot + rng.uniform(0, 0.06), slot * rng.uniform(0.82, 0.92), rng) for k, s in enumerate(sounds[:m])]
     events += [_event(b, edge, seconds - 2 * edge, rng) for b in back]
@@ -473,7 +473,7 @@ def word_scene(scene: Scene, rng) -> str:
 
 def _loudness(x: np.ndarray) -> float:
     """RMS of the loudest 50 ms: what makes a knock and a drone comparable."""
-    total = np.concatenate([[0], np.cumsum(x**2)])
+    total = np.concatenate([[0], np.cumsum(np.pad(x, (0, max(0, 800 - len(x)))) ** 2)])
     return float(np.sqrt(max((total[800:] - total[:-800]).max() / 800, 1e-12)))
 
 
@@ -525,7 +525,7 @@ def scene_factors(scene: Scene) -> dict:
 
 class SoundWorld:
     """The embedded data set: n clips of a split, drawn from (seed, split, index) alone, so clip i is always the same clip."""
-    version = 1  # raise when a synthesizer, the scene law or a caption changes: the cache is keyed by it
+    version = 2  # raise when a synthesizer, the scene law or a caption changes: the cache is keyed by it
     wordings = 4
 
     def __init__(self, split: str = "train", n: int = 6_000, seed: int = 0, seconds: float = CLIP_S):
@@ -537,6 +537,9 @@ class SoundWorld:
 
     def __len__(self) -> int:
         return self.n
+
+    def __getstate__(self):
+        return {**self.__dict__, "_waves": None}  # workers map the cache themselves: pickling would copy all the audio
 
     def _rng(self, i: int, *more: int):
         return np.random.default_rng([self.seed, SPLITS[self.split], i, *more])
@@ -585,7 +588,8 @@ def _ignore_sigint():
 
 def parallel_map(fn, jobs, args=(), workers: int | None = None):
     """Yield (job, fn(job, *args)) as they finish, in worker processes (workers=0: in this one). fn must be top-level."""
-    workers = os.cpu_count() if workers is None else workers
+    if workers is None:  # the cores this process may use; Windows allows 61 handles
+        workers = min(61, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     if workers == 0 or len(jobs) <= 1:
         for j in jobs:
             yield j, fn(j, *args)
@@ -681,7 +685,7 @@ def write_wav(path: str | Path, x: np.ndarray) -> None:
 
 def _rows(folder: Path) -> tuple[Path, list[dict]]:
     """The metadata rows of a folder, each with its row number in '#'."""
-    found = sorted(p for pat in ("metadata.csv", "metadata.jsonl", "*.jsonl", "*.csv", "meta/*.csv") for p in folder.glob(pat))
+    found = sorted({p for pattern in ("*.jsonl", "*.csv", "meta/*.csv") for p in folder.glob(pattern)})
     found = [p for p in found if p.name.startswith("metadata.")] or found
     if not found:
         raise UserError(f"{folder}: no metadata found; expected metadata.csv or metadata.jsonl with columns file_name and caption")
@@ -693,7 +697,7 @@ def _rows(folder: Path) -> tuple[Path, list[dict]]:
     except UnicodeDecodeError:
         raise UserError(f"{meta}: not UTF-8; save it as UTF-8") from None
     if meta.suffix == ".jsonl":
-        for k, line in enumerate(text.splitlines(), 1):
+        for k, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand inside a JSON string
             if line.strip():
                 try:
                     row = json.loads(line)
@@ -723,7 +727,8 @@ class AudioFolder:
     """A folder of captioned recordings. Reads Hugging Face audiofolder metadata (csv or jsonl: file_name + caption|text), the
     AudioCaps csv (youtube_id, start_time, caption; files named ID.* or ID_START.*) and the ESC-50 csv (filename, category).
 
-    val_fold: rows with that `fold` are the validation split; without it, a random tenth of the *files* (hash of the name)."""
+    val_fold: rows with that `fold` are the validation split; without it, a tenth of the *files*, chosen by a hash of the name (where
+    several files are cuts of one recording, as in ESC-50, use the fold: the hash would put siblings on both sides)."""
 
     def __init__(self, folder: str | Path, split: str = "train", val_fold: int | None = None):
         self.folder = Path(folder)
@@ -734,13 +739,20 @@ class AudioFolder:
         file_col = _column(meta, rows[0], ("file_name", "filename", "youtube_id", "audiocap_id"))
         if val_fold is not None and "fold" not in rows[0]:
             raise UserError(f"{meta}: --val-fold needs a column 'fold'")
-        index = {p.stem: p for p in self.folder.rglob("*") if p.suffix.lower() in AUDIO_TYPES} if file_col != "file_name" else {}
-        clips: dict[Path, list] = {}
+        want = (file_col, text_col) + (("fold",) if val_fold is not None else ())
         for row in rows:
-            path = self._find(str(row[file_col]), row, index, meta)
-            held = (str(row["fold"]) == str(val_fold)) if val_fold is not None else zlib.crc32(path.name.encode()) % 10 == 0
+            missing = next((c for c in want if row.get(c) is None or not str(row[c]).strip()), None)
+            if missing:
+                raise UserError(f"{meta}, row {row['#']}: empty {missing}; fill it in or remove the row")
+        index = {p.stem: p for p in self.folder.rglob("*") if p.suffix.lower() in AUDIO_TYPES} if file_col != "file_name" else {}
+        paths = [self._find(str(row[file_col]), row, index, meta) for row in rows]
+        by_hash = sorted(set(paths), key=lambda p: zlib.crc32(p.name.encode()))
+        tenth = set(by_hash[: max(1, len(by_hash) // 10)])  # at least one file is held out
+        clips: dict[Path, list] = {}
+        for row, path in zip(rows, paths):
+            held = (str(row["fold"]) == str(val_fold)) if val_fold is not None else path in tenth
             if held == (split != "train"):
-                clips.setdefault(path, []).append(str(row[text_col]).replace("_", " ").strip())
+                clips.setdefault(path, []).append(" ".join(str(row[text_col]).replace("_", " ").split()))
         if not clips:
             raise UserError(f"{meta}: no clips in the {split} split" + (f" (no row has fold {val_fold})" if val_fold is not None else ""))
         self.paths, self.captions, self.split = list(clips), list(clips.values()), split
@@ -759,6 +771,9 @@ class AudioFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __getstate__(self):
+        return {**self.__dict__, "_waves": None}
+
     def caption(self, i: int, k: int = 0) -> str:
         return self.captions[i][k % len(self.captions[i])]
 
@@ -772,7 +787,7 @@ class AudioFolder:
 
     def prepare(self, workers: int | None = None) -> "AudioFolder":
         """Decode every file once to 16 kHz mono 16-bit in the cache (32 kB a second of audio)."""
-        if self._waves is not None:
+        if self._waves is not None:  # wave() calls this too
             return self
         folder = cache_dir() / self.key
         lengths = fill_array(folder, "lengths", (len(self), 2), np.int64, _measure_chunk, len(self), (self.paths,),
@@ -810,12 +825,13 @@ def open_data(data: str, split: str, n: int = 0, val_fold: int | None = None, se
     """`soundworld` or the path of a folder -> a data set (see the module docstring for its interface)."""
     if data == "soundworld":
         return SoundWorld(split, n, seconds=seconds)
-    return AudioFolder(data, "train" if split == "train" else "val", val_fold)
+    return AudioFolder(data, "train" if split == "train" else "val", val_fold or None)  # 0, the flag's default, names no fold
 
 
 # --------------------------------------------------------------------------------------------------------------------------
 # Super-resolution input.
 
+BAND_LIMIT_VERSION = 1  # raise when the law below changes: cached conditions are keyed by it
 FILTERS = ("cheby1", "butter", "bessel", "ellip")  # the four families of NVSR and AudioLBM (FACTS d)
 
 
@@ -857,7 +873,7 @@ class LatentCache:
         self.variants, self.c = variants, codec.channels
         tokens = [codec.tokens(n) for n in data.lengths()]
         self.where = np.concatenate([[0], np.cumsum(tokens)])
-        folder = cache_dir() / f"latents-{digest(data.key, codec.key, variants)}"
+        folder = cache_dir() / f"latents-{digest(data.key, codec.key, variants, BAND_LIMIT_VERSION)}"
         shape = (self.where[-1], self.c * max(1, variants))
         # Band-limiting is scipy work and spreads over processes; plain encoding is one batched STFT and stays here.
         self.z = fill_array(folder, "z", shape, np.float16, _encode_chunk, len(data), (data, codec, variants), where=self.where,
@@ -876,6 +892,7 @@ def _encode_chunk(indices, data, codec, variants):
     import torch
     if mp.parent_process() is not None:
         torch.set_num_threads(1)  # one thread a worker: more would fight over the cores
+        data.prepare(0)  # maps the cache, which exists by now
     out = []
     for i in indices:
         x = data.wave(i)

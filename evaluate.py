@@ -159,7 +159,11 @@ def train_judge(kind: str, clips: int = 16_000, epochs: int = 8, batch: int = 64
     from safetensors.torch import save_file
     ASSETS.mkdir(exist_ok=True)
     save_file({k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in judge.state_dict().items()}, ASSETS / f"judge-{kind}.safetensors")
-    return judge_report(kind)
+    report_path = ASSETS.parent / "results" / "judges.json"
+    report = json.loads(report_path.read_text()) if report_path.exists() else {}
+    report_path.parent.mkdir(exist_ok=True)
+    report_path.write_text(json.dumps({**report, kind: judge_report(kind) | {"clips": clips, "epochs": epochs, "seed": seed}}, indent=1) + "\n")
+    return json.loads(report_path.read_text())[kind]
 
 
 def augment_mel(x: Tensor) -> Tensor:
@@ -222,7 +226,8 @@ def kid(x: np.ndarray, y: np.ndarray) -> float:
 
 def log_power(x: np.ndarray) -> np.ndarray:
     """log10 power spectrogram for LSD: Hann STFT 2048/512, floor 1e-8 (NU-Wave2). (N,) -> (frames, 1025)."""
-    spec = torch.stft(torch.as_tensor(np.ascontiguousarray(x)), 2_048, 512, window=torch.hann_window(2_048), return_complex=True)
+    x = np.pad(x, (0, max(0, 2_048 - len(x))))  # shorter than a window: silence follows
+    spec = torch.stft(torch.as_tensor(x), 2_048, 512, window=torch.hann_window(2_048), return_complex=True)
     return spec.abs().square().clamp_min(1e-8).log10().T.numpy()
 
 
@@ -303,8 +308,19 @@ def load_checkpoint(path: Path) -> tuple[dict, dict]:
         raise UserError(f"{path}: checkpoint can't be read ({type(e).__name__}: {str(e).splitlines()[0][:120]})") from None
 
 
+def pick_device(name: str) -> str:
+    """`auto` -> cuda, mps or cpu; any other name is checked."""
+    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next(d for d in ("cuda", "mps", "cpu") if have[d])
+    if not have.get(name.split(":")[0]):
+        raise UserError(f"--device {name}: not here; available: {', '.join(d for d in have if have[d])}")
+    return name
+
+
 def load_run(path: str | Path, device: str = "cpu") -> Run:
     """Open a run folder for use."""
+    device = pick_device(device)
     cfg, ckpt = load_checkpoint(Path(path))
     words = Words(ckpt["words"]) if cfg["task"] == "t2a" else None
     model = DiT(cfg["channels"], cfg["width"], cfg["depth"], cfg["heads"], len(words) if words else 0, cfg["task"] == "sr")
@@ -383,16 +399,21 @@ def upsample_long(run: Run, x: np.ndarray, cutoff: float, seed: int = 0, steps: 
     return (out / weight.clip(1e-9)).astype(np.float32)
 
 
-def find_cutoff(x: np.ndarray, grid: int = 250) -> float | None:
-    """Frequency (Hz) where a low-passed recording ends: the steepest fall of the loudest-frames spectrum (mean over the top
-    half of frames by level, 250 Hz bands), if it falls by 20 dB or more and nothing comes back above. None: no such edge."""
+def find_cutoff(x: np.ndarray) -> float | None:
+    """Frequency (Hz, 125 Hz grid) where a low-passed recording ends, or None.
+
+    An edge is where the spectrum of the loud half of the frames falls by 20 dB within 375 Hz and everything above is emptier than
+    any room (power under 10^-5.5; 16-bit rounding alone is 10^-7.2): a bell has no treble either, but the room around it has.
+    The edge is the last band within 6 dB of the level before the fall. ASSUMED: the thresholds."""
     power = 10 ** log_power(x)
-    power = power[power.sum(1) >= np.median(power.sum(1))]
-    freqs = np.linspace(0, RATE / 2, power.shape[1])
-    level = 10 * np.log10(np.array([power[:, (freqs >= f) & (freqs < f + grid)].mean() for f in range(0, RATE // 2, grid)]) + 1e-10)
-    falls = {k: level[k - 1] - level[k + 1 :][:1].max() for k in range(2, len(level) - 1)}  # across one band, as filters need room
-    k = max(falls, key=falls.get)
-    return float(k * grid) if falls[k] >= 20 and level[k + 1 :].max() < level[: k].max() - 30 else None
+    power = power[power.sum(1) >= np.median(power.sum(1))].mean(0)
+    level = 10 * np.log10(power[:1_024].reshape(64, 16).mean(1) + 1e-10)  # 64 bands of 125 Hz
+    drop = {b: level[b - 4 : b].mean() - level[b + 3 :].max() for b in range(6, 60)}
+    b = max(drop, key=drop.get)
+    if drop[b] < 20 or level[b + 3 :].max() > -55:
+        return None
+    inside = [k for k in range(b - 4, b + 4) if level[k] >= level[b - 4 : b].mean() - 6]
+    return 125.0 * (max(inside) + 1)
 
 
 # --------------------------------------------------------------------------------------------------------------------------
@@ -449,15 +470,16 @@ def order_right(world: SoundWorld, indices, presence: np.ndarray, heard: dict, h
     return np.asarray(out, bool)
 
 
-def text_scores(world: SoundWorld, waves, judge: Judge, real: dict, reference: np.ndarray) -> dict:
+def text_scores(world: SoundWorld, waves, judge: Judge, real: dict, reference: np.ndarray, new: np.ndarray) -> dict:
     """Metrics of clips 0..n-1 of a SoundWorld split rendered as `waves`; real: what the judge hears in the true clips;
-    reference (m, E): judge embeddings of other real clips."""
+    reference (m, E): judge embeddings of other real clips; new (n,): captions that training never saw word for word."""
     heard, n = listen(judge, waves), len(waves)
     truth = factor_table(world, n)
     hit, size = event_match(truth["presence"], heard["presence"]), truth["presence"].sum(1)
     order, sig = order_right(world, range(n), truth["presence"], heard, hit), lambda z: 1 / (1 + np.exp(-z))
     by_size = {int(k): {"exact": float(hit[size == k].mean()), "n": int((size == k).sum())} for k in np.unique(size)}
     return {"exact": float(hit.mean()), "interval": wilson(hit.sum(), n), "n": n, "by_events": by_size,
+            "new_wording": {"exact": float(hit[new].mean()), "interval": wilson(hit[new].sum(), new.sum()), "n": int(new.sum())} if new.any() else None,
             "order": float(order.mean()) if len(order) else None, "order_n": len(order),
             "event_kl": bernoulli_kl(sig(real["presence"]), sig(heard["presence"])), "kid": kid(heard["embedding"], reference)}
 
@@ -467,12 +489,16 @@ def score_t2a(run: Run, clips: int, kind: str, split: str, w: float | None, step
     judge = load_judge(kind)
     if run.config["data"] != "soundworld":
         return score_folder(run, clips, judge, w, steps)
-    world, other = SoundWorld(split, clips, seconds=run.config["seconds"]).prepare(), SoundWorld("judge", clips, seconds=run.config["seconds"]).prepare()
+    world, other = (SoundWorld(s, clips, seconds=run.config["seconds"]).prepare() for s in (split, "val" if split != "val" else "test"))
     real = np.stack([world.wave(i) for i in range(clips)])
     heard, reference = listen(judge, real), listen(judge, (other.wave(i) for i in range(clips)))["embedding"]
     trip = np.concatenate([run.codec.decode(run.codec.encode(torch.as_tensor(real[i : i + 50]))).numpy() for i in range(0, clips, 50)])
-    made = generate(run, [world.caption(i) for i in range(clips)], list(range(clips)), progress="generating", w=w, steps=steps)
-    return [{"row": name, **text_scores(world, waves, judge, heard, reference)} for name, waves in (("real", real), ("codec ceiling", trip), ("model", made))]
+    captions = [world.caption(i) for i in range(clips)]
+    trained = SoundWorld("train", run.config["clips"], seconds=run.config["seconds"])
+    seen = {trained.caption(i, k) for i in range(len(trained)) for k in range(trained.wordings)}
+    new = np.array([c not in seen for c in captions])
+    made = generate(run, captions, list(range(clips)), progress="generating", w=w, steps=steps)
+    return [{"row": name, **text_scores(world, waves, judge, heard, reference, new)} for name, waves in (("real", real), ("codec ceiling", trip), ("model", made))]
 
 
 def score_folder(run: Run, clips: int, judge: Judge, w, steps) -> list[dict]:
@@ -544,11 +570,13 @@ def score(runs: list[Run], clips: int = 500, judge: str = "dev", split: str = "t
 def text_table(rows: list[dict]) -> str:
     if "exact" not in rows[0]:
         return "\n".join([f"{'':14s}    KID (judge's space, trained on SoundWorld: out of domain here)"] + [f"{r['row']:14s} {r['kid']:8.4f}" for r in rows])
-    lines = [f"{'':14s} event set  95 % interval   1 event  2 events  3 events   order (n)    event KL      KID"]
+    lines = [f"{'':14s} event set  95 % interval   of ceiling   1 event  2 events  3 events  new wording (n)   order (n)    event KL   1000 KID"]
+    ceiling = next(r["exact"] for r in rows if r["row"] == "codec ceiling")
     for r in rows:
         by = "  ".join(f"{r['by_events'][k]['exact']:7.3f}" if k in r["by_events"] else "      -" for k in (1, 2, 3))
         order = "   -   " if r["order"] is None else f"{r['order']:.3f} ({r['order_n']})"
-        lines.append(f"{r['row']:14s}   {r['exact']:.3f}   [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]  {by}   {order:12s} {r['event_kl']:8.4f} {r['kid']:8.4f}")
+        new = f"{r['new_wording']['exact']:.3f} ({r['new_wording']['n']})" if r["new_wording"] else "-"
+        lines.append(f"{r['row']:14s}   {r['exact']:.3f}   [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]    {r['exact'] / max(ceiling, 1e-9):6.3f}   {by}   {new:15s} {order:12s} {r['event_kl']:9.4f} {1e3 * r['kid']:9.3f}")
     return "\n".join(lines)
 
 
@@ -581,7 +609,7 @@ def draw_spectrogram(ax, x: np.ndarray, title: str):
     import textwrap
     db = 20 * np.log10(np.maximum(stft(torch.as_tensor(x)[None])[0].abs().numpy().T / (N_FFT / 4), 1e-5))
     image = ax.imshow(db, origin="lower", aspect="auto", extent=(0, len(x) / RATE, 0, RATE / 2_000), vmin=-80, vmax=0, cmap="magma")
-    ax.set_title("\n".join(textwrap.wrap(title, 34)[:3]), fontsize=8)
+    ax.set_title("\n".join(textwrap.wrap(title.replace("$", r"\$"), 34)[:3]), fontsize=8)
     ax.tick_params(labelsize=7)
     return image
 
@@ -619,7 +647,7 @@ def preview(run: Run, val_set, clips: int = 96) -> dict:
     for k, (caption, real, made) in enumerate(pairs):
         data.write_wav(samples / f"real-{k}.wav", real)
         data.write_wav(samples / f"step{run.step:06d}-{k}.wav", made)
-    (samples / "captions.txt").write_text("".join(f"{k}: {c}\n" for k, (c, _, _) in enumerate(pairs)))
+    (samples / "captions.txt").write_text("".join(f"{k}: {c}\n" for k, (c, _, _) in enumerate(pairs)), encoding="utf-8")
     if run.config["task"] == "sr":
         reals = [_first(val_set.wave(i), run.config["seconds"]) for i in range(min(16, len(val_set)))]
         made = upsample(run, np.stack([data.band_limit(x, 2_000) for x in reals]), 2_000, list(range(len(reals))), 12)
@@ -632,6 +660,8 @@ def preview(run: Run, val_set, clips: int = 96) -> dict:
 
 def dashboard(path: Path) -> None:
     """Draw dashboard.png of a run folder from its log and its last previews."""
+    if not (path / "log.jsonl").is_file():
+        raise UserError(f"{path}: no log.jsonl to draw from")
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -640,51 +670,53 @@ def dashboard(path: Path) -> None:
     train, evals = [r for r in rows if "loss" in r], [r for r in rows if "eval" in r]
     steps = np.array([r["step"] for r in train])
     fig = plt.figure(figsize=(14, 11), layout="constrained")
-    grid = fig.add_gridspec(4, 4, height_ratios=(1.15, 1.15, 1, 1))
+    top, bottom = fig.subfigures(2, 1, height_ratios=(1.1, 1))
+    panels = top.subplots(2, 2)
     fig.suptitle(f"{path}: {config['task']} on {config['data']}, {steps[-1] if len(steps) else 0} of {config['steps']} steps, seed {config['seed']}", fontsize=11)
-    ax = fig.add_subplot(grid[0, :2])
+    ax = panels[0, 0]
     loss = np.array([r["loss_fm"] for r in train])
-    k = max(1, len(loss) // 50)
-    ax.plot(steps, loss, color="0.8", lw=0.7, label="training, each 10th step")
+    k = max(2, len(loss) // 20)
+    ax.plot(steps, loss, color="0.75", lw=0.7, label="training, each 10th step")
     if len(loss) >= k:
-        ax.plot(steps[k - 1 :], np.convolve(loss, np.ones(k) / k, "valid"), color="C0", label="training, smoothed")
+        ax.plot(steps[k - 1 :], np.convolve(loss, np.ones(k) / k, "valid"), color="C0", label=f"training, mean of {10 * k} steps")
     ax.plot([r["step"] for r in evals], [r["eval"]["val_loss"] for r in evals], "o-", color="C3", ms=4, label="validation (EMA, t uniform)")
     ax.set(title="flow-matching loss", xlabel="step", ylabel="mean squared velocity error")
     if len(loss):
         ax.set_ylim(0.9 * min(loss.min(), *(r["eval"]["val_loss"] for r in evals)) if evals else None, np.quantile(loss, 0.99) * 1.1)
     ax.legend(fontsize=8)
-    ax = fig.add_subplot(grid[0, 2:])
+    ax = panels[0, 1]
     if evals:
         bins = np.array([r["eval"]["val_loss_t"] for r in evals])
         for j in range(bins.shape[1]):
             ax.plot([r["step"] for r in evals], bins[:, j], "o-", ms=3, color=plt.cm.viridis(j / (bins.shape[1] - 1)), label=f"t = {(j + 0.5) / bins.shape[1]:.2f}")
         ax.legend(fontsize=7, ncol=2)
     ax.set(title="validation loss by noise level (t = 1 is noise)", xlabel="step", ylabel="mean squared velocity error", yscale="log")
-    ax = fig.add_subplot(grid[1, :2])
+    ax = panels[1, 0]
     ax.plot(steps, [r["lr"] for r in train], color="C2", label="learning rate")
     ax.set(title="learning rate and gradient norm", xlabel="step", ylabel="learning rate")
     other = ax.twinx()
     other.plot(steps, [r["grad_norm"] for r in train], color="0.6", lw=0.7)
     other.set_ylabel("gradient norm (grey)")
-    ax = fig.add_subplot(grid[1, 2:])
-    names = {"event_accuracy": "event-set accuracy (n = 96)", "lsd_hf": "LSD-HF at 2 kHz (n = 16)"}
+    ax = panels[1, 1]
+    names = {"event_accuracy": "event-set accuracy (dev judge, n = 96)", "lsd_hf": "LSD-HF at 2 kHz (n = 16)"}
     shown = [n for n in names if evals and n in evals[-1]["eval"]] or ["val_loss"]
     ax.plot([r["step"] for r in evals], [r["eval"][shown[0]] for r in evals], "o-", color="C1")
     ax.set(title="quick metric on validation clips", xlabel="step", ylabel=names.get(shown[0], "validation loss"))
     if shown[0] == "event_accuracy":
         ax.set_ylim(0, 1)
-    captions = [line.split(": ", 1)[1] for line in (path / "samples" / "captions.txt").read_text().splitlines()] if evals else []
+    captions = [line.split(": ", 1)[1] for line in (path / "samples" / "captions.txt").read_text(encoding="utf-8").split("\n")[:-1]] if evals else []
     import scipy.io.wavfile
-    for k, caption in enumerate(captions):
-        for row, name in ((2, f"real-{k}"), (3, f"step{evals[-1]['step']:06d}-{k}")):
-            ax = fig.add_subplot(grid[row, k])
+    grid = bottom.subplots(2, len(captions), sharex=True, sharey=True, squeeze=False) if captions else []
+    for row, (axes, who) in enumerate(zip(grid, ("real", "generated"))):
+        for k, (ax, caption) in enumerate(zip(axes, captions)):
+            name = f"step{evals[-1]['step']:06d}-{k}" if row else f"real-{k}"
             x = scipy.io.wavfile.read(path / "samples" / f"{name}.wav")[1].astype(np.float32) / 32_767
-            image = draw_spectrogram(ax, x, caption if row == 2 else f"model, step {evals[-1]['step']}")
-            ax.set_xlabel("time (s)", fontsize=8)
-            if k == 0:
-                ax.set_ylabel(("real" if row == 2 else "generated") + "\nfrequency (kHz)", fontsize=8)
+            image = draw_spectrogram(ax, x, f"model, step {evals[-1]['step']}" if row else caption)
+            if row:
+                ax.set_xlabel("time (s)", fontsize=8)
+        axes[0].set_ylabel(f"{who}\nfrequency (kHz)", fontsize=8)
     if captions:
-        fig.colorbar(image, ax=fig.axes[-2 * len(captions):], label="dB re full scale", shrink=0.8)
+        bottom.colorbar(image, ax=grid, label="dB re full scale", shrink=0.8)
     tmp = path / "dashboard.tmp.png"
     fig.savefig(tmp, dpi=100)
     plt.close(fig)
@@ -694,8 +726,15 @@ def dashboard(path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------------------
 # Commands.
 
+def check_out(path: Path) -> None:
+    """Refuse, before any work, what can't be written as wav."""
+    if path.suffix.lower() != ".wav" or path.is_dir():
+        raise UserError(f"--out {path}: must name a .wav file")
+
+
 def cmd_generate(a) -> None:
-    run = load_run(a.run)
+    check_out(a.out)
+    run = load_run(a.run, a.device)
     if run.config["task"] != "t2a":
         raise UserError(f"{a.run}: trained for super-resolution; use: python evaluate.py upsample {a.run} --input FILE")
     unknown = run.words.unknown(a.prompt)
@@ -705,6 +744,8 @@ def cmd_generate(a) -> None:
     for w, near in unknown.items():
         print(f"note: unknown word {w!r} is left out" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
     seconds = a.seconds or run.config["seconds"]
+    if not 0.1 <= seconds <= 600:
+        raise UserError(f"--seconds {seconds:g}: must be from 0.1 to 600")
     waves = generate(run, [a.prompt] * a.n, [a.seed + k for k in range(a.n)], tokens=max(run.tokens, run.codec.tokens(round(seconds * RATE))),
                      w=a.cfg, steps=a.steps, method=a.method)[:, : round(seconds * RATE)]
     judge = load_judge("dev") if run.config["data"] == "soundworld" else None
@@ -717,11 +758,12 @@ def cmd_generate(a) -> None:
 
 
 def cmd_upsample(a) -> None:
-    run = load_run(a.run)
+    check_out(a.out)
+    run = load_run(a.run, a.device)
     if run.config["task"] != "sr":
         raise UserError(f"{a.run}: trained for captions; use: python evaluate.py generate {a.run} --prompt ...")
     x = data.read_audio(a.input)
-    cutoff = a.cutoff or find_cutoff(x)
+    cutoff = find_cutoff(x) if a.cutoff is None else a.cutoff
     if cutoff is None:
         raise UserError(f"{a.input}: no band limit found (nothing ends sharply below 8 kHz); name it with --cutoff HZ")
     if not 500 <= cutoff < RATE / 2:
@@ -744,6 +786,8 @@ def cmd_sounds(a) -> None:
 
 
 def cmd_score(a) -> None:
+    if not 500 <= a.cutoff <= 7_500 or a.clips < 2:
+        raise UserError(f"--cutoff {a.cutoff} --clips {a.clips}: needs a cutoff from 500 to 7500 Hz and at least 2 clips")
     score([load_run(r, a.device) for r in a.runs], a.clips, a.judge, a.split, a.cutoff, a.cfg, a.steps, a.out)
 
 
@@ -770,6 +814,7 @@ def main() -> None:
     c.add_argument("--steps", type=positive(int), help="integration steps")
     c.add_argument("--method", choices=("euler", "heun"), default="euler")
     c.add_argument("--seconds", type=positive(float))
+    c.add_argument("--device", default="cpu")
     c.set_defaults(run_command=cmd_generate)
     c = sub.add_parser("upsample", help="muffled audio -> full band")
     c.add_argument("run")
@@ -778,6 +823,7 @@ def main() -> None:
     c.add_argument("--cutoff", type=float, help="Hz above which the input holds nothing; found by itself when left out")
     c.add_argument("--seed", type=int, default=0)
     c.add_argument("--steps", type=positive(int))
+    c.add_argument("--device", default="cpu")
     c.set_defaults(run_command=cmd_upsample)
     c = sub.add_parser("score", help="metrics with intervals")
     c.add_argument("runs", nargs="+")

@@ -58,17 +58,19 @@ def log_mel(wav: Tensor, n_fft: int = N_FFT, hop: int = HOP, n_mels: int = N_MEL
 
 def griffin_lim(mag: Tensor, n: int, iters: int = 32, momentum: float = 0.99, low: Tensor | None = None, keep: Tensor | None = None,
                 generator: torch.Generator | None = None) -> Tensor:
-    """Waveform (B, n) whose STFT magnitude is near mag (B, frames, bins). Fast Griffin-Lim (Perraudin et al. 2013).
+    """Waveform (B, n) whose STFT magnitude is near mag (B, frames, bins).  # Fast Griffin-Lim: Perraudin et al. 2013, alg. 2
+
+    All rows start from the same random phases, so a clip sounds the same whatever batch it is decoded in.
 
     With `low` (complex STFT of a known signal) and `keep` (bins,) True where it is known, those bins are reset to their known
     complex values in each iteration, so the invented band grows phases that agree with the recorded one."""
-    phase = 2 * torch.pi * torch.rand(mag.shape, generator=generator).to(mag.device)
-    spec, last = torch.polar(mag, phase), torch.zeros(())
+    phase = 2 * torch.pi * torch.rand(mag.shape[1:], generator=generator).to(mag.device)
+    spec, last = torch.polar(mag, phase.expand_as(mag)), torch.zeros(())
     for _ in range(iters):
         if low is not None:
             spec = torch.where(keep, low, spec)
         new = stft(istft(spec, n))
-        step = new + momentum / (1 + momentum) * (new - last) if last.ndim else new
+        step = new + momentum * (new - last) if last.ndim else new
         spec, last = mag * step / step.abs().clamp_min(1e-9), new
     if low is not None:
         spec = torch.where(keep, low, spec)
@@ -91,8 +93,8 @@ class Codec(nn.Module):
 
     @property
     def key(self) -> str:
-        """Changes when the latent space changes: part of the name of a latent cache."""
-        h = hashlib.sha256(f"{N_FFT},{HOP},{N_MELS},{FLOOR}".encode())
+        """Changes when the latent space changes: part of the name of a latent cache. Raise the leading 1 with the code."""
+        h = hashlib.sha256(f"1,{N_FFT},{HOP},{N_MELS},{FLOOR}".encode())
         for b in (self.mean, self.basis, self.scale):
             h.update(b.cpu().numpy().tobytes())
         return h.hexdigest()[:16]
@@ -272,7 +274,11 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Velocity network. vocab = 0: no text (super-resolution); cond: latents of the muffled input join on the channel axis."""
+    """Velocity network. vocab = 0: no text (super-resolution); cond: latents of the muffled input join on the channel axis.
+
+    Preconditioned as EDM does for its own parametrisation, here derived for velocities: if x0 were N(0, 1), then Var x_t =
+    r^2 = (1-t)^2 + t^2, E[v | x_t] = (2t - 1) x_t / r^2 and Var[v | x_t] = 1 / r^2. The network F sees x_t / r and predicts what is
+    left, v_hat = ((2t - 1) x_t / r + F) / r: it need not learn to copy its input.  # ASSUMED (same form as EDM, eq. 7)"""
 
     def __init__(self, channels: int = 64, width: int = 128, depth: int = 4, heads: int = 4, vocab: int = 0, cond: bool = False):
         super().__init__()
@@ -294,13 +300,13 @@ class DiT(nn.Module):
             nn.init.normal_(self.text.embed.weight, std=0.5)  # far enough apart that a caption shows in adaLN from step 1
         for b in self.blocks:  # adaLN-zero: each block starts as the identity, so depth costs no early instability
             nn.init.zeros_(b.ada.weight)
-        for lin in (self.ada, self.head):  # first prediction v = 0: the mean of the data seen from t = 1
+        for lin in (self.ada, self.head):  # F = 0: the first prediction is the exact velocity of N(0, 1) data
             nn.init.zeros_(lin.weight)
 
     @staticmethod
     def time_features(t: Tensor) -> Tensor:
         """t (B,) -> (B, 256): cosines and sines at 128 frequencies from 1 to 1,000 radians over [0, 1]."""
-        a = t.float()[:, None] * torch.logspace(0, 3, 128, device=t.device)
+        a = t.float()[:, None] * 10 ** torch.linspace(0, 3, 128, device=t.device)
         return torch.cat([a.cos(), a.sin()], -1)
 
     def encode_text(self, ids: Tensor, drop: Tensor | None = None) -> Text:
@@ -318,6 +324,8 @@ class DiT(nn.Module):
         text: from encode_text. cond (B, T, C): muffled latents, replaced by the learned null where drop (B,) is True.
         mask (B, T): True at real tokens; padded ones are not attended to. All None is the unconditional, unmasked case."""
         assert x_t.ndim == 3 and x_t.shape[2] == self.channels and t.shape == x_t.shape[:1], (x_t.shape, t.shape)
+        r = ((1 - t) ** 2 + t**2).sqrt()[:, None, None]
+        x_t = x_in = x_t / r                                       # (B, T, C), unit variance
         if self.null_cond is not None:
             null = self.null_cond.expand_as(x_t)
             cond = null if cond is None else cond if drop is None else torch.where(drop[:, None, None], null, cond)
@@ -332,7 +340,7 @@ class DiT(nn.Module):
             if return_blocks:
                 hs.append(h)
         shift, scale = self.ada(c).chunk(2, -1)
-        v = self.head(modulate(self.norm(h), shift, scale))        # (B, T, C)
+        v = ((2 * t[:, None, None] - 1) * x_in + self.head(modulate(self.norm(h), shift, scale))) / r  # (B, T, C)
         return (v, hs) if return_blocks else v
 
 

@@ -75,7 +75,7 @@ class Config:
 PRESETS = {  # what differs from the defaults above; a second entry is laid over it for super-resolution
     "smoke": ({}, {"steps": 1_000, "eval_every": 250, "clips": 2_000, "score_clips": 100}),
     "small": ({"steps": 20_000, "batch": 128, "width": 384, "depth": 12, "heads": 6, "clips": 40_000, "lr": 5e-4, "eval_every": 1_000}, {}),
-    "full": ({"steps": 300_000, "batch": 256, "width": 768, "depth": 16, "heads": 12, "channels": 96, "seconds": 10.24, "clips": 100_000,
+    "full": ({"steps": 300_000, "batch": 256, "width": 768, "depth": 16, "heads": 12, "channels": 96, "seconds": 10.24, "clips": 20_000,
               "lr": 2e-4, "warmup": 2_000, "eval_every": 5_000}, {}),
 }
 CHOICES = {"task": ("t2a", "sr"), "preset": ("auto", *PRESETS), "precision": ("auto", "fp32", "bf16"), "timesteps": ("off", "constant")}
@@ -91,16 +91,16 @@ def parse(argv: list[str]) -> tuple[dict, str]:
         p.add_argument("--" + f.name.replace("_", "-"), dest=f.name, type=hints[f.name], choices=CHOICES.get(f.name), help=f"default {f.default!r}")
     given = {k: v for k, v in vars(p.parse_args(argv)).items() if v is not None}
     resume = given.pop("resume")
-    if resume and set(given) - {"steps", "device", "workers"}:
-        raise UserError(f"--resume continues with the run's own settings; only --steps, --device and --workers may be added, not --{sorted(set(given) - {'steps'})[0]}")
+    extra = sorted(set(given) - {"steps", "device", "workers"})
+    if resume and extra:
+        raise UserError(f"--resume continues with the run's own settings; only --steps, --device and --workers may be added, not --{extra[0].replace('_', '-')}")
     return given, resume
 
 
 def resolve(given: dict) -> Config:
     """Defaults < preset (by device) < what the user typed."""
     cfg = Config(**{k: given[k] for k in ("task", "device", "preset") if k in given})
-    if cfg.device == "auto":
-        cfg.device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    cfg.device = evaluate.pick_device(cfg.device)
     if cfg.preset == "auto":
         cfg.preset = "small" if cfg.device.startswith("cuda") else "smoke"
     base, for_sr = PRESETS[cfg.preset]
@@ -110,8 +110,9 @@ def resolve(given: dict) -> Config:
         names = [f"runs/{cfg.task}" + (f"-{k}" if k > 1 else "") for k in range(1, 10_000)]
         cfg.out = next(n for n in names if not Path(n).exists())
     for name, ok, why in (("steps", cfg.steps > 0, "positive"), ("batch", cfg.batch > 0, "positive"), ("lr", cfg.lr > 0, "positive"),
-                          ("heads", cfg.width % (2 * cfg.heads) == 0, "such that width / heads is an even number"),
-                          ("channels", 0 < cfg.channels <= 128, "from 1 to 128"), ("seconds", 0.2 <= cfg.seconds <= 60, "from 0.2 to 60"),
+                          ("heads", cfg.heads > 0 and cfg.width % (2 * cfg.heads) == 0, "such that width / heads is an even number"),
+                          ("channels", 0 < cfg.channels <= 128, "from 1 to 128"), ("seconds", 0.5 <= cfg.seconds <= 30, "from 0.5 to 30"),
+                          ("seed", cfg.seed >= 0, "0 or more"), ("warmup", cfg.warmup > 0, "positive"), ("score_clips", cfg.score_clips >= 2, "at least 2"),
                           ("clips", cfg.clips >= 100, "at least 100"), ("variants", cfg.variants > 0, "positive"), ("eval_every", cfg.eval_every > 0, "positive"),
                           ("cond_drop", 0 <= cfg.cond_drop < 1, "in [0, 1)"), ("sample_steps", cfg.sample_steps > 0, "positive")):
         if not ok:
@@ -160,6 +161,8 @@ def pick_precision(model: DiT, b: dict, cfg: Config) -> str:
     """Time forward + backward in float32 and in bf16, alternating, after a warm-up: bf16 wins on tensor cores, and loses on
     CPUs that emulate it. fp16 overflows where bf16 does not, so it is no candidate."""
     seconds = {"fp32": [], "bf16": []}
+    if cfg.device.startswith("mps"):
+        return "fp32"  # autocast to bf16 is partial there
     if not cfg.device.startswith("cuda"):
         b = {k: v[:8] for k, v in b.items()}  # emulated bf16 can be ten times slower: a small batch tells as much
     for round_ in range(4):
@@ -196,8 +199,11 @@ def train(given: dict, resume: str = "") -> Path:
     began, ckpt = time.time(), None
     if resume:
         cfg, ckpt = evaluate.load_checkpoint(Path(resume))
+        if "optimizer" not in ckpt or set(cfg) != {f.name for f in dataclasses.fields(Config)}:
+            raise UserError(f"--resume {resume}: an exported or foreign checkpoint (no optimizer state, or other settings); it can be used, not continued")
         cfg = dataclasses.replace(Config(**cfg), out=resume, **given)
-        if cfg.steps <= ckpt["step"] and given.get("steps"):
+        cfg.device = evaluate.pick_device(cfg.device)
+        if cfg.steps <= ckpt["step"] and "steps" in given:
             raise UserError(f"--steps {cfg.steps}: {resume} already has {ckpt['step']} steps; give a larger number")
     else:
         cfg = resolve(given)
@@ -207,13 +213,17 @@ def train(given: dict, resume: str = "") -> Path:
 
     # data: waveforms, codec, latents
     print(f"cache: {data.cache_dir()} (safe to delete at any time)")
-    train_set = data.open_data(cfg.data, "train", cfg.clips, cfg.val_fold, cfg.seconds).prepare(workers)
-    val_set = data.open_data(cfg.data, "val", 256, cfg.val_fold, cfg.seconds).prepare(workers)
+    train_set = data.open_data(cfg.data, "train", cfg.clips, cfg.val_fold, cfg.seconds)
+    val_set = data.open_data(cfg.data, "val", 256, cfg.val_fold, cfg.seconds)
+    out = Path(cfg.out)
+    (out / "samples").mkdir(parents=True, exist_ok=True)  # claims the name before the minutes of preparation
+    train_set.prepare(workers)
+    val_set.prepare(workers)
     codec = Codec(cfg.channels)
     if ckpt:
         codec.load_state_dict(ckpt["codec"])
     else:
-        codec.fit(train_set.wave(i) for i in np.random.default_rng(cfg.seed).permutation(len(train_set))[:500])
+        codec.fit(train_set.wave(i)[: 10 * RATE] for i in np.random.default_rng(cfg.seed).permutation(len(train_set))[:500])
         print(f"codec: {cfg.channels} components hold {100 * codec.explained:.1f} % of the log-mel variance")
     latents, val_latents = data.LatentCache(train_set, codec), data.LatentCache(val_set, codec)
     muffled, val_muffled = (data.LatentCache(d, codec, cfg.variants, workers) if cfg.task == "sr" else None for d in (train_set, val_set))
@@ -240,8 +250,6 @@ def train(given: dict, resume: str = "") -> Path:
         step = ckpt["step"]
     if cfg.precision == "auto":
         cfg.precision = pick_precision(model, val_batches[0], cfg)
-    out = Path(cfg.out)
-    (out / "samples").mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(dataclasses.asdict(cfg), indent=1) + "\n")
     log = evaluate.open_log(out / "log.jsonl", step)
     run = evaluate.Run(out, dataclasses.asdict(cfg), ema, codec, words, step)
@@ -273,6 +281,8 @@ def train(given: dict, resume: str = "") -> Path:
         opt.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        if not torch.isfinite(grad_norm):  # before the step: the weights are still good
+            raise UserError(f"step {step}: loss or gradient is not finite; the last checkpoint in {out} is intact. A smaller --lr usually helps")
         opt.step()
         decay = min(cfg.ema, (1 + step) / (10 + step))
         with torch.no_grad():

@@ -226,6 +226,8 @@ def _nonempty(folder, split):
     (lambda d: (d / "metadata.csv").write_bytes("file_name,caption\nx,y".encode("utf-16")), "not UTF-8"),
     (lambda d: (d / "metadata.jsonl").write_text('{"file_name": "x"\n'), "line 1: not valid JSON"),
     (lambda d: (d / "metadata.csv").write_text("file_name,caption\n"), "no rows"),
+    (lambda d: (d / "metadata.csv").write_text("file_name,caption\nx.wav,\n"), "row 2: empty caption"),
+    (lambda d: (d / "metadata.jsonl").write_text('{"file_name": "x.wav", "caption": "a"}\n{"file_name": "y.wav"}\n'), "row 2: empty caption"),
 ])
 def test_bad_folders_are_refused_with_the_row_and_the_fix(tmp_path, write, message):
     write(tmp_path)

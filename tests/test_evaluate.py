@@ -108,11 +108,12 @@ def test_energy_score_prefers_the_true_distribution_to_its_mean_and_to_wrong_wid
 
 # --- super-resolution tools
 
-@pytest.mark.parametrize("cutoff", [1_500, 2_000, 4_000])
+@pytest.mark.parametrize("cutoff", [1_500, 2_000, 4_000, 6_000])
 def test_the_band_limit_of_a_recording_is_found(cutoff, waves):
     noise = np.concatenate([gaussian(seed=1) + 0.3 * np.tile(waves[k], 1)[: RATE * 2] for k in (0, 1)])
     assert abs(E.find_cutoff(data.band_limit(noise, cutoff)) - cutoff) <= 250
     assert E.find_cutoff(noise) is None, "full-band sound has no edge"
+    assert sum(E.find_cutoff(w) is not None for w in waves) == 0, "a bell has no treble, but its room has"
 
 
 def test_ridge_is_the_normal_equations_and_beats_the_mean(waves):
@@ -144,19 +145,22 @@ def test_generation_is_reproducible_and_independent_of_the_batch(t2a_run):
     together = E.generate(run, captions, [1, 2, 3])
     alone = E.generate(run, captions[1:2], [2])
     assert together.shape == (3, 40_960) and np.isfinite(together).all()
+    # Griffin-Lim amplifies float rounding, so equality is asked of the spectrum and of the latents.
     z = [E.generate_latents(run, c, s) for c, s in ((captions, [1, 2, 3]), (captions[1:2], [2]))]
     assert torch.allclose(z[0][1], z[1][0], atol=1e-4) and alone.shape == (1, 40_960)
+    assert np.corrcoef(together[1], alone[0])[0, 1] > 0.9
     assert not np.allclose(E.generate(run, ["rain"], [5]), E.generate(run, ["rain"], [6]))
 
 
-@pytest.mark.parametrize("seconds", [0.3, 2.56, 6.0])
+@pytest.mark.parametrize("seconds", [0.02, 0.3, 2.56, 6.0])
 def test_any_length_is_upsampled_and_its_low_band_kept(sr_run, seconds):
     run = E.load_run(sr_run)
     x = data.band_limit(gaussian(round(seconds * RATE)), 2_000)
     y = E.upsample_long(run, x, 2_000, progress=False)
     assert y.shape == x.shape and np.isfinite(y).all()
-    low = lambda v: scipy.signal.sosfiltfilt(scipy.signal.butter(6, 1_500, fs=RATE, output="sos"), v)
-    assert np.std(low(y) - low(x)) < 0.15 * np.std(low(x))
+    if seconds > 0.1:
+        low = lambda v: scipy.signal.sosfiltfilt(scipy.signal.butter(6, 1_500, fs=RATE, output="sos"), v)
+        assert np.std(low(y) - low(x)) < 0.15 * np.std(low(x))
 
 
 def test_long_recordings_are_crossfaded_segments(sr_run):
@@ -207,6 +211,10 @@ def test_upsample_command_takes_any_format(sr_run, tmp_path, ext, rate):
     (lambda t, s, d: ("upsample", s, "--input", d / "full.wav"), "no band limit found"),
     (lambda t, s, d: ("upsample", s, "--input", d / "full.wav", "--cutoff", 9_000), "--cutoff 9000"),
     (lambda t, s, d: ("sounds", s), "no captions"),
+    (lambda t, s, d: ("generate", t, "--prompt", "rain", "--out", "x.mp3"), "must name a .wav file"),
+    (lambda t, s, d: ("generate", t, "--prompt", "rain", "--seconds", 9_999), "--seconds 9999"),
+    (lambda t, s, d: ("dashboard", d), "no log.jsonl"),
+    (lambda t, s, d: ("score", s, "--cutoff", 9_000), "--cutoff 9000"),
 ])
 def test_bad_requests_end_with_status_2_one_line_and_no_file(t2a_run, sr_run, tmp_path, capsys, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
@@ -259,12 +267,13 @@ def test_shipped_demos_load_and_are_small(folder):
 
 
 def test_the_shipped_demo_follows_its_captions():
-    """Single events from the shipped weights: at least 6 of 10 are heard as asked (chance: 1 in 24)."""
+    """Single events from the shipped weights: for at least 6 of 10 the judge hears what was asked and nothing else."""
     run, judge = E.load_run(E.ASSETS / "demo"), E.load_judge("dev")
     asked = ("rain", "siren", "engine", "helicopter", "bird", "buzz", "bell", "baby", "beep", "wind")
     phrase = {s.name: s.one[0].replace("~ ", "") for s in data.SOUNDS}
     heard = E.listen(judge, E.generate(run, [phrase[a] for a in asked], list(range(10))))["presence"]
-    assert sum(heard[j, data.NAMES.index(a)] > 0 for j, a in enumerate(asked)) >= 6
+    truth = np.stack([np.asarray(data.NAMES) == a for a in asked])
+    assert E.event_match(truth, heard).sum() >= 6 and E.event_match(truth[::-1], heard).sum() <= 1
 
 
 def test_the_shipped_upsampler_restores_treble():

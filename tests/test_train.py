@@ -102,6 +102,23 @@ def cli(*argv, **k):
     return subprocess.run([sys.executable, ROOT / "train.py", *map(str, argv)], capture_output=True, text=True, **k)
 
 
+def test_divergence_stops_before_it_spoils_the_weights(tiny, tmp_path, monkeypatch):
+    """A non-finite gradient ends the run with one clear line; what was saved stays finite."""
+    run = train.train({**tiny, "task": "sr", "steps": 2, "eval_every": 2, "out": str(tmp_path / "r")})
+    monkeypatch.setattr(train, "flow_matching_loss", lambda v_hat, v, mask=None: (v_hat * float("nan")).mean((1, 2)))
+    with pytest.raises(data.UserError, match="step 3: loss or gradient is not finite"):
+        train.train({"steps": 4}, str(run))
+    assert final(run)["step"] == 2 and all(torch.isfinite(v).all() for v in final(run)["model"].values())
+
+
+def test_the_default_split_holds_out_files_without_a_fold_column(tmp_path):
+    from test_data import make_folder
+    names = [f"{k}.wav" for k in range(5)]
+    folder = make_folder(tmp_path / "mine", names, [(n, "a tone") for n in names], ("file_name", "caption"))
+    sizes = [len(data.open_data(str(folder), s, 0, train.Config().val_fold)) for s in ("train", "val")]
+    assert sizes == [4, 1]
+
+
 @pytest.mark.parametrize("argv, message", [
     (("--stepz", 3), "unrecognized arguments: --stepz"),
     (("--steps", "many"), "invalid int value"),
@@ -110,6 +127,9 @@ def cli(*argv, **k):
     (("--data", "no/such/folder"), "no such folder"),
     (("--resume", "no/such/run"), "not a run folder"),
     (("--width", 30), "--heads 4: must be"),
+    (("--heads", 0), "--heads 0: must be"),
+    (("--seed", -1), "--seed -1: must be"),
+    (("--device", "abacus"), "--device abacus: not here"),
 ])
 def test_bad_flags_end_with_status_2_and_leave_nothing(tmp_path, argv, message):
     done = cli(*argv, cwd=tmp_path)
@@ -118,14 +138,16 @@ def test_bad_flags_end_with_status_2_and_leave_nothing(tmp_path, argv, message):
 
 
 def test_a_used_run_folder_is_not_overwritten(t2a_run, sr_run):
-    for argv, message in ((("--out", t2a_run), "not empty"), (("--resume", t2a_run, "--lr", 1), "own settings"), (("--resume", t2a_run, "--steps", 5), "already has 12")):
+    for argv, message in ((("--out", t2a_run), "not empty"), (("--resume", t2a_run, "--lr", 1), "own settings"), (("--resume", t2a_run, "--steps", 5), "already has 12"),
+                          (("--resume", ROOT / "assets" / "demo"), "exported or foreign")):
         done = cli(*argv)
         assert done.returncode == 2 and message in done.stderr
 
 
 def test_terminated_runs_save_and_say_how_to_continue(tiny, tmp_path):
-    """SIGTERM mid-run: the step is finished, saved, and --resume ends like a run that was left alone."""
-    flags = [x for k, v in {**tiny, "task": "t2a", "steps": 400, "eval_every": 1_000, "out": tmp_path / "r"}.items() for x in (f"--{k.replace('_', '-')}", str(v))]
+    """SIGTERM between evaluations: the step is finished and saved; resumed, it ends bitwise like a run that was left alone."""
+    settings = {**tiny, "task": "sr", "steps": 400, "eval_every": 1_000}
+    flags = [x for k, v in {**settings, "out": tmp_path / "r"}.items() for x in (f"--{k.replace('_', '-')}", str(v))]
     p = subprocess.Popen([sys.executable, ROOT / "train.py", *flags], stderr=subprocess.PIPE, text=True)
     log = tmp_path / "r" / "log.jsonl"
     for _ in range(600):
@@ -136,6 +158,9 @@ def test_terminated_runs_save_and_say_how_to_continue(tiny, tmp_path):
     err = p.communicate(timeout=120)[1]
     step = final(tmp_path / "r")["step"]
     assert p.returncode == 2 and f"continue with: python train.py --resume {tmp_path / 'r'}" in err and 10 <= step < 400
+    train.train({"steps": step + 3}, str(tmp_path / "r"))
+    straight = train.train({**settings, "steps": step + 3, "out": str(tmp_path / "straight")})
+    assert same_weights(final(tmp_path / "r"), final(straight))
 
 
 # --- the README
