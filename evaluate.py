@@ -248,6 +248,8 @@ def si_sdr(ref: np.ndarray, est: np.ndarray) -> float:
     """Scale-invariant signal-to-distortion ratio in dB, zero-mean (Le Roux et al. 2019); silence scores -inf's stand-in, -80."""
     ref, est = ref.astype(np.float64) - ref.mean(), est.astype(np.float64) - est.mean()
     target = (est @ ref) / max(ref @ ref, 1e-12) * ref
+    if target @ target < 1e-12:
+        return -80.0
     return float(10 * np.log10(max(target @ target, 1e-12) / max(((est - target) ** 2).sum(), 1e-12)).clip(-80, 120))
 
 
@@ -400,19 +402,19 @@ def upsample_long(run: Run, x: np.ndarray, cutoff: float, seed: int = 0, steps: 
 
 
 def find_cutoff(x: np.ndarray) -> float | None:
-    """Frequency (Hz, 125 Hz grid) where a low-passed recording ends, or None.
+    """Frequency (Hz, 125 Hz grid, to about 500 Hz) where a low-passed recording ends, or None.
 
-    An edge is where the spectrum of the loud half of the frames falls by 20 dB within 375 Hz and everything above is emptier than
-    any room (power under 10^-5.5; 16-bit rounding alone is 10^-7.2): a bell has no treble either, but the room around it has.
-    The edge is the last band within 6 dB of the level before the fall. ASSUMED: the thresholds."""
+    An edge is where the spectrum of the loud half of the frames falls by 30 dB within 1 kHz and stays 40 dB under its peak; the
+    edge is the last band within 6 dB of the level before the fall. A sound without treble (a bell) looks the same, so a
+    full-band recording of one can be taken for a muffled one: name --cutoff where it matters. ASSUMED: the thresholds."""
     power = 10 ** log_power(x)
     power = power[power.sum(1) >= np.median(power.sum(1))].mean(0)
     level = 10 * np.log10(power[:1_024].reshape(64, 16).mean(1) + 1e-10)  # 64 bands of 125 Hz
-    drop = {b: level[b - 4 : b].mean() - level[b + 3 :].max() for b in range(6, 60)}
+    drop = {b: level[b - 4 : b].mean() - level[b + 8 :].max() for b in range(6, 55)}
     b = max(drop, key=drop.get)
-    if drop[b] < 20 or level[b + 3 :].max() > -55:
+    if drop[b] < 30 or level[b + 8 :].max() > level.max() - 40:
         return None
-    inside = [k for k in range(b - 4, b + 4) if level[k] >= level[b - 4 : b].mean() - 6]
+    inside = [k for k in range(b - 4, b + 8) if level[k] >= level[b - 4 : b].mean() - 6]
     return 125.0 * (max(inside) + 1)
 
 

@@ -170,7 +170,7 @@ def test_every_command_in_the_readme_exists():
     text = (ROOT / "README.md").read_text()
     commands = re.findall(r"python (train|evaluate)\.py([^\n`#]*)", text)
     assert len(commands) > 8
-    known = {"train": {f"--{f.name.replace('_', '-')}" for f in train.dataclasses.fields(train.Config)} | {"--resume"},
+    known = {"train": {f"--{f.name.replace('_', '-')}" for f in train.dataclasses.fields(train.Config)} | {"--resume", "--help"},
              "evaluate": set(re.findall(r'"(--[a-z-]+)"', (ROOT / "evaluate.py").read_text()))}
     for script, rest in commands:
         assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= known[script], rest
