@@ -917,7 +917,7 @@ def draw_batch(latents: LatentCache, muffled: LatentCache | None, batch: int, le
         x = latents.crop(i, start, length)
         b["x0"][j, : len(x)], b["mask"][j, : len(x)] = x, True
         if muffled is not None:
-            b["cond"][j, : len(x)] = muffled.crop(i, start, length, int(rng.integers(muffled.variants)))
+            b["cond"][j, : len(x)] = muffled.crop(i, start, length, int(rng.integers(max(1, muffled.variants))))
     return b
 
 
