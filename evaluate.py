@@ -801,7 +801,7 @@ def cmd_export(a) -> None:
     config, ckpt = load_checkpoint(Path(a.run))
     a.folder.mkdir(parents=True, exist_ok=True)
     torch.save({"step": ckpt["step"], "ema": {k: v.half() for k, v in ckpt["ema"].items()}, "codec": ckpt["codec"], "words": ckpt["words"]}, a.folder / "checkpoint.pt")
-    (a.folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (a.folder / "config.json").write_text(json.dumps({**config, "out": ""}, indent=1) + "\n")  # the path is of this machine
     print(f"{a.folder}: {(a.folder / 'checkpoint.pt').stat().st_size / 1e6:.1f} MB")
 
 
