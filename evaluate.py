@@ -329,9 +329,18 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
     words = Words(ckpt["words"]) if cfg["task"] == "t2a" else None
     model = DiT(cfg["channels"], cfg["width"], cfg["depth"], cfg["heads"], len(words) if words else 0, cfg["task"] == "sr")
     codec = Codec(cfg["channels"])
-    model.load_state_dict({k: v.float() for k, v in ckpt["ema"].items()})
-    codec.load_state_dict(ckpt["codec"])
+    load_weights(path, model, {k: v.float() for k, v in ckpt["ema"].items()})
+    load_weights(path, codec, ckpt["codec"])
     return Run(Path(path), cfg, model.to(device).eval().requires_grad_(False), codec, words, ckpt["step"])
+
+
+def load_weights(path: str | Path, module: nn.Module, state: dict) -> None:
+    """load_state_dict whose refusal is one line: which weights are missing, unknown or of another shape."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as e:
+        detail = "; ".join(line.strip() for line in str(e).splitlines()[1:3])
+        raise UserError(f"{path}: its weights are those of another model or version ({detail[:160]})") from None
 
 
 def open_log(path: Path, step: int):
@@ -523,15 +532,17 @@ def _first(x: np.ndarray, seconds: float) -> np.ndarray:
     return np.pad(x[:n], (0, max(0, n - len(x))))
 
 
-def sr_scores(reals, outputs: list[list[np.ndarray]], cutoff: int) -> dict:
-    """Metrics of a method: outputs[s][i] is sample s of clip i. LSD and SI-SDR of the first sample, energy score of all."""
-    rows = []
-    for i, ref in enumerate(reals):
-        row = lsd(log_power(ref), log_power(outputs[0][i]), cutoff)
-        row["energy_score"] = energy_score(high_band_mel(ref, cutoff), [high_band_mel(o[i], cutoff) for o in outputs])
-        row["si_sdr"] = si_sdr(ref, outputs[0][i])
-        rows.append(row)
-    return {k: {"mean": float(np.mean([r[k] for r in rows])), "interval": mean_interval([r[k] for r in rows])} for k in rows[0]} | {"n": len(rows)}
+def sr_rows(reals, outputs: list[list[np.ndarray]], cutoff: int) -> list[dict]:
+    """Metrics of each clip; outputs[s][i] is sample s of clip i. LSD and SI-SDR of the first sample, energy score of all."""
+    return [lsd(log_power(ref), log_power(outputs[0][i]), cutoff) |
+            {"energy_score": energy_score(high_band_mel(ref, cutoff), [high_band_mel(o[i], cutoff) for o in outputs]), "si_sdr": si_sdr(ref, outputs[0][i])}
+            for i, ref in enumerate(reals)]
+
+
+def summary(rows: list[dict], minus: list[dict] | None = None) -> dict:
+    """{metric: {mean, interval}} over clips; with `minus`, of the paired differences, in which the clips' variety cancels."""
+    values = {k: np.array([r[k] for r in rows]) - (0 if minus is None else np.array([r[k] for r in minus])) for k in rows[0]}
+    return {k: {"mean": float(v.mean()), "interval": mean_interval(v)} for k, v in values.items()}
 
 
 def score_sr(run: Run, clips: int, cutoff: int, steps: int | None, split: str = "test") -> list[dict]:
@@ -550,7 +561,9 @@ def score_sr(run: Run, clips: int, cutoff: int, steps: int | None, split: str = 
                "ridge": [[base.render(x, "ridge", 2 * i + s) for i, x in enumerate(muffled)] for s in (0, 1)],
                "model": [upsample(run, m.numpy(), cutoff, [2 * i + s for i in range(n)], steps) for s in (0, 1)],
                "codec ceiling": [torch.cat([run.codec.decode(z[i : i + 50], m[i : i + 50], cutoff) for i in range(0, n, 50)]).numpy()]}
-    return [{"row": name, **sr_scores(reals, out, cutoff)} for name, out in methods.items()]
+    rows = {name: sr_rows(reals, out, cutoff) for name, out in methods.items()}
+    table = [{"row": name, **summary(r), "n": n} for name, r in rows.items()]
+    return table + [{"row": f"model - {name}", **summary(rows["model"], rows[name]), "n": n} for name in ("mean spectrum", "ridge")]
 
 
 def score(runs: list[Run], clips: int = 500, judge: str = "dev", split: str = "test", cutoff: int = 2_000, w: float | None = None,
@@ -587,8 +600,8 @@ def text_table(rows: list[dict]) -> str:
 
 def sr_table(rows: list[dict]) -> str:
     keys = ("energy_score", "lsd", "lsd_lf", "lsd_hf", "si_sdr")
-    lines = [f"{'':14s}" + "".join(f"{k:>24s}" for k in ("energy score", "LSD", "LSD-LF", "LSD-HF", "SI-SDR dB"))]
-    lines += [f"{r['row']:14s}" + "".join(f"{r[k]['mean']:8.3f} [{r[k]['interval'][0]:6.3f},{r[k]['interval'][1]:6.3f}]" for k in keys) for r in rows]
+    lines = [f"{'':21s}" + "".join(f"{k:>24s}" for k in ("energy score", "LSD", "LSD-LF", "LSD-HF", "SI-SDR dB"))]
+    lines += [f"{r['row']:21s}" + "".join(f"{r[k]['mean']:8.3f} [{r[k]['interval'][0]:6.3f},{r[k]['interval'][1]:6.3f}]" for k in keys) for r in rows]
     return "\n".join(lines)
 
 
@@ -630,9 +643,14 @@ def preview_pairs(run: Run, val_set, n: int = 4) -> list[tuple[str, np.ndarray, 
     return list(zip(captions, real, upsample(run, muffled, 2_000, list(range(len(real))))))
 
 
-def preview(run: Run, val_set, clips: int = 96) -> dict:
+def preview_clips(config: dict) -> int:
+    """How many validation clips a quick metric hears."""
+    return min(config["score_clips"], 16 if config["task"] == "sr" else 96)
+
+
+def preview(run: Run, val_set) -> dict:
     """Write the four previews (wav + spectrogram png) and return quick metrics on validation clips: event-set accuracy by
-    the development judge (12 Euler steps), or LSD-HF at 2 kHz. Rough (n = 96 or 16): for curves, not for tables."""
+    the development judge, or LSD-HF at 2 kHz, with 12 Euler steps. Rough: for curves, not for tables."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -653,8 +671,9 @@ def preview(run: Run, val_set, clips: int = 96) -> dict:
         data.write_wav(samples / f"real-{k}.wav", real)
         data.write_wav(samples / f"step{run.step:06d}-{k}.wav", made)
     (samples / "captions.txt").write_text("".join(f"{k}: {c}\n" for k, (c, _, _) in enumerate(pairs)), encoding="utf-8")
+    clips = min(preview_clips(run.config), len(val_set))
     if run.config["task"] == "sr":
-        reals = [_first(val_set.wave(i), run.config["seconds"]) for i in range(min(16, len(val_set)))]
+        reals = [_first(val_set.wave(i), run.config["seconds"]) for i in range(clips)]
         made = upsample(run, np.stack([data.band_limit(x, 2_000) for x in reals]), 2_000, list(range(len(reals))), 12)
         return {"lsd_hf": float(np.mean([lsd(log_power(a), log_power(b), 2_000)["lsd_hf"] for a, b in zip(reals, made)]))}
     if run.config["data"] != "soundworld":
@@ -703,7 +722,8 @@ def dashboard(path: Path) -> None:
     other.plot(steps, [r["grad_norm"] for r in train], color="0.6", lw=0.7)
     other.set_ylabel("gradient norm (grey)")
     ax = panels[1, 1]
-    names = {"event_accuracy": "event-set accuracy, n = 96", "lsd_hf": "LSD-HF at 2 kHz (n = 16)"}
+    n = preview_clips(config)
+    names = {"event_accuracy": f"event-set accuracy, n = {n}", "lsd_hf": f"LSD-HF at 2 kHz, n = {n}"}
     shown = [n for n in names if evals and n in evals[-1]["eval"]] or ["val_loss"]
     ax.plot([r["step"] for r in evals], [r["eval"][shown[0]] for r in evals], "o-", color="C1")
     ax.set(title="quick metric on validation clips (12 integration steps)", xlabel="step", ylabel=names.get(shown[0], "validation loss"))

@@ -75,7 +75,7 @@ class Config:
 
 
 PRESETS = {  # what differs from the defaults above; a second entry is laid over it for super-resolution
-    "smoke": ({}, {"steps": 1_000, "eval_every": 250, "clips": 2_000, "score_clips": 100}),
+    "smoke": ({}, {"steps": 2_000, "eval_every": 500, "clips": 2_500, "score_clips": 100}),
     "small": ({"steps": 20_000, "batch": 128, "width": 384, "depth": 12, "heads": 6, "clips": 40_000, "lr": 5e-4, "muon_lr": 2e-3, "eval_every": 1_000}, {}),
     "full": ({"steps": 300_000, "batch": 256, "width": 768, "depth": 16, "heads": 12, "channels": 96, "seconds": 10.24, "clips": 20_000,
               "lr": 2e-4, "muon_lr": 1e-3, "warmup": 2_000, "eval_every": 5_000}, {}),
@@ -260,8 +260,8 @@ def train(given: dict, resume: str = "") -> Path:
     full_lr = [group["lr"] for opt in opts for group in opt.param_groups]
     step = 0
     if ckpt:
-        model.load_state_dict(ckpt["model"])
-        ema.load_state_dict(ckpt["ema"])
+        evaluate.load_weights(resume, model, ckpt["model"])
+        evaluate.load_weights(resume, ema, ckpt["ema"])
         for opt, state in zip(opts, ckpt["optimizer"], strict=True):
             opt.load_state_dict(state)
         step = ckpt["step"]

@@ -141,6 +141,16 @@ def test_word_order_matters():
     assert (a.pooled - b.pooled).abs().max() > 1e-3
 
 
+def test_a_token_knows_where_it_is():
+    """Equal tokens at all places: relative positions alone give equal outputs; with the place features each differs."""
+    net, x, t = dit(), torch.randn(1, 1, 6).expand(1, 9, 6), torch.full((1,), 0.7)
+    spread = lambda: (net(x, t) - net(x, t)[:, :1]).abs().max()
+    with torch.no_grad():
+        assert spread() > 1e-3
+        net.place.weight.zero_()
+        assert spread() < 1e-5, "negative control: without them a token can't tell"
+
+
 def test_dropped_condition_is_the_null_condition():
     net, x, t = dit(vocab=0, cond=True), torch.randn(2, 9, 6), torch.rand(2)
     cond = torch.randn(2, 9, 6)

@@ -69,6 +69,19 @@ def test_a_reference_centre_of_zero_is_off_bitwise(tiny, tmp_path):
     assert same_weights(a, b) and not same_weights(a, c)
 
 
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_each_parameter_has_exactly_one_optimizer(name):
+    """Muon takes block matrices only; embeddings, head and biases stay with AdamW."""
+    model = train.DiT(8, 32, 2, 2, vocab=20)
+    opts = train.make_optimizers(model, train.Config(optimizer=name, device="cpu"))
+    owned = [[p for g in opt.param_groups for p in g["params"]] for opt in opts]
+    assert sorted(map(id, sum(owned, []))) == sorted(map(id, model.parameters()))
+    assert [type(o).__name__ for o in opts] == (["AdamW", "Muon"] if name == "muon" else ["AdamW"])
+    if name == "muon":
+        ids = {id(p) for p in owned[1]}
+        assert id(model.blocks[0].qkv.weight) in ids and not {id(model.text.embed.weight), id(model.head.weight), id(model.embed.weight)} & ids
+
+
 def test_previews_come_from_the_average_in_eval_mode(t2a_run):
     run = evaluate.load_run(t2a_run)
     ckpt = final(t2a_run)
