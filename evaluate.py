@@ -30,6 +30,7 @@ from data import NAMES, RATE, SOUNDS, SoundWorld, UserError, run_cli
 from model import N_FFT, Codec, DiT, Words, integrate, log_mel, stft, velocity_field
 
 ASSETS = Path(__file__).resolve().parent / "assets"
+RESCALE = 1.0  # see model.velocity_field: without it a guided clip is several times louder than a real one. ASSUMED
 
 
 # --------------------------------------------------------------------------------------------------------------------------
@@ -367,7 +368,7 @@ def generate_latents(run: Run, captions: list[str], seeds: list[int], tokens: in
     with torch.no_grad():
         text = run.model.encode_text(run.words.encode(captions).to(device))
         null = run.model.encode_text(run.words.encode([""] * len(captions)).to(device))
-        field = velocity_field(run.model, text, null, w=w, window=run.tokens)
+        field = velocity_field(run.model, text, null, w=w, window=run.tokens, rescale=RESCALE)
         return integrate(field, noise(run, seeds, tokens or run.tokens).to(device), steps, method).cpu()
 
 
@@ -576,7 +577,7 @@ def score(runs: list[Run], clips: int = 500, judge: str = "dev", split: str = "t
         protocol = {"run": str(run.path), "step": run.step, "data": run.config["data"], "split": split if run.config["data"] == "soundworld" else "held out",
                     "n": rows[0]["n"], "sample_steps": steps or run.config["sample_steps"], "candidates": 1}
         protocol |= {"cutoff_hz": cutoff, "filter": "cheby1 order 8", "stft": "Hann 2048/512, power floor 1e-8"} if sr else \
-                    {"judge": judge, "w": run.config["cfg"] if w is None else w}
+                    {"judge": judge, "w": run.config["cfg"] if w is None else w, "rescale": RESCALE}
         result[str(run.path)] = {"protocol": protocol, "rows": rows}
         print("\n" + ", ".join(f"{k} {v}" for k, v in protocol.items()))
         print(sr_table(rows) if sr else text_table(rows))
@@ -633,10 +634,13 @@ def draw_spectrogram(ax, x: np.ndarray, title: str):
 
 
 def preview_pairs(run: Run, val_set, n: int = 4) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """(title, real or input, made) for the first n validation clips, always from the same noise."""
+    """(caption, real, made) for n validation clips, always from the same noise; folders are often sorted by class, so different
+    captions go first."""
     assert not run.model.training, "previews come from EMA weights in eval mode"
-    real = np.stack([_first(val_set.wave(i), run.config["seconds"]) for i in range(min(n, len(val_set)))])
-    captions = [val_set.caption(i) for i in range(len(real))]
+    first = sorted({val_set.caption(i): i for i in reversed(range(len(val_set)))}.values())
+    chosen = (first + [i for i in range(len(val_set)) if i not in first])[:n]
+    real = np.stack([_first(val_set.wave(i), run.config["seconds"]) for i in chosen])
+    captions = [val_set.caption(i) for i in chosen]
     if run.config["task"] == "t2a":
         return list(zip(captions, real, generate(run, captions, list(range(len(real))))))
     muffled = np.stack([data.band_limit(x, 2_000) for x in real])
@@ -726,7 +730,7 @@ def dashboard(path: Path) -> None:
     names = {"event_accuracy": f"event-set accuracy, n = {n}", "lsd_hf": f"LSD-HF at 2 kHz, n = {n}"}
     shown = [n for n in names if evals and n in evals[-1]["eval"]] or ["val_loss"]
     ax.plot([r["step"] for r in evals], [r["eval"][shown[0]] for r in evals], "o-", color="C1")
-    ax.set(title="quick metric on validation clips (12 integration steps)", xlabel="step", ylabel=names.get(shown[0], "validation loss"))
+    ax.set(title="quick metric on validation clips" + (", 12 integration steps" if shown[0] in names else ""), xlabel="step", ylabel=names.get(shown[0], "validation loss"))
     if shown[0] == "event_accuracy":
         ax.set_ylim(0, 1)
     captions = [line.split(": ", 1)[1] for line in (path / "samples" / "captions.txt").read_text(encoding="utf-8").split("\n")[:-1]] if evals else []

@@ -144,8 +144,9 @@ class Codec(nn.Module):
 
     @torch.no_grad()
     def decode(self, z: Tensor, muffled: Tensor | None = None, cutoff: float | Tensor | None = None, seed: int = 0, iters: int = 32) -> Tensor:
-        """z (B, T, C) -> wav (B, 640 T) in [-1, 1]. With muffled (B, N <= 640 T) and cutoff (Hz), the band under the cutoff is
-        the recording's own and only the band above is invented."""
+        """z (B, T, C) -> wav (B, 640 T). With muffled (B, N <= 640 T) and cutoff (Hz), the band under the cutoff is the
+        recording's own, level included, and only the band above is invented; without, peaks over 0.95 are scaled down to it
+        (guidance exaggerates levels too, and clipped samples crackle up to 8 kHz)."""
         mag = self.magnitude(self.decode_mel(z))
         mag = torch.cat([mag, mag[:, -1:]], 1)  # the frame centred on the very end
         n, low, keep = z.shape[1] * PER_TOKEN * HOP, None, None
@@ -155,7 +156,8 @@ class Codec(nn.Module):
             # A low-pass is already falling near its cutoff: the last 4 % are the model's, at least as loud as the input there.
             keep = freqs < 0.96 * cutoff
             mag = torch.where(freqs < cutoff, torch.maximum(mag, low.abs()), mag)
-        return griffin_lim(mag, n, iters, low=low, keep=keep, generator=torch.Generator().manual_seed(seed)).clamp(-1, 1)
+        y = griffin_lim(mag, n, iters, low=low, keep=keep, generator=torch.Generator().manual_seed(seed))
+        return y if low is not None else y * (0.95 / y.abs().amax(1, keepdim=True).clamp_min(1e-9)).clamp_max(1)
 
 
 # --------------------------------------------------------------------------------------------------------------------------
@@ -372,10 +374,12 @@ def flow_matching_loss(v_hat: Tensor, v: Tensor, mask: Tensor | None = None) -> 
 
 
 def velocity_field(model: DiT, text: Text | None = None, null: Text | None = None, cond: Tensor | None = None, w: float = 1.0,
-                   window: int | None = None):
+                   window: int | None = None, rescale: float = 0.0):
     """Closure v(x (B, T, C), t) of a model with classifier-free guidance: v = v_null + w (v_cond - v_null).
 
-    w = 1 evaluates the conditional branch alone. window (tokens): where T is longer, overlapping windows of that length
+    w = 1 evaluates the conditional branch alone. rescale in [0, 1]: w > 1 exaggerates everything about a caption, its level
+    too; this takes the standard deviation of x0_hat back towards that of the conditional branch (fully at 1).  # Lin et al.
+    2024, sec. 3.4, there for the network's output. window (tokens): where T is longer, overlapping windows of that length
     (hop window/2, triangular weights) are evaluated and averaged in each step, so one trajectory spans any length."""
     def evaluate(x, t, text, null, cond):
         tt = x.new_full((len(x),), t)
@@ -384,7 +388,12 @@ def velocity_field(model: DiT, text: Text | None = None, null: Text | None = Non
         no = torch.arange(2 * len(x), device=x.device) >= len(x)   # second half: without condition
         both = None if text is None else Text(*(torch.cat([a, b]) for a, b in zip(_same_length(text, null), _same_length(null, text))))
         v_c, v_n = model(torch.cat([x, x]), torch.cat([tt, tt]), both, None if cond is None else torch.cat([cond, cond]), drop=no).chunk(2)
-        return v_n + w * (v_c - v_n)
+        v = v_n + w * (v_c - v_n)
+        if not rescale or t == 0:
+            return v
+        x0, x0_c = x - t * v, x - t * v_c
+        gain = (x0_c.flatten(1).std(1) / x0.flatten(1).std(1))[:, None, None]
+        return (x - x0 * (1 + rescale * (gain - 1))) / t
 
     def field(x: Tensor, t: float) -> Tensor:
         length = x.shape[1]

@@ -84,6 +84,18 @@ def test_guidance_is_linear_between_null_and_condition():
     assert (v[1.0] - v[0.0]).abs().max() > 1e-3, "the condition must matter, or this test shows nothing"
 
 
+def test_rescaled_guidance_has_the_spread_of_the_conditional_branch():
+    """At 1 the std of x0_hat is the conditional branch's, halfway at 0.5; at 0 nothing happens, bitwise."""
+    net, x, t = dit(), torch.randn(2, 9, 6), 0.7
+    text, null = net.encode_text(torch.tensor([[2, 3], [4, 0]])), net.encode_text(torch.tensor([[1], [1]]))
+    with torch.no_grad():
+        std = lambda w, **k: (x - t * M.velocity_field(net, text, null, w=w, **k)(x, t)).flatten(1).std(1)
+        own, free = std(1.0), std(6.0)
+        assert (free / own - 1).abs().min() > 0.005, "guidance must change the spread, or this test shows nothing"
+        assert torch.allclose(std(6.0, rescale=1.0), own, rtol=1e-3) and torch.allclose(std(6.0, rescale=0.5), (own + free) / 2, rtol=1e-3)
+        assert torch.equal(std(6.0, rescale=0.0), free)
+
+
 def test_windows_average_to_the_field_where_it_is_local():
     """A field without memory over time is the same with and without windows; one window is exactly no window."""
     local = lambda x, t, text=None, cond=None, mask=None, drop=None: 2 * x + cond
@@ -215,6 +227,9 @@ def test_silence_and_full_scale_stay_finite(codec):
     for x in (torch.zeros(1, 6_400), torch.ones(1, 6_400), torch.full((1, 6_400), 1e-38)):
         y = codec.decode(codec.encode(x))
         assert torch.isfinite(y).all() and y.abs().max() <= 1
+    z = codec.encode(0.5 * torch.sin(torch.arange(6_400) * 0.3)[None])
+    loud = codec.decode(z + (torch.full((1, 1, 128), 2.0) @ codec.basis / codec.scale))  # every band e^2 times louder
+    assert abs(float(loud.abs().max()) - 0.95) < 1e-4 and (loud.abs() > 0.949).sum() < 20, "scaled, not clipped"
 
 
 def test_mel_bands_are_torchaudios_scaled_to_weighted_means():
