@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -313,6 +314,16 @@ def load_checkpoint(path: Path) -> tuple[dict, dict]:
         raise UserError(f"{path}: checkpoint can't be read ({type(e).__name__}: {str(e).splitlines()[0][:120]})") from None
 
 
+def save_checkpoint(path: Path, **state) -> None:
+    """Write, flush, rename: a crash leaves the old checkpoint or the new one, never half of one."""
+    tmp = path.with_suffix(".tmp")
+    with open(tmp, "wb") as f:
+        torch.save(state, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(tmp, path)
+
+
 def pick_device(name: str) -> str:
     """`auto` -> cuda, mps or cpu; any other name is checked."""
     have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -568,8 +579,9 @@ def score_sr(run: Run, clips: int, cutoff: int, steps: int | None, split: str = 
 
 
 def score(runs: list[Run], clips: int = 500, judge: str = "dev", split: str = "test", cutoff: int = 2_000, w: float | None = None,
-          steps: int | None = None, out: Path | None = None) -> dict:
-    """Score runs, print their tables, write JSON to `out`. Every number comes with n and the protocol it was made under."""
+          steps: int | None = None, out: Path | None = None, **more) -> dict:
+    """Score runs, print their tables, write JSON to `out`. Every number comes with n and the protocol it was made under, to which
+    `more` is added."""
     result = {}
     for run in runs:
         sr = run.config["task"] == "sr"
@@ -578,6 +590,7 @@ def score(runs: list[Run], clips: int = 500, judge: str = "dev", split: str = "t
                     "n": rows[0]["n"], "sample_steps": steps or run.config["sample_steps"], "candidates": 1}
         protocol |= {"cutoff_hz": cutoff, "filter": "cheby1 order 8", "stft": "Hann 2048/512, power floor 1e-8"} if sr else \
                     {"judge": judge, "w": run.config["cfg"] if w is None else w, "rescale": RESCALE}
+        protocol |= more
         result[str(run.path)] = {"protocol": protocol, "rows": rows}
         print("\n" + ", ".join(f"{k} {v}" for k, v in protocol.items()))
         print(sr_table(rows) if sr else text_table(rows))

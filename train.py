@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import signal
 import sys
 import time
@@ -197,16 +196,6 @@ def make_optimizers(model: DiT, cfg: Config) -> list[torch.optim.Optimizer]:
     return opts
 
 
-def save_checkpoint(path: Path, **state) -> None:
-    """Write, flush, rename: a crash leaves the old checkpoint or the new one, never half of one."""
-    tmp = path.with_suffix(".tmp")
-    with open(tmp, "wb") as f:
-        torch.save(state, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(tmp, path)
-
-
 # --- the run --------------------------------------------------------------------------------------------------------------
 
 def train(given: dict, resume: str = "") -> Path:
@@ -277,7 +266,7 @@ def train(given: dict, resume: str = "") -> Path:
     old = {s: signal.signal(s, lambda *a: stop.append(a[0])) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def checkpoint():
-        save_checkpoint(out / "checkpoint.pt", step=step, config=dataclasses.asdict(cfg), model=model.state_dict(), ema=ema.state_dict(),
+        evaluate.save_checkpoint(out / "checkpoint.pt", step=step, config=dataclasses.asdict(cfg), model=model.state_dict(), ema=ema.state_dict(),
                         optimizer=[opt.state_dict() for opt in opts], codec=codec.state_dict(), words=words.words if words else [])
 
     bar, prepared = tqdm(total=cfg.steps, initial=step, unit="step", dynamic_ncols=True), time.time()
@@ -325,7 +314,7 @@ def train(given: dict, resume: str = "") -> Path:
         raise UserError(f"stopped at step {step}; continue with: python train.py --resume {out}")
 
     print(f"trained {step} steps; {prepared - began:.0f} s of preparation, {time.time() - prepared:.0f} s of training and previews")
-    evaluate.score([run], clips=cfg.score_clips, out=out / "scores.json")
+    evaluate.score([run], clips=cfg.score_clips, out=out / "scores.json", prepare_s=round(prepared - began), train_s=round(time.time() - prepared))
     evaluate.dashboard(out)
     print(f"total {time.time() - began:.0f} s. Sounds: {out / 'samples'}   dashboard: {out / 'dashboard.png'}")
     return out
