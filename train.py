@@ -269,7 +269,7 @@ def train(given: dict, resume: str = "") -> Path:
         evaluate.save_checkpoint(out / "checkpoint.pt", step=step, config=dataclasses.asdict(cfg), model=model.state_dict(), ema=ema.state_dict(),
                         optimizer=[opt.state_dict() for opt in opts], codec=codec.state_dict(), words=words.words if words else [])
 
-    bar, prepared = tqdm(total=cfg.steps, initial=step, unit="step", dynamic_ncols=True), time.time()
+    bar, prepared = tqdm(total=cfg.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5), time.time()
     while step < cfg.steps and not stop:
         start, step = time.perf_counter(), step + 1
         for group, lr in zip((group for opt in opts for group in opt.param_groups), full_lr):
