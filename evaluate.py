@@ -812,8 +812,8 @@ def cmd_upsample(a) -> None:
         raise UserError(f"--cutoff {cutoff:.0f}: must be from 500 to 7999 Hz")
     y = upsample_long(run, x, cutoff, a.seed, a.steps)
     data.write_wav(a.out, y)
-    above = lambda v: 10 * np.log10((10 ** log_power(v))[:, int(1_025 * 2 * cutoff / RATE):].mean() + 1e-10)
-    print(f"{a.out}: {len(y) / RATE:.2f} s at 16 kHz; band limit {cutoff:.0f} Hz ({'given' if a.cutoff else 'found'}); level above it {above(x):.0f} -> {above(y):.0f} dB")
+    above = lambda v: 10 * np.log10((10 ** log_power(v))[:, int(1_025 * 2 * min(cutoff + 500, 7_900) / RATE):].mean() + 1e-10)
+    print(f"{a.out}: {len(y) / RATE:.2f} s at 16 kHz; band limit {cutoff:.0f} Hz ({'given' if a.cutoff else 'found'}); level 500 Hz above it and up {above(x):.0f} -> {above(y):.0f} dB")
 
 
 def cmd_sounds(a) -> None:
