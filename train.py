@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 import typing
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,9 @@ import evaluate
 import sampler
 from data import RATE, UserError
 from model import Codec, DiT, Words, flow_matching_loss, interpolate
+
+
+warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # RMSNorm in bf16: slower, not wrong
 
 
 # --- configuration --------------------------------------------------------------------------------------------------------
