@@ -288,18 +288,18 @@ def test_shipped_demos_load_and_are_small(folder):
 
 
 def test_the_shipped_demo_follows_its_captions():
-    """Shipped weights: the judge hears most single events as asked and nothing else, and two events in the order asked."""
+    """Shipped weights: the judge hears most single events as asked and nothing else, and two events mostly in the order asked
+    (each pair is asked in both orders: a model deaf to order is right in half)."""
     run, judge, phrase = E.load_run(E.ASSETS / "demo"), E.load_judge("dev"), {s.name: s.one[0].replace("~ ", "") for s in data.SOUNDS}
     asked = ("rain", "siren", "engine", "helicopter", "bird", "buzz", "bell", "baby", "beep", "wind")
     heard = E.listen(judge, E.generate(run, [phrase[a] for a in asked], list(range(10))))["presence"]
     truth = np.stack([np.asarray(data.NAMES) == a for a in asked])
-    assert E.event_match(truth, heard).sum() >= 7 and E.event_match(truth[::-1], heard).sum() <= 1
-    pairs = [("rain", "siren"), ("siren", "rain"), ("wind", "bird"), ("bird", "wind"), ("buzz", "baby"), ("baby", "buzz")]
-    heard = E.listen(judge, E.generate(run, [f"{phrase[a]}, then {phrase[b]}" for a, b in pairs], list(range(6))))
+    assert E.event_match(truth, heard).sum() >= 8 and E.event_match(truth[::-1], heard).sum() <= 1
+    pairs = 2 * [("rain", "siren"), ("siren", "rain"), ("wind", "bird"), ("bird", "wind"), ("buzz", "baby"), ("baby", "buzz")]
+    heard = E.listen(judge, E.generate(run, [f"{phrase[a]}, then {phrase[b]}" for a, b in pairs], list(range(12))))
     index = [[data.NAMES.index(a) for a in pair] for pair in pairs]
-    both = [(heard["presence"][j, pair] > 0).all() for j, pair in enumerate(index)]
-    right = [heard["onset"][j, a] < heard["onset"][j, b] for j, (a, b) in enumerate(index)]
-    assert sum(both) >= 3 and all(r for r, ok in zip(right, both) if ok)
+    right = [heard["onset"][j, a] < heard["onset"][j, b] for j, (a, b) in enumerate(index) if (heard["presence"][j, [a, b]] > 0).all()]
+    assert len(right) >= 8 and np.mean(right) >= 0.75
 
 
 def test_the_shipped_upsampler_restores_treble():
