@@ -194,7 +194,7 @@ def test_results_behind_the_readme_exist():
         assert json.loads((ROOT / name).read_text()), name
 
 
-@pytest.mark.parametrize("script", ["data.py", "model.py", "sampler.py"])
+@pytest.mark.parametrize("script", ["data.py", "model.py", "sampler.py", "regime.py"])
 def test_concept_demos_run(script):
     done = subprocess.run([sys.executable, ROOT / script], capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.splitlines()) >= 5, done.stderr
@@ -204,4 +204,4 @@ def test_modules_speak_of_concepts_and_never_of_each_other():
     """sampler.py imports no project file; model.py knows neither data nor training."""
     imports = lambda f: set(re.findall(r"^(?:from|import) (\w+)", (ROOT / f).read_text(), re.M))
     ours = {p.stem for p in Path(ROOT).glob("*.py")}
-    assert not imports("sampler.py") & ours and not imports("model.py") & ours and not imports("data.py") & ours
+    assert not imports("sampler.py") & ours and not imports("regime.py") & ours and not imports("model.py") & ours and not imports("data.py") & ours

@@ -1,0 +1,121 @@
+"""Claims about the regime variable."""
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+import regime as R
+
+K = 8_192
+
+
+def run(curve, noise=0.005, seed=0, source="slope") -> tuple[R.Regime, np.ndarray, np.ndarray]:
+    """Feed a discrepancy curve -> (regime, probe steps, r at each)."""
+    rng, reg, rs = np.random.default_rng(seed), R.Regime(source, K), []
+    steps = np.array(R.probe_steps(K))
+    for k in steps:
+        reg.update(k, curve(k) + noise * rng.standard_normal())
+        rs.append(reg.r(k))
+    return reg, steps, np.array(rs)
+
+
+two_phase = lambda k: 1 - 0.08 * np.log2(min(k, 512))
+
+
+def test_probes_are_eight_a_doubling_from_16_to_the_end():
+    steps = R.probe_steps(K)
+    assert steps[0] == 16 and steps[-1] == K and steps == sorted(set(steps)) and steps[8::8] == [16 * 2**j for j in range(1, 10)]
+    assert R.probe_steps(10) == [] and max(R.probe_steps(1_000)) <= 1_000
+
+
+def test_slope_and_its_error_are_scipys():
+    k, D = np.array(R.probe_steps(K))[:9], np.random.default_rng(0).standard_normal(9)
+    fit = scipy.stats.linregress(np.log2(k), D)
+    assert np.allclose(R.slope(k, D), (-fit.slope, fit.stderr))
+
+
+@pytest.mark.parametrize("curve", [two_phase, lambda k: 0.3 + 0.7 * np.exp(-k / 300), lambda k: 1 - 0.05 * np.log2(k), lambda k: 0.8, lambda k: 0.5 + 0.02 * np.log2(k)])
+def test_r_stays_in_the_unit_interval_and_ignores_the_scale_of_D(curve):
+    _, _, r = run(curve)
+    scaled = R.Regime("slope", K)
+    rng = np.random.default_rng(0)
+    again = []
+    for k in R.probe_steps(K):
+        scaled.update(k, 4.0 * (curve(k) + 0.005 * rng.standard_normal()))  # a power of two: rounding is the same
+        again.append(scaled.r(k))
+    assert ((0 <= r) & (r <= 1)).all() and np.allclose(r, again, atol=1e-9)
+
+
+def test_r_rises_within_a_doubling_and_a_half_of_a_planted_switch():
+    """The window spans one doubling and the average adds a little: r passes 0.5 after the switch, and never long before it."""
+    crossed = []
+    for seed in range(40):
+        _, steps, r = run(two_phase, seed=seed)
+        crossed.append(np.log2(steps[np.flatnonzero((r > 0.5) & (steps > 64))[0]] / 512))
+    assert np.mean([0 < c <= 1.5 for c in crossed]) >= 0.95
+    _, _, r = run(two_phase)
+    assert r[-1] > 0.9
+
+
+@pytest.mark.parametrize("curve", [lambda k: 0.8, lambda k: 0.5 + 0.02 * np.log2(k)])
+def test_flat_and_rising_curves_give_no_signal_and_the_clock(curve):
+    results = [run(curve, seed=seed) for seed in range(40)]
+    assert np.mean([reg.no_signal for reg, _, _ in results]) >= 0.95
+    reg, steps, r = next(x for x in results if x[0].no_signal)
+    assert r[-1] == 1.0 and np.allclose(r[steps >= 0.15 * K], steps[steps >= 0.15 * K] / K)
+
+
+def test_negative_control_without_significance_noise_would_be_a_signal(monkeypatch):
+    monkeypatch.setattr(R, "MIN_T", 0.0)
+    monkeypatch.setattr(R, "MIN_RELATIVE", 0.0)
+    assert not any(run(lambda k: 0.8, seed=seed)[0].no_signal for seed in range(10))
+
+
+def test_negative_control_a_slope_of_the_wrong_sign_sees_no_fall(monkeypatch):
+    right = R.slope
+    monkeypatch.setattr(R, "slope", lambda k, D: (-right(k, D)[0], right(k, D)[1]))
+    assert run(two_phase)[0].no_signal
+
+
+def test_resuming_replays_the_probes_exactly():
+    whole, steps, r = run(two_phase)
+    half, again = R.Regime("slope", K), R.Regime("slope", K)
+    for k, D in list(zip(whole.k, whole.D))[:40]:
+        half.update(k, D)
+    again.load_state_dict(json.loads(json.dumps(half.state_dict())))
+    for k, D in list(zip(whole.k, whole.D))[40:]:
+        again.update(k, D)
+    assert again.__dict__ == whole.__dict__
+
+
+def test_the_clock_is_a_replay_of_k_over_K(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps({"step": k, "r": k / 100}) + "\n" for k in range(1, 101)))
+    clock, replay = R.Regime("clock", 100), R.Regime("replay", 100, log)
+    assert all(clock.r(k) == replay.r(k) for k in range(1, 101))
+    (tmp_path / "none.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(ValueError, match="none.jsonl"):
+        R.Regime("replay", 100, tmp_path / "none.jsonl")
+
+
+def test_discrepancy_is_the_slow_double_loop_and_centring_matters():
+    a, b, mean = torch.randn(3, 5, 7) + 10, torch.randn(3, 5, 7) + 10, torch.full((7,), 10.0)
+    cos = lambda x, y: float(x @ y / (x.norm() * y.norm()))
+    slow = [np.mean([1 - cos(a[i, j] - mean, b[i, j] - mean) for j in range(5)]) for i in range(3)]
+    assert np.allclose(R.discrepancy(a, b, mean), slow, atol=1e-5)
+    assert R.discrepancy(a, b).max() < 0.05 < R.discrepancy(a, b, mean).min(), "uncentred features look alike, whatever they hold"
+
+
+def test_a_perfect_prediction_has_no_discrepancy_at_any_level():
+    """v = eps - x0 exactly: x0_hat = x0. Negative control: the flipped sign is far off."""
+    x0, eps = torch.randn(4, 6, 3), torch.randn(4, 6, 3)
+    perfect = R.probe(lambda x, t: eps - x0, lambda x: x, x0, eps)
+    flipped = R.probe(lambda x, t: x0 - eps, lambda x: x, x0, eps)
+    assert max(map(abs, perfect.values())) < 1e-4 and list(perfect) == [1.0, 0.9, 0.7, 0.5] and min(flipped.values()) > 0.05
+
+
+def test_values_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="step 16"):
+        R.Regime("slope", K).update(16, float("nan"))
