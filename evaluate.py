@@ -650,10 +650,10 @@ def preview_pairs(run: Run, val_set, n: int = 4) -> list[tuple[str, np.ndarray, 
     """(caption, real, made) for n validation clips, always from the same noise; folders are often sorted by class, so different
     captions go first."""
     assert not run.model.training, "previews come from EMA weights in eval mode"
-    first = sorted({val_set.caption(i): i for i in reversed(range(len(val_set)))}.values())
-    chosen = (first + [i for i in range(len(val_set)) if i not in first])[:n]
+    captions = [val_set.caption(i) for i in range(len(val_set))]
+    chosen = sorted(range(len(captions)), key=lambda i: captions.index(captions[i]) < i)[:n]  # stable: repeats go last
     real = np.stack([_first(val_set.wave(i), run.config["seconds"]) for i in chosen])
-    captions = [val_set.caption(i) for i in chosen]
+    captions = [captions[i] for i in chosen]
     if run.config["task"] == "t2a":
         return list(zip(captions, real, generate(run, captions, list(range(len(real))))))
     muffled = np.stack([data.band_limit(x, 2_000) for x in real])

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 PER_DOUBLING = 8   # probes a doubling of training
-WINDOW = 9         # probes of a slope: one doubling
+WINDOW = PER_DOUBLING + 1  # probes of a slope: one doubling, both ends
 EMA = 0.3          # weight of the newest rho
 MIN_T = 4.0        # a slope must be this many standard errors
 MIN_RELATIVE = 0.02  # and this share of the first probes' mean D, a doubling
@@ -87,9 +87,8 @@ class Regime:
         if source not in SOURCES:
             raise ValueError(f"unknown regime source {source!r}: one of {', '.join(SOURCES)}")
         self.source, self.K = source, K
-        self.k, self.D = [], []                      # probes so far
-        self.s = self.ref = self.ema = None          # last slope; largest significant slope; EMA of rho
         self.replayed = read_r(replay) if source == "replay" else None
+        self.load_state_dict({"k": [], "D": []})
 
     @property
     def no_signal(self) -> bool:
@@ -125,7 +124,8 @@ class Regime:
 
     def load_state_dict(self, state: dict) -> None:
         """Replays the recorded probes, so the result is bitwise that of never having stopped."""
-        self.k, self.D, self.s, self.ref, self.ema = [], [], None, None, None
+        self.k, self.D = [], []                      # probes so far
+        self.s = self.ref = self.ema = None          # last slope; largest significant slope; EMA of rho
         for k, D in zip(state["k"], state["D"]):
             self.update(k, D)
 

@@ -63,7 +63,7 @@ class Config:
     lr: float = 2e-3             # rate after warm-up; constant, because a decay would favour early-finishing arms
     muon_lr: float = 5e-3        # the same for Muon, in units of AdamW's rate (update RMS 0.2 lr)
     warmup: int = 100            # steps of linear warm-up
-    weight_decay: float = 0.01   # decoupled (AdamW)
+    weight_decay: float = 0.01   # decoupled, in both optimizers
     clip: float = 1.0            # gradient norm ceiling
     ema: float = 0.9999          # EMA ceiling; ramped as (1 + k) / (10 + k), so the average spans the last tenth of the run
     cond_drop: float = 0.1       # share of samples trained without condition, for classifier-free guidance
@@ -115,7 +115,7 @@ def resolve(given: dict) -> Config:
     if not given.get("out"):
         names = [f"runs/{cfg.task}" + (f"-{k}" if k > 1 else "") for k in range(1, 10_000)]
         cfg.out = next(n for n in names if not Path(n).exists())
-    for name, ok, why in (("steps", cfg.steps > 0, "positive"), ("batch", cfg.batch > 0, "positive"), ("lr", cfg.lr > 0, "positive"),
+    for name, ok, why in (("steps", cfg.steps > 0, "positive"), ("batch", cfg.batch > 0, "positive"), ("lr", cfg.lr > 0, "positive"), ("muon_lr", cfg.muon_lr > 0, "positive"),
                           ("heads", cfg.heads > 0 and cfg.width % (2 * cfg.heads) == 0, "such that width / heads is an even number"),
                           ("channels", 0 < cfg.channels <= 128, "from 1 to 128"), ("seconds", 0.5 <= cfg.seconds <= 30, "from 0.5 to 30"),
                           ("seed", cfg.seed >= 0, "0 or more"), ("warmup", cfg.warmup > 0, "positive"), ("score_clips", cfg.score_clips >= 2, "at least 2"),
@@ -250,7 +250,6 @@ def train(given: dict, resume: str = "") -> Path:
     model = DiT(cfg.channels, cfg.width, cfg.depth, cfg.heads, len(words) if words else 0, cfg.task == "sr").to(cfg.device)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     opts = make_optimizers(model, cfg)
-    full_lr = [group["lr"] for opt in opts for group in opt.param_groups]
     step = 0
     if ckpt:
         evaluate.load_weights(resume, model, ckpt["model"])
@@ -271,13 +270,14 @@ def train(given: dict, resume: str = "") -> Path:
 
     def checkpoint():
         evaluate.save_checkpoint(out / "checkpoint.pt", step=step, config=dataclasses.asdict(cfg), model=model.state_dict(), ema=ema.state_dict(),
-                        optimizer=[opt.state_dict() for opt in opts], codec=codec.state_dict(), words=words.words if words else [])
+                                 optimizer=[opt.state_dict() for opt in opts], codec=codec.state_dict(), words=words.words if words else [])
 
     bar, prepared = tqdm(total=cfg.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5), time.time()
     while step < cfg.steps and not stop:
         start, step = time.perf_counter(), step + 1
-        for group, lr in zip((group for opt in opts for group in opt.param_groups), full_lr):
-            group["lr"] = lr * min(1, step / cfg.warmup)
+        warm = min(1, step / cfg.warmup)
+        for opt, lr in zip(opts, (cfg.lr, cfg.muon_lr)):
+            opt.param_groups[0]["lr"] = lr * warm
         g = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)  # all randomness of a step comes from (seed, step):
         rng = np.random.default_rng([cfg.seed, 1, step])                # resuming needs no generator state
         b = batch_to(data.draw_batch(latents, muffled, cfg.batch, T, rng), ids, cfg, g)
@@ -300,8 +300,8 @@ def train(given: dict, resume: str = "") -> Path:
 
         if step % 10 == 0 or step == cfg.steps:
             log({"step": step, "loss": loss.item(), "loss_fm": loss_fm.item(), "loss_ssl": 0, "loss_struct": 0, "lambda": 0, "struct_active": 0,
-                 "t_mean": float(b["t"].mean()), "lr": opts[0].param_groups[0]["lr"], "grad_norm": float(grad_norm), "step_s": time.perf_counter() - start})
-            bar.set_postfix(loss=f"{loss.item():.3f}", lr=f"{cfg.lr * min(1, step / cfg.warmup):.1e}", refresh=False)
+                 "t_mean": float(b["t"].mean()), "lr": cfg.lr * warm, "grad_norm": float(grad_norm), "step_s": time.perf_counter() - start})
+            bar.set_postfix(loss=f"{loss.item():.3f}", lr=f"{cfg.lr * warm:.1e}", refresh=False)
         bar.update()
         if step % cfg.eval_every == 0 or step == cfg.steps:
             run.step, by_t = step, validation_loss(ema, val_batches)
