@@ -644,6 +644,169 @@ def fill_array(folder: Path, name: str, shape, dtype, fn, n: int, args=(), chunk
 
 
 # --------------------------------------------------------------------------------------------------------------------------
+# Random patches: sounds that nobody designed, to pretrain the SSL teacher on (guidance.py). A patch is a source, a gate and a
+# filter of random settings; none of SoundWorld's recipes, names or factors is used, or the teacher would know what the judges test.
+
+SOURCES = ("partials", "fm", "noise", "whistle", "dust", "modes", "pulses")
+GATES = ("held", "single", "regular", "scattered", "grouped")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One random sound: what vibrates, how it is gated, p (40,) settings in [0, 1], and its place in the clip (shares of it)."""
+    source: str
+    gate: str
+    p: np.ndarray
+    start: float
+    dur: float
+
+    def nudge(self, rng, delta: float) -> "Patch":
+        """A slightly different patch: every setting moved by delta N(0, 1).  # as in arXiv 2406.05923; delta ASSUMED"""
+        return Patch(self.source, self.gate, np.clip(self.p + delta * rng.standard_normal(len(self.p)), 0, 1), self.start, self.dur)
+
+
+def draw_patch(rng) -> Patch:
+    dur = 1.0 if rng.random() < 0.5 else rng.uniform(0.25, 0.9)
+    return Patch(str(rng.choice(SOURCES)), str(rng.choice(GATES)), rng.uniform(size=40), rng.uniform(0, 1 - dur), dur)
+
+
+def _log(p: float, lo: float, hi: float) -> float:
+    return lo * (hi / lo) ** p
+
+
+def _gate(kind: str, p, n: int, rng) -> tuple[np.ndarray, np.ndarray, list]:
+    """-> (envelope (n,), place within the event (n,) in [0, 1], onsets in samples)."""
+    period, length = _log(p[0], 0.07, 1.2), n / RATE
+    if kind == "held":
+        events = [(0.0, length)]
+    elif kind == "single":
+        events = [(0.4 * p[0] * length, _log(p[1], 0.08, 1.0) * (length - 0.4 * p[0] * length))]
+    elif kind == "regular":
+        starts = np.arange(p[2] * period, length, period)
+        events = [(s + 0.15 * p[3] ** 2 * period * rng.standard_normal(), (0.15 + 0.8 * p[1]) * period) for s in starts]
+    elif kind == "scattered":
+        events = [(s, _log(p[1], 0.04, 0.6) * rng.uniform(0.6, 1.4)) for s in rng.uniform(0, length, 1 + rng.poisson(_log(p[0], 1, 14) * length))]
+    else:
+        inner, size = _log(p[0], 0.05, 0.25), 2 + int(3.99 * p[2])
+        starts = np.arange(0.3 * p[3], length, inner * size + _log(p[4], 0.15, 0.9))
+        events = [(s + k * inner, inner * (0.3 + 0.6 * p[1])) for s in starts for k in range(size)]
+    env, u, onsets = np.full(n, 0.25 * max(0.0, p[5] - 0.6)), np.zeros(n), []
+    attack, decay = 0.6 * p[6] ** 3, 7 * max(0.0, p[7] - 0.25)
+    for s, d in events:
+        a, b = max(0, round(s * RATE)), min(n, round((s + d) * RATE))
+        if b - a < 32:
+            continue
+        v = (np.arange(a, b) / RATE - s) / d
+        shape = np.minimum(v / (attack + 0.003 / d), 1) * np.exp(-decay * v) * np.minimum((1 - v) * d / 0.006, 1)
+        env[a:b] = np.maximum(env[a:b], shape.clip(0) * rng.uniform(0.6, 1))
+        u[a:b] = v
+        onsets.append(a)
+    return env, u, onsets
+
+
+def _source(kind: str, p, n: int, u: np.ndarray, onsets: list, rng) -> np.ndarray:
+    t = np.arange(n) / RATE
+    f0 = _log(p[0], 45, 2_800 if kind in ("partials", "fm") else 6_000 if kind == "whistle" else 400)
+    bend = 2 * (p[1] - 0.5) * 2 * p[2] ** 2 * u + 2 * (p[3] - 0.5) * 2 * p[4] ** 2 * 4 * u * (1 - u)  # octaves: a glide, an arc
+    f = np.minimum(f0 * 2 ** (bend + 0.5 * p[5] ** 4 * np.sin(2 * np.pi * (_log(p[6], 0.4, 16) * t + rng.random()))), 7_000)
+    if kind == "partials":
+        k = np.arange(1, 33)
+        amps = k ** -(2.2 * p[7]) * np.where(k % 2, 1, 1 - p[8] ** 3) * np.exp(0.7 * rng.standard_normal(32))
+        x = _harmonics(f, amps, n)
+        return x + 0.6 * p[9] ** 3 * np.std(x) * rng.standard_normal(n)
+    if kind == "fm":
+        ratio = (round(1 + 5 * p[7]) if p[8] < 0.5 else 0.3 + 6 * p[7])
+        phase = _phase(f, n)
+        return np.sin(phase + 6 * p[9] ** 1.5 * np.exp(-3 * p[10] * u) * np.sin(ratio * phase))
+    if kind == "noise":
+        return rng.standard_normal(n)
+    if kind == "whistle":  # a tone blurred by noise: from a pure tone to a howl
+        blur = scipy.signal.lfilter([1], [1, -np.exp(-2 * np.pi * _log(p[7], 3, 600) / RATE)], rng.standard_normal(n) + 1j * rng.standard_normal(n))
+        return (np.exp(1j * _phase(f, n)) * (blur / np.std(blur) + 2 * (1 - p[8]))).real
+    hits = np.zeros(n)
+    if kind == "dust":
+        k = max(1, rng.poisson(_log(p[7], 8, 2_500) * n / RATE))
+        hits[rng.integers(0, n, k)] = rng.lognormal(0, 1.2 * p[8], k) * rng.choice([-1, 1], k)
+    elif kind == "modes":
+        hits[onsets] = 1
+        hits += 0.3 * p[8] ** 3 * rng.standard_normal(n) * (u > 0) * np.exp(-20 * u)
+    else:
+        wraps = np.flatnonzero(np.diff(np.floor(_phase(np.minimum(f, 400) * (1 + 0.2 * p[8] ** 2 * rng.standard_normal(n)), n) / (2 * np.pi))) > 0)
+        hits[wraps] = rng.uniform(1 - 0.6 * p[9], 1, len(wraps))
+    m = 6_400  # what is hit: resonances at random ratios, from a click to a ring
+    count, tau, low = 1 + int(11 * p[10]), _log(p[11], 0.002, 0.4 if kind == "modes" else 0.03), _log(p[12], 90, 3_500)
+    ratios = np.cumsum(np.concatenate([[1], np.random.default_rng(int(1e6 * p[39])).exponential(0.2 + 1.2 * p[13], count - 1)]))
+    body = sum(r ** -(1.2 * p[14]) * np.sin(_phase(low * r, m) + i) * _decay(m, tau / r ** (0.8 * p[15]), 0.0005) for i, r in enumerate(ratios) if low * r < 7_500)
+    return scipy.signal.fftconvolve(hits, body)[:n]
+
+
+def render_patch(patch: Patch, n: int, rng) -> np.ndarray:
+    """Patch -> (n,) of unit loudness. rng: what even identical settings leave to chance (noise, phases, jitter)."""
+    a, p = round(patch.start * n), patch.p
+    m = min(n - a, max(1_600, round(patch.dur * n)))
+    env, u, onsets = _gate(patch.gate, p[:8], m, rng)
+    x = _source(patch.source, p[8:24].tolist() + [0] * 23 + [p[39]], m, u, onsets, rng)
+    if patch.source != "modes":
+        x = x * env * (1 - 0.9 * max(0.0, p[24] - 0.6) / 0.4 * (0.5 + 0.5 * np.sin(2 * np.pi * (_log(p[25], 0.6, 60) * np.arange(m) / RATE + rng.random()))))
+    size = scipy.fft.next_fast_len(m, real=True)
+    f, spec = np.fft.rfftfreq(size, 1 / RATE).clip(20), scipy.fft.rfft(x, size)
+    def filtered(shift):  # a broad band and up to three resonances, moved by `shift` octaves
+        lo, hi = _log(p[26], 30, 2_500), _log(p[27], 600, 9_000)
+        gain = 1 / np.sqrt(1 + (lo * 2**shift / f) ** (1 + 5 * p[28]) + (f / (max(hi, 2 * lo) * 2**shift)) ** (1 + 7 * p[29]))
+        for k in range(int(3.99 * p[30])):
+            gain = gain * (1 + 12 * p[31 + k] ** 2 / (1 + (np.log2(f / (_log(p[33 + k], 200, 6_000) * 2**shift)) / (0.08 + 0.3 * p[31 + k])) ** 2))
+        return scipy.fft.irfft(spec * gain, size)[:m]
+    x = filtered(0.0)
+    if p[36] > 0.5:  # the filter opens: within each event, or slowly to and fro
+        mix = u if p[37] > 0.5 else 0.5 + 0.5 * np.sin(2 * np.pi * (_log(2 * p[37], 0.4, 8) * np.arange(m) / RATE + rng.random()))
+        x = x + mix * (filtered(3 * p[36] - 2) - x)
+    out = np.zeros(n)
+    out[a : a + m] = x * _hold_env(m, 0.01)
+    if p[38] > 0.6:  # a room
+        tail = rng.standard_normal(8_000) * np.exp(-np.arange(8_000) / _log((p[38] - 0.6) / 0.4, 300, 4_000))
+        out += 0.7 * (p[38] - 0.6) / 0.4 * scipy.signal.fftconvolve(out, tail / np.linalg.norm(tail))[:n]
+    return out / _loudness(out)
+
+
+class RandomPatches:
+    """n clips for self-supervised learning, each rendered twice from slightly different patches ("doppelgaengers") and recorded
+    under different conditions (level, tilt, hiss). One to three patches a clip. No label exists."""
+    version = 1
+
+    def __init__(self, n: int, seed: int = 0, seconds: float = CLIP_S, delta: float = 0.08):
+        self.n, self.seed, self.seconds, self.delta = n, seed, seconds, delta
+        self.key = f"patches-{digest(self.version, n, seed, seconds, delta)}"
+
+    def pair(self, i: int) -> np.ndarray:
+        """(2, N) float32 with peaks of at most 0.95."""
+        rng, size = np.random.default_rng([self.seed, 6, i]), round(self.seconds * RATE)
+        patches = [draw_patch(rng) for _ in range(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))]
+        gains = 10 ** (-rng.uniform(0, 15, len(patches)) / 20)
+        out = []
+        for _ in range(2):
+            x = sum(g * 10 ** (2 * rng.standard_normal() / 20) * render_patch(q.nudge(rng, self.delta), size, rng) for g, q in zip(gains, patches))
+            tilt = rng.uniform(-0.25, 0.25)
+            hiss = _noise(size, rng, lambda f: np.maximum(f, 50) ** -rng.uniform(0, 1)) * 10 ** (-rng.uniform(25, 65) / 20)
+            x = scipy.signal.lfilter([1, tilt], [1], x / _loudness(x)) + hiss
+            out.append(x * min(0.2 * 10 ** (rng.uniform(-15, 5) / 20), 0.95 / np.abs(x).max()))
+        return np.stack(out).astype(np.float32)
+
+    def features(self, frontend, workers: int | None = None) -> np.ndarray:
+        """frontend (a top-level function, (B, N) tensor -> (B, F, M) tensor) of all pairs: memory map (n, 2, F, M) float16."""
+        import torch
+        shape = frontend(torch.zeros(1, round(self.seconds * RATE))).shape[1:]
+        return fill_array(cache_dir() / self.key, "features", (self.n, 2, *shape), np.float16, _patch_chunk, self.n,
+                          (self.n, self.seed, self.seconds, self.delta, frontend), workers=workers, desc="random patches")
+
+
+def _patch_chunk(indices, n, seed, seconds, delta, frontend):
+    import torch
+    torch.set_num_threads(1)
+    world = RandomPatches(n, seed, seconds, delta)
+    return np.stack([frontend(torch.from_numpy(world.pair(i))).numpy() for i in indices]).astype(np.float16)
+
+
+# --------------------------------------------------------------------------------------------------------------------------
 # Folders of recordings.
 
 AUDIO_TYPES = (".wav", ".flac", ".ogg", ".mp3")
@@ -864,7 +1027,8 @@ def random_band_limit(x: np.ndarray, rng) -> tuple[np.ndarray, int]:
 # Latents: encode once, train from the memory map.
 
 class LatentCache:
-    """Latents of every clip of a data set, concatenated along time in one float16 memory map, keyed by data + codec.
+    """Latents of every clip of a data set, concatenated along time in one float16 memory map, keyed by data + codec. A codec is
+    anything with key, channels, tokens(n) and encode(wav), so the teacher's features are cached by the same code.
 
     variants = 0: the clips themselves. variants = R > 0: R randomly band-limited versions of each clip (super-resolution
     input; version r of clip i depends on (i, r) alone), channels side by side: (sum T, R C)."""
@@ -893,24 +1057,28 @@ def _encode_chunk(indices, data, codec, variants):
     if mp.parent_process() is not None:
         torch.set_num_threads(1)  # one thread a worker: more would fight over the cores
         data.prepare(0)  # maps the cache, which exists by now
+    waves = [data.wave(i) for i in indices]
+    if not variants and len({len(x) for x in waves}) == 1:  # equal lengths: one batch
+        return codec.encode(torch.from_numpy(np.stack(waves))).flatten(0, 1).numpy().astype(np.float16)
     out = []
-    for i in indices:
-        x = data.wave(i)
+    for i, x in zip(indices, waves):
         xs = [x] if not variants else [random_band_limit(x, np.random.default_rng([77, i, r]))[0] for r in range(variants)]
         z = codec.encode(torch.from_numpy(np.stack(xs)))  # (R, T, C)
         out.append(z.permute(1, 0, 2).reshape(z.shape[1], -1).numpy())  # (T, R C)
     return np.concatenate(out).astype(np.float16)
 
 
-def draw_batch(latents: LatentCache, muffled: LatentCache | None, batch: int, length: int, rng) -> dict:
+def draw_batch(latents: LatentCache, muffled: LatentCache | None, batch: int, length: int, rng, phi: LatentCache | None = None) -> dict:
     """Random clips, random crops, padding with a mask. rng is a numpy Generator (one a step: resuming needs no state).
 
-    Returns arrays: i (B,) clip indices, wording (B,), x0 (B, T, C), mask (B, T) True where there is sound, and for
-    super-resolution cond (B, T, C), the same crop of a muffled version."""
+    Returns arrays: i (B,) clip indices, wording (B,), x0 (B, T, C), mask (B, T) True where there is sound; for super-resolution
+    cond (B, T, C), the same crop of a muffled version; with `phi` (cached teacher features) phi (B, T, F), the same crop of them."""
     b = {"i": rng.integers(0, len(latents), batch), "wording": rng.integers(0, 1 << 16, batch),
          "x0": np.zeros((batch, length, latents.c), np.float32), "mask": np.zeros((batch, length), bool)}
     if muffled is not None:
         b["cond"] = np.zeros_like(b["x0"])
+    if phi is not None:
+        b["phi"] = np.zeros((batch, length, phi.c), np.float32)
     for j, i in enumerate(b["i"]):
         t = int(latents.where[i + 1] - latents.where[i])
         start = int(rng.integers(0, max(0, t - length) + 1))
@@ -918,6 +1086,8 @@ def draw_batch(latents: LatentCache, muffled: LatentCache | None, batch: int, le
         b["x0"][j, : len(x)], b["mask"][j, : len(x)] = x, True
         if muffled is not None:
             b["cond"][j, : len(x)] = muffled.crop(i, start, length, int(rng.integers(max(1, muffled.variants))))
+        if phi is not None:  # draws nothing: the batch is the same with and without it
+            b["phi"][j, : len(x)] = phi.crop(i, start, length)
     return b
 
 

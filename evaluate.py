@@ -6,6 +6,7 @@
     python evaluate.py sounds RUN                         # what can be asked for
     python evaluate.py export RUN FOLDER                  # EMA weights only, half precision: what assets/ holds
     python evaluate.py train-judge dev|final              # makes assets/judge-*.safetensors (about 20 CPU minutes each)
+    python evaluate.py probe-teacher --esc10 FOLDER       # is the teacher of guidance.py better than its controls?
 
 RUN is a run folder of train.py (or assets/demo, assets/demo-sr). Conventions: t = 1 is noise, t = 0 is data; guidance scale
 w = 1 is plain conditional. Waveforms are (N,) or (B, N) float32 in [-1, 1] at 16 kHz.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import data
+import guidance
+import sampler
 from data import NAMES, RATE, SOUNDS, SoundWorld, UserError, run_cli
 from model import N_FFT, Codec, DiT, Words, integrate, log_mel, stft, velocity_field
 
@@ -284,6 +288,86 @@ def mean_interval(x) -> list[float]:
 
 
 # --------------------------------------------------------------------------------------------------------------------------
+# How good is a teacher? A linear classifier on its frozen, pooled features, against the same classifier on mel statistics and on
+# the same network at random initialisation: what pretraining added, and not what the architecture or the pooling brings.
+
+def fit_linear(x: Tensor, y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Logistic regression (L-BFGS): x (n, d) standardized; y (n,) classes or (n, K) in {0, 1} -> weights (d, K), bias (K,)."""
+    w = torch.zeros(x.shape[1], y.shape[1] if y.ndim == 2 else int(y.max()) + 1, requires_grad=True)
+    b = torch.zeros(w.shape[1], requires_grad=True)
+    opt = torch.optim.LBFGS([w, b], max_iter=80, line_search_fn="strong_wolfe")
+    def closure():
+        opt.zero_grad()
+        loss = (F.binary_cross_entropy_with_logits if y.ndim == 2 else F.cross_entropy)(x @ w + b, y) + 0.5 * penalty * w.square().sum()
+        loss.backward()
+        return loss
+    opt.step(closure)
+    return w.detach(), b.detach()
+
+
+def linear_probe(x: Tensor, y: Tensor, train: np.ndarray, inner: np.ndarray, test: np.ndarray, score) -> np.ndarray:
+    """Scores (n_test,) of a linear probe: its penalty chosen on `inner` after fitting on `train`, refitted on both. Boolean rows."""
+    def scores(fit, on, penalty):
+        mean, std = x[fit].mean(0), x[fit].std(0) + 1e-6
+        w, b = fit_linear((x[fit] - mean) / std, y[fit], penalty)
+        return score((x[on] - mean) / std @ w + b, y[on])
+    best = max((1e-3, 1e-2, 1e-1, 1.0), key=lambda penalty: scores(train, inner, penalty).mean())
+    return scores(train | inner, test, best)
+
+
+def correct(logits: Tensor, y: Tensor) -> np.ndarray:
+    return (logits.argmax(1) == y).double().numpy()
+
+
+def ranking(logits: Tensor, y: Tensor) -> np.ndarray:
+    """Average precision of each clip's ranking of classes: 1 where all that are present rank above all that are not."""
+    order = (-logits).argsort(1)
+    hit = y.gather(1, order).double()
+    precision = hit.cumsum(1) / torch.arange(1, hit.shape[1] + 1)
+    return ((precision * hit).sum(1) / hit.sum(1)).numpy()
+
+
+def probe_teacher(teacher: nn.Module, esc10: Path | None, clips: int = 3_000, inits: int = 3) -> dict:
+    """Scores and paired gains over clips of the teacher against both controls (random: mean over `inits` initialisations).
+
+    SoundWorld: which events (average precision of the ranking), fitted on train, scored on the last quarter of val. ESC-10: accuracy
+    over the five official folds, the penalty chosen on the next fold."""
+    worlds = [SoundWorld(s, n).prepare() for s, n in (("train", clips * 3 // 4), ("val", clips // 4))]
+    sets = {"soundworld": ([torch.from_numpy(w.wave(i)) for w in worlds for i in range(len(w))],
+                           torch.cat([torch.from_numpy(factor_table(w)["presence"]) for w in worlds]), np.r_[np.zeros(len(worlds[0])), np.ones(len(worlds[1]))], ranking)}
+    if esc10:
+        meta, rows = data._rows(esc10)
+        classes = sorted({r["category"] for r in rows})
+        sets["esc10"] = ([torch.from_numpy(data.read_audio(esc10 / r["file_name"])) for r in tqdm(rows, desc="reading", unit="clip")],
+                         torch.tensor([classes.index(r["category"]) for r in rows]), np.array([int(r["fold"]) for r in rows]), correct)
+    def rows_of(x, y, part, score):
+        if score is ranking:
+            inner = (part == 0) & (np.arange(len(part)) >= 0.8 * (part == 0).sum())
+            return linear_probe(x, y, (part == 0) & ~inner, inner, part == 1, score)
+        out = np.zeros(len(y))
+        for fold in range(1, 6):
+            inner = part == fold % 5 + 1
+            out[part == fold] = linear_probe(x, y, (part != fold) & ~inner, inner, part == fold, score)
+        return out
+    @torch.no_grad()
+    def pooled(net, waves):
+        mels = [log_mel(x[None]) for x in waves]
+        return torch.cat([guidance.pool(m if net is None else net(m[:, : m.shape[1] // 2 * 2])) for m in mels])
+    randoms, report = [], {}
+    for seed in range(inits):
+        torch.manual_seed(100 + seed)
+        randoms.append(type(teacher)().eval())
+    for name, (waves, y, part, score) in sets.items():
+        per_clip = {"mel statistics": rows_of(pooled(None, waves), y, part, score),
+                    "random initialisation": np.mean([rows_of(pooled(net, waves), y, part, score) for net in randoms], axis=0),
+                    "teacher": rows_of(pooled(teacher, waves), y, part, score)}
+        report[name] = {"n": len(per_clip["teacher"]), **{k: {"mean": float(v.mean()), "interval": mean_interval(v)} for k, v in per_clip.items()},
+                        **{f"teacher - {k}": {"mean": float((per_clip["teacher"] - v).mean()), "interval": mean_interval(per_clip["teacher"] - v)}
+                           for k, v in per_clip.items() if k != "teacher"}}
+    return report
+
+
+# --------------------------------------------------------------------------------------------------------------------------
 # Runs.
 
 @dataclass
@@ -332,6 +416,49 @@ def pick_device(name: str) -> str:
     if not have.get(name.split(":")[0]):
         raise UserError(f"--device {name}: not here; available: {', '.join(d for d in have if have[d])}")
     return name
+
+
+def pick_precision(trial, device: str) -> str:
+    """Time `trial(bf16)` (forward + backward) in float32 and in bf16, alternating, after a warm-up: bf16 wins on tensor cores, and
+    loses on CPUs that emulate it. fp16 overflows where bf16 does not, so it is no candidate."""
+    seconds = {"fp32": [], "bf16": []}
+    if device.startswith("mps"):
+        return "fp32"  # autocast to bf16 is partial there
+    for round_ in range(4):
+        for name in seconds:
+            start = time.perf_counter()
+            trial(name == "bf16")
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            if round_:
+                seconds[name].append(time.perf_counter() - start)
+    best = {k: min(v) for k, v in seconds.items()}
+    choice = "bf16" if best["bf16"] < 0.9 * best["fp32"] else "fp32"
+    print(f"precision: {choice} (a step's forward and backward: fp32 {1e3 * best['fp32']:.0f} ms, bf16 {1e3 * best['bf16']:.0f} ms)")
+    return choice
+
+
+class Laps:
+    """Where a loop's time goes: `start()`, then `laps("part")` after each part. On a GPU each lap waits for the device, so only a
+    profiled run (device given) does that."""
+
+    def __init__(self, device: str = ""):
+        self.seconds, self.device = {}, device
+        self.start()
+
+    def start(self) -> None:
+        self.last = time.perf_counter()
+
+    def __call__(self, name: str) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[name], self.last = self.seconds.get(name, 0.0) + now - self.last, now
+
+    def table(self) -> str:
+        total = sum(self.seconds.values())
+        rows = sorted(self.seconds.items(), key=lambda x: -x[1])
+        return "\n".join([f"{'part':20s} seconds  share"] + [f"{k:20s} {v:7.1f}  {100 * v / total:4.1f} %" for k, v in rows] + [f"{'all':20s} {total:7.1f}"])
 
 
 def load_run(path: str | Path, device: str = "cpu") -> Run:
@@ -700,7 +827,8 @@ def preview(run: Run, val_set) -> dict:
 
 
 def dashboard(path: Path) -> None:
-    """Draw dashboard.png of a run folder from its log and its last previews."""
+    """Draw dashboard.png of a run folder from its log and its last previews: losses, the regime and what it drives, the blocks'
+    grouping at three moments, sounds."""
     if not (path / "log.jsonl").is_file():
         raise UserError(f"{path}: no log.jsonl to draw from")
     import matplotlib
@@ -709,60 +837,134 @@ def dashboard(path: Path) -> None:
     config = json.loads((path / "config.json").read_text())
     rows = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
     train, evals = [r for r in rows if "loss" in r], [r for r in rows if "eval" in r]
-    steps = np.array([r["step"] for r in train])
-    fig = plt.figure(figsize=(14, 11), layout="constrained")
-    top, bottom = fig.subfigures(2, 1, height_ratios=(1.1, 1))
-    panels = top.subplots(2, 2)
-    fig.suptitle(f"{path}: {config['task']} on {config['data']}, {steps[-1] if len(steps) else 0} of {config['steps']} steps, seed {config['seed']}", fontsize=11)
-    ax = panels[0, 0]
-    loss = np.array([r["loss_fm"] for r in train])
-    k = max(2, len(loss) // 20)
-    ax.plot(steps, loss, color="0.75", lw=0.7, label="training, each 10th step")
+    fig = plt.figure(figsize=(15, 17), layout="constrained")
+    top, middle, bottom = fig.subfigures(3, 1, height_ratios=(1.35, 0.75, 1))
+    fig.suptitle(f"{path}: {config['task']} on {config['data']}, recipe {config.get('recipe', '-')}, {train[-1]['step'] if train else 0} of {config['steps']} steps, "
+                 f"seed {config['seed']}", fontsize=11)
+    panels = top.subplots(2, 3)
+    if train:
+        _draw_losses(panels[0], config, train, evals)
+        _draw_regime(panels[1], config, train)
+    _draw_structure(middle, [r for r in train if "structure" in r])
+    if evals:
+        _draw_previews(bottom, path, evals[-1]["step"])
+    tmp = path / "dashboard.tmp.png"
+    fig.savefig(tmp, dpi=90)
+    plt.close(fig)
+    tmp.replace(path / "dashboard.png")
+
+
+def _draw_losses(axes, config: dict, train: list[dict], evals: list[dict]) -> None:
+    import matplotlib.pyplot as plt
+    steps, loss = np.array([r["step"] for r in train]), np.array([r["loss_fm"] for r in train])
+    ax, k = axes[0], max(2, len(loss) // 20)
+    ax.plot(steps, loss, color="0.8", lw=0.7, label="training, single batches")
     if len(loss) >= k:
-        ax.plot(steps[k - 1 :], np.convolve(loss, np.ones(k) / k, "valid"), color="C0", label=f"training, mean of {10 * k} steps")
+        ax.plot(steps[k - 1 :], np.convolve(loss, np.ones(k) / k, "valid"), color="C0", label=f"training, mean of {k}")
     ax.plot([r["step"] for r in evals], [r["eval"]["val_loss"] for r in evals], "o-", color="C3", ms=4, label="validation (EMA, t uniform)")
-    ax.set(title="flow-matching loss", xlabel="step", ylabel="mean squared velocity error")
-    if len(loss):
-        ax.set_ylim(0.9 * min(loss.min(), *(r["eval"]["val_loss"] for r in evals)) if evals else None, np.quantile(loss, 0.99) * 1.1)
+    lows = [loss.min(), *(r["eval"]["val_loss"] for r in evals)]
+    ax.set(title="flow-matching loss", xlabel="step", ylabel="mean squared velocity error", ylim=(0.9 * min(lows), 1.1 * np.quantile(loss, 0.99)))
     ax.legend(fontsize=8)
-    ax = panels[0, 1]
+    ax = axes[1]
     if evals:
         bins = np.array([r["eval"]["val_loss_t"] for r in evals])
         for j in range(bins.shape[1]):
             ax.plot([r["step"] for r in evals], bins[:, j], "o-", ms=3, color=plt.cm.viridis(j / (bins.shape[1] - 1)), label=f"t = {(j + 0.5) / bins.shape[1]:.2f}")
         ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     ax.set(title="validation loss by noise level (t = 1 is noise)", xlabel="step", ylabel="mean squared velocity error", yscale="log")
-    ax = panels[1, 0]
-    ax.plot(steps, [r["lr"] for r in train], color="C2", label="learning rate")
-    ax.set(title="learning rate and gradient norm", xlabel="step", ylabel="learning rate")
-    other = ax.twinx()
-    other.plot(steps, [r["grad_norm"] for r in train], color="0.6", lw=0.7)
-    other.set_ylabel("gradient norm (grey)")
-    ax = panels[1, 1]
-    n = preview_clips(config)
+    ax, n = axes[2], preview_clips(config)
     names = {"event_accuracy": f"event-set accuracy, n = {n}", "lsd_hf": f"LSD-HF at 2 kHz, n = {n}"}
-    shown = [n for n in names if evals and n in evals[-1]["eval"]] or ["val_loss"]
-    ax.plot([r["step"] for r in evals], [r["eval"][shown[0]] for r in evals], "o-", color="C1")
-    ax.set(title="quick metric on validation clips" + (", 12 integration steps" if shown[0] in names else ""), xlabel="step", ylabel=names.get(shown[0], "validation loss"))
-    if shown[0] == "event_accuracy":
+    shown = next((x for x in names if evals and x in evals[-1]["eval"]), "val_loss")
+    ax.plot([r["step"] for r in evals], [r["eval"][shown] for r in evals], "o-", color="C1")
+    ax.set(title="quick metric on validation clips" + (", 12 integration steps" if shown in names else ""), xlabel="step", ylabel=names.get(shown, "validation loss"))
+    if shown == "event_accuracy":
         ax.set_ylim(0, 1)
-    captions = [line.split(": ", 1)[1] for line in (path / "samples" / "captions.txt").read_text(encoding="utf-8").split("\n")[:-1]] if evals else []
+
+
+def _draw_regime(axes, config: dict, train: list[dict]) -> None:
+    """D and r; lambda, mu and gradient agreement; p(t) over training."""
+    column = lambda key: ([r["step"] for r in train if key in r], [r[key] for r in train if key in r])
+    ax, first = axes[0], train[0]["step"]
+    ax.set(title="where training is", xlabel="step (doublings)", xscale="log", xlim=(max(10, first), train[-1]["step"] + 1))
+    if not column("r")[0]:
+        ax.text(0.5, 0.5, "this run logged no regime", ha="center", transform=ax.transAxes)
+        return
+    shades = {"1.0": "C0", "0.9": "0.45", "0.7": "0.6", "0.5": "0.75"}
+    for t, color in shades.items():
+        points = [(r["step"], r["D_t"][t]) for r in train if t in r.get("D_t", {})]
+        if points:
+            ax.plot(*zip(*points), "o-" if t != "1.0" else "-", ms=3, color=color, label=f"D at t = {float(t):.1f}")
+    if column("D_shuffled")[0]:
+        ax.plot(*column("D_shuffled"), "x:", ms=4, color="C0", label="D at t = 1, conditions shuffled")
+    ax.set_ylabel("discrepancy D" if column("D")[0] else "D: not measured by this recipe")
+    other = ax.twinx()
+    other.step(*column("r"), where="post", color="C3", lw=2)
+    other.set(ylim=(-0.03, 1.03))
+    other.set_ylabel("regime r (0 acquires, 1 refines)", color="C3")
+    if any("no_signal" in r for r in train):
+        ax.text(0.02, 0.02, "no significant slope: r follows the clock", fontsize=8, transform=ax.transAxes)
+    if column("D")[0]:
+        ax.legend(fontsize=7, loc="lower left")
+    ax = axes[1]
+    ax.plot(*column("lambda"), color="C2", label="lambda (guidance)")
+    ax.plot(*column("mu"), color="C4", label="mu (structure)")
+    ax.set(title="what r drives", xlabel="step", ylabel="loss weight", ylim=(-0.02, None))
+    if column("agreement")[0]:
+        other = ax.twinx()
+        other.plot(*column("agreement"), "o-", ms=3, color="0.4")
+        other.axhline(0, color="0.7", lw=0.7)
+        other.set_ylabel("cosine of loss and guidance gradients (grey)")
+    ax.legend(fontsize=8)
+    ax, mid = axes[2], (torch.arange(100) + 0.5) / 100
+    steps, m = column("m")
+    image = ax.pcolormesh(steps, mid, np.stack([sampler.pdf(mid, x, config["t_std"]).numpy() for x in m], 1), shading="nearest", vmin=0)
+    ax.set(title="density of training timesteps p(t)", xlabel="step", ylabel="t (1 is noise)")
+    ax.figure.colorbar(image, ax=ax, label="p(t)")
+
+
+def _draw_structure(fig, checks: list[dict]) -> None:
+    """S and its groups at the first check, halfway, and the last."""
+    axes = fig.subplots(1, 4, width_ratios=(1, 1, 1, 1.3))
+    if not checks:
+        for ax in axes[1:]:
+            ax.remove()
+        axes[0].axis("off")
+        axes[0].text(0, 0.5, "block structure: not watched by this recipe")
+        return
+    moments = [checks[0], checks[len(checks) // 2], checks[-1]]
+    top = max(0.05, max(np.abs(np.array(c["structure"]["S"]) - np.eye(len(c["structure"]["S"]))).max() for c in moments))
+    for ax, check in zip(axes, moments):
+        s = check["structure"]
+        S, order = np.array(s["S"]), np.argsort(s["groups"], kind="stable")
+        S = np.where(np.eye(len(S)) > 0, np.nan, S)[np.ix_(order, order)]  # the diagonal is 1 and would hide the rest
+        image = ax.imshow(S, vmin=-top, vmax=top, cmap="RdBu_r")
+        for edge in np.flatnonzero(np.diff(np.array(s["groups"])[order])) + 0.5:
+            ax.axhline(edge, color="k", lw=1.5)
+            ax.axvline(edge, color="k", lw=1.5)
+        ax.set(title=f"step {check['step']}: p = {s['p']:.3f}, {s['streak']} in a row", xlabel="block, by group", xticks=range(len(S)), yticks=range(len(S)),
+               xticklabels=order + 1, yticklabels=order + 1)
+    fig.colorbar(image, ax=axes[:3], label="similarity S of blocks", shrink=0.8)
+    ax, steps = axes[3], [c["step"] for c in checks]
+    ax.plot(steps, [c["structure"]["p"] for c in checks], "o-", ms=3, label="p of the grouping")
+    ax.plot(steps, [c["structure"]["rand_index"] for c in checks], "s-", ms=3, color="0.6", label="agreement with the last one")
+    ax.axhline(0.05, color="C3", lw=0.7)
+    ax.set(title="have the blocks converged to groups?", xlabel="step", xscale="log")
+    ax.legend(fontsize=8)
+
+
+def _draw_previews(fig, path: Path, step: int) -> None:
     import scipy.io.wavfile
-    grid = bottom.subplots(2, len(captions), sharex=True, sharey=True, squeeze=False) if captions else []
+    captions = [line.split(": ", 1)[1] for line in (path / "samples" / "captions.txt").read_text(encoding="utf-8").split("\n")[:-1]]
+    grid = fig.subplots(2, len(captions), sharex=True, sharey=True, squeeze=False)
     for row, (axes, who) in enumerate(zip(grid, ("real", "generated"))):
         for k, (ax, caption) in enumerate(zip(axes, captions)):
-            name = f"step{evals[-1]['step']:06d}-{k}" if row else f"real-{k}"
+            name = f"step{step:06d}-{k}" if row else f"real-{k}"
             x = scipy.io.wavfile.read(path / "samples" / f"{name}.wav")[1].astype(np.float32) / 32_767
-            image = draw_spectrogram(ax, x, f"model, step {evals[-1]['step']}" if row else caption)
+            image = draw_spectrogram(ax, x, f"model, step {step}" if row else caption)
             if row:
                 ax.set_xlabel("time (s)", fontsize=8)
         axes[0].set_ylabel(f"{who}\nfrequency (kHz)", fontsize=8)
-    if captions:
-        bottom.colorbar(image, ax=grid, label="dB re full scale", shrink=0.8)
-    tmp = path / "dashboard.tmp.png"
-    fig.savefig(tmp, dpi=100)
-    plt.close(fig)
-    tmp.replace(path / "dashboard.png")
+    fig.colorbar(image, ax=grid, label="dB re full scale", shrink=0.8)
 
 
 # --------------------------------------------------------------------------------------------------------------------------
@@ -842,6 +1044,22 @@ def cmd_export(a) -> None:
     print(f"{a.folder}: {(a.folder / 'checkpoint.pt').stat().st_size / 1e6:.1f} MB")
 
 
+def cmd_probe_teacher(a) -> None:
+    if not a.weights.is_file():
+        raise UserError(f"--weights {a.weights}: no such file; make it with: python guidance.py pretrain")
+    if a.esc10 and not a.esc10.is_dir():
+        raise UserError(f"--esc10 {a.esc10}: no such folder")
+    report = probe_teacher(guidance.load_teacher(a.weights), a.esc10)
+    for name, rows in report.items():
+        print(f"\n{name}, n {rows['n']}" + (" (accuracy, five folds)" if name == "esc10" else " (average precision of events)"))
+        for k, v in rows.items():
+            if k != "n":
+                print(f"{k:34s} {v['mean']:+.3f}  [{v['interval'][0]:+.3f}, {v['interval'][1]:+.3f}]")
+    if a.out:
+        a.out.parent.mkdir(parents=True, exist_ok=True)
+        a.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     sub = p.add_subparsers(dest="command", required=True)
@@ -893,6 +1111,11 @@ def main() -> None:
     c.add_argument("--clips", type=positive(int), default=16_000)
     c.add_argument("--epochs", type=positive(int), default=8)
     c.set_defaults(run_command=lambda a: print(json.dumps(train_judge(a.kind, a.clips, a.epochs), indent=1)))
+    c = sub.add_parser("probe-teacher", help="linear probe of the SSL teacher against its controls")
+    c.add_argument("--weights", type=Path, default=guidance.WEIGHTS)
+    c.add_argument("--esc10", type=Path, help="folder with file_name, category and fold in its metadata")
+    c.add_argument("--out", type=Path, help="JSON")
+    c.set_defaults(run_command=cmd_probe_teacher)
     args = p.parse_args()
     args.run_command(args)
 

@@ -331,7 +331,7 @@ class DiT(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, text: Text | None = None, cond: Tensor | None = None, mask: Tensor | None = None,
                 drop: Tensor | None = None, return_blocks: bool = False):
-        """x_t (B, T, C), t (B,) -> v_hat (B, T, C) [, list of L block outputs (B, T, D)].
+        """x_t (B, T, C), t (B,) -> v_hat (B, T, C) [, hs = [h_0, ..., h_L] (B, T, D): the embedding, then each block's output].
 
         text: from encode_text. cond (B, T, C): muffled latents, replaced by the learned null where drop (B,) is True.
         mask (B, T): True at real tokens; padded ones are not attended to. All None is the unconditional, unmasked case."""
@@ -346,7 +346,7 @@ class DiT(nn.Module):
         c = self.time(self.time_features(t))                       # (B, D)
         if text is not None:
             c = c + text.pooled
-        c, rope, hs = F.silu(c), rope_table(h.shape[1], self.head_dim, h.device), []
+        c, rope, hs = F.silu(c), rope_table(h.shape[1], self.head_dim, h.device), [h]
         for block in self.blocks:
             h = block(h, c, rope, text, mask)                      # (B, T, D)
             if return_blocks:
@@ -354,6 +354,18 @@ class DiT(nn.Module):
         shift, scale = self.ada(c).chunk(2, -1)
         v = ((2 * t[:, None, None] - 1) * x_in + self.head(modulate(self.norm(h), shift, scale))) / r  # (B, T, C)
         return (v, hs) if return_blocks else v
+
+
+def make_optimizers(model: DiT, kind: str, lr: float, muon_lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """kind adamw: [AdamW]; muon: [AdamW, Muon]. Muon replaces the momentum of a weight matrix by the nearest orthogonal one, so that its rare
+    directions learn as fast as its common ones. It is made for matrices inside the network: embeddings, what reads t, the
+    head, norms and biases stay with AdamW.  # Jordan et al. 2024; update RMS as AdamW's: Liu et al. 2025"""
+    inner = {n for n, p in model.named_parameters() if kind == "muon" and p.ndim == 2 and n.startswith(("blocks.", "text.layers."))}
+    pick = lambda yes: [p for n, p in model.named_parameters() if (n in inner) == yes]
+    opts = [torch.optim.AdamW(pick(False), lr, (0.9, 0.99), weight_decay=weight_decay, fused=next(model.parameters()).device.type != "mps")]
+    if inner:
+        opts.append(torch.optim.Muon(pick(True), muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return opts
 
 
 # --------------------------------------------------------------------------------------------------------------------------
@@ -392,7 +404,7 @@ def velocity_field(model: DiT, text: Text | None = None, null: Text | None = Non
         if not rescale or t == 0:
             return v
         x0, x0_c = x - t * v, x - t * v_c
-        gain = (x0_c.flatten(1).std(1) / x0.flatten(1).std(1))[:, None, None]
+        gain = (x0_c.flatten(1).std(1) / x0.flatten(1).std(1).clamp_min(1e-6))[:, None, None]  # a fresh network predicts x0 = 0 at t = 1
         return (x - x0 * (1 + rescale * (gain - 1))) / t
 
     def field(x: Tensor, t: float) -> Tensor:

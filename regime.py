@@ -6,16 +6,20 @@ is learning *what* to make; once D has stopped falling, it is learning how to ma
 
     D_j = mean over probe clips and frames of 1 - cos(phi_c(x0_hat), phi_c(x0)),  phi_c = phi - its data-set mean   # ASSUMED
     probes at steps k_j = round(16 * 2^(j/8)): eight a doubling of training
-    s_j = -(least-squares slope of D on log2 k over the last 9 probes), with its standard error se_j
-    rho_j = clip(s_j / ref, 0, 1), ref = the largest significant slope so far;   r_j = 1 - EMA_0.3(rho)             # ASSUMED
+    s = -(least-squares slope of D on log2 k): over the last 9 probes (a doubling) with its standard error, to decide what is signal;
+        over the last 6, to follow it
+    rho_j = clip(s_6 / ref, 0, 1), ref = the largest significant s_9 so far;   r_j = 1 - EMA_0.6(rho)               # ASSUMED
 
 Progress is counted by doubling because learning curves are close to straight in log k; against raw steps the slope collapses
-within the first tenth of a run. r reads D only through s / ref, so neither its scale nor its offset matters.
+within the first tenth of a run. r reads D only through s / ref, so neither its scale nor its offset matters. Two windows, because one
+of 9 probes with EMA 0.3 saw a planted switch 0.8 doublings late; 6 and 0.6 see it within half a doubling (tests/test_regime.py).
 
 Conventions: t in [0, 1], **t = 1 is pure noise**, t = 0 is data; x_t = (1-t) x0 + t eps; v = eps - x0; the network predicts v;
 x0_hat = x_t - t v_hat. B batch, T tokens, C latent channels, F features. k = step, K = planned steps.
 
 The file knows nothing of what r drives, nor of any model: `predict` and `features` are passed in as functions.
+
+Public: Regime (state, r), probe, signal, discrepancy, slope, probe_steps, read_r.
 
     python regime.py          # demo: r on four synthetic discrepancy curves with known answers
 """
@@ -29,12 +33,15 @@ import torch
 from torch import Tensor
 
 PER_DOUBLING = 8   # probes a doubling of training
-WINDOW = PER_DOUBLING + 1  # probes of a slope: one doubling, both ends
-EMA = 0.3          # weight of the newest rho
+WINDOW = PER_DOUBLING + 1  # probes of a slope that is tested: one doubling, both ends
+RECENT = 6         # probes of the slope that is followed
+EMA = 0.6          # weight of the newest rho
 MIN_T = 4.0        # a slope must be this many standard errors
 MIN_RELATIVE = 0.02  # and this share of the first probes' mean D, a doubling
 NO_SIGNAL = 0.15   # share of K after which, without one significant slope, the clock takes over
 SOURCES = ("slope", "loss", "clock", "replay")
+LEVELS = (1.0, 0.9, 0.7, 0.5)  # noise levels of a full probe
+SIGNALS = ("t1", "levels", "ratio", "latent")
 
 
 def probe_steps(K: int) -> list[int]:
@@ -52,48 +59,89 @@ def slope(k, D) -> tuple[float, float]:
     return float(-b), float(np.sqrt((residual**2).sum() / (len(x) - 2) / (x**2).sum()))
 
 
-def discrepancy(a: Tensor, b: Tensor, mean: Tensor | None = None) -> Tensor:
-    """1 - cosine of centred features, mean over frames: (B, T, F) x 2 -> (B,), in float32.
+def discrepancy(a: Tensor, b: Tensor, mean: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    """1 - cosine of centred features, mean over frames: (B, T, F) x 2 -> (B,), in float32. mask (B, T): True at real frames.
 
     mean (F,): phi's data-set mean. Uncentred SSL features all point nearly the same way, and the cosine would say nothing."""
     a, b = a.float(), b.float()
     if mean is not None:
         a, b = a - mean, b - mean
-    return 1 - torch.nn.functional.cosine_similarity(a, b, dim=-1, eps=1e-6).mean(-1)
+    distance = 1 - torch.nn.functional.cosine_similarity(a, b, dim=-1, eps=1e-6)  # (B, T)
+    return distance.mean(-1) if mask is None else (distance * mask).sum(-1) / mask.sum(-1).clamp_min(1)
 
 
 @torch.no_grad()
-def probe(predict, features, x0: Tensor, eps: Tensor, levels=(1.0, 0.9, 0.7, 0.5), mean: Tensor | None = None) -> dict[float, float]:
+def probe(predict, features, x0: Tensor, eps: Tensor, levels=(1.0,), mean: Tensor | None = None, target: Tensor | None = None,
+          mask: Tensor | None = None) -> dict[float, float]:
     """D at each noise level: {t: mean over the probe clips}.
 
-    predict(x_t (B, T, C), t (B,)) -> v_hat; features(x0 (B, T, C)) -> (B, T, F). x0 and eps are the same tensors at every
-    probe: with fresh noise the slope would drown in it, and the levels are fixed, not drawn, or a sampler that follows r
-    would bend the signal that drives it. The caller puts the network in eval mode."""
-    target, out = features(x0), {}
+    predict(x_t (B, T, C), t (B,)) -> v_hat; features(x0 (B, T, C)) -> (B, T, F); target: features(x0), if at hand. x0 and eps are
+    the same tensors at every probe: with fresh noise the slope would drown in it; and the levels are fixed, not drawn, or a
+    sampler that follows r would bend the signal that drives it.
+
+    Probe the averaged (EMA) weights: at a constant learning rate the raw ones scatter D by two to three times as much
+    (results/log.md), and an average over the last tenth of a run is only 0.14 doublings late."""
+    target, out = features(x0) if target is None else target, {}
     for t in levels:
         x_t = (1 - t) * x0 + t * eps
         v_hat = predict(x_t, x0.new_full((len(x0),), t))
-        out[t] = float(discrepancy(features(x_t - t * v_hat), target, mean).mean())
+        out[t] = float(discrepancy(features(x_t - t * v_hat), target, mean, mask).mean())
     return out
+
+
+def needs(kind: str) -> tuple[tuple[float, ...], bool]:
+    """What a signal is made of: (noise levels, is D under shuffled conditions needed?)."""
+    return {"t1": ((1.0,), False), "levels": (LEVELS[1:], False), "ratio": ((1.0,), True), "latent": ((1.0,), False)}[kind]
+
+
+def signal(kind: str, D: dict[float, float], shuffled: float | None = None) -> float:
+    """The number that r listens to, of a probe {t: D}.
+
+    t1: D at t = 1, where whatever is right came from the condition. levels: mean over t = .5, .7, .9. ratio: D(t = 1) over the same
+    with the clips' conditions exchanged, so that learning the average sound does not count. latent: D(t = 1) with features =
+    identity, the proxy that needs no teacher."""
+    if kind == "levels":
+        return float(np.mean([D[t] for t in LEVELS[1:]]))
+    return D[1.0] / shuffled if kind == "ratio" else D[1.0]
 
 
 class Regime:
     """r from one of four sources. Small, printable state; resuming recomputes the slopes exactly.
 
-    slope: `update(k, D)` at the probe steps. loss: the same with the training loss in place of D. clock: r = k / K.
-    replay: r of another run, read from its log.jsonl (the random and yoked controls). K: planned steps."""
+    slope: `update(k, D)` at the probe steps (`probe_index(k)` is not None). loss: the same, with D the mean of the training losses since the last one
+    (`observe(loss)` each step). clock: r = k / K. replay:FILE: r of another run, from its log.jsonl. K: planned steps."""
 
-    def __init__(self, source: str, K: int, replay: str | Path = ""):
-        if source not in SOURCES:
-            raise ValueError(f"unknown regime source {source!r}: one of {', '.join(SOURCES)}")
-        self.source, self.K = source, K
-        self.replayed = read_r(replay) if source == "replay" else None
-        self.load_state_dict({"k": [], "D": []})
+    def __init__(self, source: str, K: int):
+        self.source, _, path = source.partition(":")
+        if self.source not in SOURCES or (self.source == "replay") != bool(path):
+            raise ValueError(f"unknown regime source {source!r}: slope, loss, clock or replay:FILE")
+        self.K, self.steps = K, {k: j for j, k in enumerate(probe_steps(K))}
+        self.replayed = read_r(path) if path else None
+        self.load_state_dict({"k": [], "D": [], "losses": torch.zeros(2)})
+
+    def probe_index(self, k: int) -> int | None:
+        """j where step k is the probe step k_j, else None. Eight a doubling: j % 8 == 0 is once a doubling."""
+        return self.steps.get(k)
+
+    @property
+    def listens(self) -> bool:
+        """True where r depends on what is measured."""
+        return self.source in ("slope", "loss")
 
     @property
     def no_signal(self) -> bool:
         """True once the curve has had its chance (15 % of K) and shown no significant fall: r then follows the clock."""
-        return self.source in ("slope", "loss") and self.ref is None and bool(self.k) and self.k[-1] >= NO_SIGNAL * self.K
+        return self.listens and self.ref is None and bool(self.k) and self.k[-1] >= NO_SIGNAL * self.K
+
+    def observe(self, loss: Tensor) -> None:
+        """Take the training loss of a step (no synchronization: the sum stays where the loss is)."""
+        self.losses = self.losses.to(loss.device) + torch.stack([loss.detach().float(), torch.ones_like(loss)])
+
+    def mean_loss(self) -> float:
+        """Mean of the observed losses, which are then forgotten."""
+        total, n = self.losses.tolist()
+        self.losses = torch.zeros(2)
+        return total / max(n, 1)
 
     def update(self, k: int, D: float) -> None:
         """Take one probe. A value that is not finite is refused: it would poison every later slope."""
@@ -107,7 +155,7 @@ class Regime:
         if self.s > MIN_T * se and self.s > MIN_RELATIVE * abs(np.mean(self.D[:WINDOW])):
             self.ref = max(self.ref or 0.0, self.s)
         if self.ref:
-            rho = float(np.clip(self.s / self.ref, 0, 1))
+            rho = float(np.clip(slope(self.k[-RECENT:], self.D[-RECENT:])[0] / self.ref, 0, 1))
             self.ema = rho if self.ema is None else (1 - EMA) * self.ema + EMA * rho
 
     def r(self, k: int) -> float:
@@ -116,15 +164,15 @@ class Regime:
             steps, values = self.replayed
             return float(values[max(0, np.searchsorted(steps, k, side="right") - 1)])
         if self.source == "clock" or self.no_signal:
-            return min(1.0, k / self.K)
+            return min(1.0, (k if self.source == "clock" else self.k[-1]) / self.K)
         return 0.0 if self.ema is None else 1.0 - self.ema
 
     def state_dict(self) -> dict:
-        return {"k": self.k, "D": self.D}
+        return {"k": self.k, "D": self.D, "losses": self.losses.cpu()}
 
     def load_state_dict(self, state: dict) -> None:
         """Replays the recorded probes, so the result is bitwise that of never having stopped."""
-        self.k, self.D = [], []                      # probes so far
+        self.k, self.D, self.losses = [], [], state["losses"]  # probes so far; [sum, number] of losses since the last one
         self.s = self.ref = self.ema = None          # last slope; largest significant slope; EMA of rho
         for k, D in zip(state["k"], state["D"]):
             self.update(k, D)

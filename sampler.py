@@ -6,11 +6,16 @@ noise (t near 1) the network sees nothing of the sound and must get *what* it is
     t = sigmoid(m + s n),  n ~ N(0, 1)      logit-normal (SD3, eq. 19, m = 0, s = 1)          # moves with the centre m
     p(t) = (1 - u) N(logit t; m, s) / (t (1 - t)) + u      mixed with a uniform floor u       # ASSUMED: u = 0.1, m by measurement
 
-Modes (train.py --timesteps): `off` is the reference density m = 0; `constant` a tuned centre m > 0 (towards noise).
+    m(r) = (1 - r) m_early + r m_late      semantics at high noise first, then the tuned constant          # ASSUMED
+
+Modes (train.py --timesteps): `off` is the reference density m = 0; `constant` a tuned centre m > 0 (towards noise); `adaptive` moves
+the centre with the regime r. The direction is that of the task-difficulty curriculum (arXiv 2403.10348): high noise first. m_late is
+the tuned constant itself: a schedule that ends below a tuned baseline would be compared with a worse one.
 
 Conventions: t in [0, 1], **t = 1 is pure noise**, t = 0 is data, so a larger m means more noise. Shapes: (B,).
 
-Public: sample(n, m, s, floor, generator) -> t; pdf(t, m, s, floor) -> p(t), exact; weight(t, m, s, floor) -> p_ref / p.
+Public: centre(r, m_early, m_late) -> m; sample(n, m, s, floor, generator) -> t; pdf(t, m, s, floor) -> p(t), exact;
+weight(t, m, s, floor) -> p_ref / p.
 
     python sampler.py         # demo: histogram of a million draws against the exact density
 """
@@ -20,6 +25,11 @@ import torch
 from torch import Tensor
 
 REFERENCE_M = 0.0  # SD3's logit-normal, the density that `off` means
+
+
+def centre(r: float, m_early: float, m_late: float) -> float:
+    """m(r) = (1 - r) m_early + r m_late; r = 0 acquires semantics, r = 1 refines.  # ASSUMED"""
+    return (1 - r) * m_early + r * m_late
 
 
 def sample(n: int, m: float = REFERENCE_M, s: float = 1.0, floor: float = 0.1, generator: torch.Generator | None = None) -> Tensor:

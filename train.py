@@ -2,11 +2,13 @@
 
     python train.py                                     # captions to sound, preset by device, about ten CPU minutes
     python train.py --task sr                           # muffled to full band
+    python train.py --recipe static                     # another row of RECIPES; or one mechanism alone: --structure off
     python train.py --data path/to/folder --val-fold 5  # your own captioned recordings
     python train.py --resume runs/t2a [--steps N]       # continue, or extend
 
-What happens: data -> codec fit -> latents -> loop { batch, t, x_t, loss, step, EMA } -> table and sounds in the run folder
-(config.json, log.jsonl, checkpoint.pt, samples/, dashboard.png, scores.json).
+What happens: data -> codec fit -> latents -> loop { probe, r, batch, t, x_t, losses, step, EMA } -> table and sounds in the run folder
+(config.json, log.jsonl, checkpoint.pt, samples/, dashboard.png, scores.json). The regime r (regime.py) says where training is;
+`drive` turns it into lambda (guidance.py), the centre m of p(t) (sampler.py) and mu (structure_reg.py).
 
 Conventions: t in [0, 1], t = 1 is pure noise, t = 0 is data; x_t = (1-t) x0 + t eps; v = eps - x0; the network predicts v.
 Guidance scale w = 1 is plain conditional. B batch, T tokens, C latent channels, D width.
@@ -30,9 +32,12 @@ from tqdm import tqdm
 
 import data
 import evaluate
+import guidance
+import regime
 import sampler
+import structure_reg
 from data import RATE, UserError
-from model import Codec, DiT, Words, flow_matching_loss, interpolate
+from model import Codec, DiT, Words, flow_matching_loss, interpolate, make_optimizers
 
 
 warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # RMSNorm in bf16: slower, not wrong
@@ -67,14 +72,28 @@ class Config:
     clip: float = 1.0            # gradient norm ceiling
     ema: float = 0.9999          # EMA ceiling; ramped as (1 + k) / (10 + k), so the average spans the last tenth of the run
     cond_drop: float = 0.1       # share of samples trained without condition, for classifier-free guidance
-    timesteps: str = "constant"  # off: reference density (m = 0) | constant: centre t_mean
+    recipe: str = "stage"        # vanilla | static | stop | clock | stage: a row of RECIPES; single flags are laid over it
+    guidance: str = "adaptive"   # off | constant | adaptive: lambda(r)
+    lambda0: float = 0.5         # weight of the alignment loss (REPA: 0.5)
+    gamma: float = 1.0           # exponent of its decay
+    stop_at: float = 0.0         # share of the steps after which constant guidance ends at once (HASTE); 0: never
+    align: int = 0               # aligned block, from 1; 0: round(0.4 L)
+    timesteps: str = "adaptive"  # off: reference density (m = 0) | constant: centre t_mean | adaptive: from t_early to t_mean with r
     t_mean: float = 1.5          # m of the constant mode; > 0 is towards noise
+    t_early: float = 2.0         # m at r = 0
     t_std: float = 1.0           # s of the logit-normal
+    structure: str = "adaptive"  # off | constant: groups by depth, from the start | adaptive: groups found in the weights, once they have converged
+    mu0: float = 0.1             # weight of the structure loss
+    struct_loss: str = "grouped"  # grouped | dispersive
+    regime: str = "slope"        # source of r: slope | loss | clock | replay:FILE (another run's log.jsonl)
+    signal: str = "t1"           # what the slope is taken of: t1 | levels | ratio | latent (regime.signal)
+    probe: str = "auto"          # auto: measure D where r depends on it | always | never
     cfg: float = 2.5             # guidance scale w of previews and scores (t2a; sr uses 1)
     sample_steps: int = 16       # Euler steps of previews and scores
     eval_every: int = 550        # steps between validation, previews and checkpoints
     score_clips: int = 500       # clips of the final table
     workers: int = -1            # processes that prepare data; -1: one a core
+    profile: bool = False        # print each part's share of the time at the end
 
 
 PRESETS = {  # what differs from the defaults above; a second entry is laid over it for super-resolution
@@ -83,8 +102,17 @@ PRESETS = {  # what differs from the defaults above; a second entry is laid over
     "full": ({"steps": 300_000, "batch": 256, "width": 768, "depth": 16, "heads": 12, "channels": 96, "seconds": 10.24, "clips": 20_000,
               "lr": 2e-4, "muon_lr": 1e-3, "warmup": 2_000, "eval_every": 5_000}, {}),
 }
+RECIPES = {  # who drives what; the other settings are the same in every row
+    "vanilla": {"guidance": "off", "timesteps": "off", "structure": "off"},
+    "static": {"guidance": "constant", "timesteps": "constant", "structure": "off"},
+    "stop": {"guidance": "constant", "timesteps": "constant", "structure": "off", "stop_at": 0.4},
+    "clock": {"guidance": "adaptive", "timesteps": "adaptive", "structure": "adaptive", "regime": "clock"},
+    "stage": {"guidance": "adaptive", "timesteps": "adaptive", "structure": "adaptive", "regime": "slope"},
+}
+MODES = ("off", "constant", "adaptive")
 CHOICES = {"task": ("t2a", "sr"), "preset": ("auto", *PRESETS), "precision": ("auto", "fp32", "bf16"), "optimizer": ("muon", "adamw"),
-           "timesteps": ("off", "constant")}
+           "recipe": tuple(RECIPES), "guidance": MODES, "timesteps": MODES, "structure": MODES, "struct_loss": tuple(structure_reg.LOSSES),
+           "signal": regime.SIGNALS, "probe": ("auto", "always", "never")}
 
 
 def parse(argv: list[str]) -> tuple[dict, str]:
@@ -94,23 +122,24 @@ def parse(argv: list[str]) -> tuple[dict, str]:
     p.add_argument("--resume", metavar="RUN", default="", help="continue the run in this folder")
     hints = typing.get_type_hints(Config)
     for f in dataclasses.fields(Config):
-        p.add_argument("--" + f.name.replace("_", "-"), dest=f.name, type=hints[f.name], choices=CHOICES.get(f.name), help=f"default {f.default!r}")
+        how = {"action": argparse.BooleanOptionalAction, "default": None} if hints[f.name] is bool else {"type": hints[f.name], "choices": CHOICES.get(f.name)}
+        p.add_argument("--" + f.name.replace("_", "-"), dest=f.name, help=f"default {f.default!r}", **how)
     given = {k: v for k, v in vars(p.parse_args(argv)).items() if v is not None}
     resume = given.pop("resume")
-    extra = sorted(set(given) - {"steps", "device", "workers"})
+    extra = sorted(set(given) - {"steps", "device", "workers", "profile"})
     if resume and extra:
-        raise UserError(f"--resume continues with the run's own settings; only --steps, --device and --workers may be added, not --{extra[0].replace('_', '-')}")
+        raise UserError(f"--resume continues with the run's own settings; only --steps, --device, --workers and --profile may be added, not --{extra[0].replace('_', '-')}")
     return given, resume
 
 
 def resolve(given: dict) -> Config:
-    """Defaults < preset (by device) < what the user typed."""
+    """Defaults < preset (by device) < recipe < what the user typed."""
     cfg = Config(**{k: given[k] for k in ("task", "device", "preset") if k in given})
     cfg.device = evaluate.pick_device(cfg.device)
     if cfg.preset == "auto":
         cfg.preset = "small" if cfg.device.startswith("cuda") else "smoke"
     base, for_sr = PRESETS[cfg.preset]
-    cfg = dataclasses.replace(cfg, **base, **(for_sr if cfg.task == "sr" else {}))
+    cfg = dataclasses.replace(cfg, **base, **(for_sr if cfg.task == "sr" else {}), **RECIPES[given.get("recipe", cfg.recipe)])
     cfg = dataclasses.replace(cfg, **{k: v for k, v in given.items() if k not in ("device", "preset")})
     if not given.get("out"):
         names = [f"runs/{cfg.task}" + (f"-{k}" if k > 1 else "") for k in range(1, 10_000)]
@@ -120,37 +149,54 @@ def resolve(given: dict) -> Config:
                           ("channels", 0 < cfg.channels <= 128, "from 1 to 128"), ("seconds", 0.5 <= cfg.seconds <= 30, "from 0.5 to 30"),
                           ("seed", cfg.seed >= 0, "0 or more"), ("warmup", cfg.warmup > 0, "positive"), ("score_clips", cfg.score_clips >= 2, "at least 2"),
                           ("clips", cfg.clips >= 100, "at least 100"), ("variants", cfg.variants > 0, "positive"), ("eval_every", cfg.eval_every > 0, "positive"),
-                          ("cond_drop", 0 <= cfg.cond_drop < 1, "in [0, 1)"), ("sample_steps", cfg.sample_steps > 0, "positive")):
+                          ("cond_drop", 0 <= cfg.cond_drop < 1, "in [0, 1)"), ("sample_steps", cfg.sample_steps > 0, "positive"),
+                          ("lambda0", cfg.lambda0 >= 0, "0 or more"), ("mu0", cfg.mu0 >= 0, "0 or more"), ("gamma", cfg.gamma > 0, "positive"),
+                          ("stop_at", 0 <= cfg.stop_at <= 1, "in [0, 1]"), ("align", 0 <= cfg.align <= cfg.depth, f"a block from 1 to {cfg.depth}, or 0"),
+                          ("t_std", cfg.t_std > 0, "positive"), ("depth", cfg.depth > 0, "positive"),
+                          ("probe", cfg.probe != "never" or cfg.regime != "slope" or "adaptive" not in (cfg.guidance, cfg.timesteps, cfg.structure),
+                           "auto or always where an adaptive mechanism follows the slope")):
         if not ok:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: must be {why}")
-    return cfg
+    try:
+        regime.Regime(cfg.regime, cfg.steps)
+    except (ValueError, OSError) as e:
+        raise UserError(f"--regime {cfg.regime}: {e}") from None
+    return dataclasses.replace(cfg, align=cfg.align or max(1, round(0.4 * cfg.depth)))
 
 
 # --- parts of the loop ----------------------------------------------------------------------------------------------------
 
-def batch_to(b: dict, ids: list, cfg: Config, g: torch.Generator) -> dict:
+def drive(cfg: Config, r: float, k: int, latch: structure_reg.Structure) -> tuple[float, float, float, list[int] | None]:
+    """The regime r at step k -> (lambda, m, mu, groups of blocks): where the three mechanisms meet what drives them."""
+    lam = {"off": 0.0, "adaptive": guidance.weight(r, cfg.lambda0, cfg.gamma),
+           "constant": 0.0 if cfg.stop_at and k > cfg.stop_at * cfg.steps else cfg.lambda0}[cfg.guidance]
+    m = {"off": sampler.REFERENCE_M, "constant": cfg.t_mean, "adaptive": sampler.centre(r, cfg.t_early, cfg.t_mean)}[cfg.timesteps]
+    mu = {"off": 0.0, "constant": cfg.mu0, "adaptive": structure_reg.weight(r, cfg.mu0, k, latch.latched, round(0.1 * cfg.steps))}[cfg.structure]
+    return lam, m, mu, latch.groups or structure_reg.by_depth(cfg.depth, latch.G)
+
+
+def batch_to(b: dict, ids: list, cfg: Config, g: torch.Generator, m: float = 0.0) -> dict:
     """A numpy batch -> tensors on the device, with the noise of the step drawn from g (on the CPU, so that it is the same
-    whatever the device): x0, eps (B, T, C), t (B,), drop (B,), mask (B, T) or None, ids (B, S) or cond (B, T, C)."""
+    whatever the device): x0, eps (B, T, C), t (B,), drop (B,), mask (B, T) or None, ids (B, S) or cond (B, T, C)[, phi (B, T, F)]."""
     x0 = torch.from_numpy(b["x0"])
-    m = cfg.t_mean if cfg.timesteps == "constant" else sampler.REFERENCE_M
     out = {"x0": x0, "eps": torch.randn(x0.shape, generator=g), "t": sampler.sample(len(x0), m, cfg.t_std, generator=g),
            "drop": torch.rand(len(x0), generator=g) < cfg.cond_drop}
     if not b["mask"].all():
         out["mask"] = torch.from_numpy(b["mask"])
-    if "cond" in b:
-        out["cond"] = torch.from_numpy(b["cond"])
-    else:
+    out |= {name: torch.from_numpy(b[name]) for name in ("cond", "phi") if name in b}
+    if "cond" not in b:
         rows = [ids[i][k % len(ids[i])] for i, k in zip(b["i"], b["wording"])]
         out["ids"] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     return {k: v.to(cfg.device, non_blocking=True) for k, v in out.items()}
 
 
-def predict(model: DiT, b: dict, drop: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> v_hat, v (B, T, C) of a batch."""
+def predict(model: DiT, b: dict, drop: bool = True, return_blocks: bool = False):
+    """-> v_hat [, hs], v (B, T, C) of a batch."""
     x_t, v = interpolate(b["x0"], b["eps"], b["t"])
     gone = b["drop"] if drop else None
     text = model.encode_text(b["ids"], gone) if "ids" in b else None
-    return model(x_t, b["t"], text, b.get("cond"), b.get("mask"), drop=gone if "cond" in b else None), v
+    out = model(x_t, b["t"], text, b.get("cond"), b.get("mask"), gone if "cond" in b else None, return_blocks)
+    return (*out, v) if return_blocks else (out, v)
 
 
 @torch.no_grad()
@@ -163,41 +209,21 @@ def validation_loss(model: DiT, batches: list[dict], bins: int = 10) -> list[flo
     return out
 
 
-def pick_precision(model: DiT, b: dict, cfg: Config) -> str:
-    """Time forward + backward in float32 and in bf16, alternating, after a warm-up: bf16 wins on tensor cores, and loses on
-    CPUs that emulate it. fp16 overflows where bf16 does not, so it is no candidate."""
-    seconds = {"fp32": [], "bf16": []}
-    if cfg.device.startswith("mps"):
-        return "fp32"  # autocast to bf16 is partial there
-    if not cfg.device.startswith("cuda"):
-        b = {k: v[:8] for k, v in b.items()}  # emulated bf16 can be ten times slower: a small batch tells as much
-    for round_ in range(4):
-        for name in seconds:
-            start = time.perf_counter()
-            with torch.autocast(cfg.device.split(":")[0], torch.bfloat16, enabled=name == "bf16"):
-                v_hat, v = predict(model, b)
-            flow_matching_loss(v_hat, v).mean().backward()
-            model.zero_grad()
-            if cfg.device.startswith("cuda"):
-                torch.cuda.synchronize()
-            if round_:
-                seconds[name].append(time.perf_counter() - start)
-    best = {k: min(v) for k, v in seconds.items()}
-    choice = "bf16" if best["bf16"] < 0.9 * best["fp32"] else "fp32"
-    print(f"precision: {choice} (a step's forward and backward: fp32 {1e3 * best['fp32']:.0f} ms, bf16 {1e3 * best['bf16']:.0f} ms)")
-    return choice
+@torch.no_grad()
+def measure(model: DiT, b: dict, hear, target: torch.Tensor, mean: torch.Tensor | None, levels, shuffled: bool) -> tuple[dict, float | None]:
+    """One probe -> ({t: D}, D at t = 1 under the neighbour's condition or None). Nothing is drawn."""
+    def with_condition(shift):
+        text = model.encode_text(b["ids"].roll(shift, 0)) if "ids" in b else None
+        cond = b["cond"].roll(shift, 0) if "cond" in b else None
+        return lambda x_t, t: model(x_t, t, text, cond, b.get("mask"))
+    D = regime.probe(with_condition(0), hear, b["x0"], b["eps"], levels, mean, target, b.get("mask"))
+    other = regime.probe(with_condition(1), hear, b["x0"], b["eps"], (1.0,), mean, target, b.get("mask"))[1.0] if shuffled else None
+    return D, other
 
 
-def make_optimizers(model: DiT, cfg: Config) -> list[torch.optim.Optimizer]:
-    """[AdamW] or [AdamW, Muon]. Muon replaces the momentum of a weight matrix by the nearest orthogonal one, so that its rare
-    directions learn as fast as its common ones. It is made for matrices inside the network: embeddings, what reads t, the
-    head, norms and biases stay with AdamW.  # Jordan et al. 2024; update RMS as AdamW's: Liu et al. 2025"""
-    inner = {n for n, p in model.named_parameters() if cfg.optimizer == "muon" and p.ndim == 2 and n.startswith(("blocks.", "text.layers."))}
-    pick = lambda yes: [p for n, p in model.named_parameters() if (n in inner) == yes]
-    opts = [torch.optim.AdamW(pick(False), cfg.lr, (0.9, 0.99), weight_decay=cfg.weight_decay, fused=cfg.device != "mps")]
-    if inner:
-        opts.append(torch.optim.Muon(pick(True), cfg.muon_lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"))
-    return opts
+def circuits(model: DiT) -> list[tuple]:
+    """(W_O, W_V, W_1, W_2, C) of each block: what structure_reg.py compares."""
+    return [(b.out.weight, b.qkv.weight.chunk(3)[2], b.mlp[0].weight, b.mlp[2].weight, b.ada.weight) for b in model.blocks]
 
 
 # --- the run --------------------------------------------------------------------------------------------------------------
@@ -249,59 +275,132 @@ def train(given: dict, resume: str = "") -> Path:
     torch.manual_seed(cfg.seed)
     model = DiT(cfg.channels, cfg.width, cfg.depth, cfg.heads, len(words) if words else 0, cfg.task == "sr").to(cfg.device)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
-    opts = make_optimizers(model, cfg)
+    opts = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.muon_lr, cfg.weight_decay)
+
+    # regime and mechanisms; each draws from a generator of its own
+    where, latch = regime.Regime(cfg.regime, cfg.steps), structure_reg.Structure(cfg.depth, cfg.seed)
+    probing = cfg.probe == "always" or cfg.probe == "auto" and where.source == "slope" and "adaptive" in (cfg.guidance, cfg.timesteps, cfg.structure)
+    watching, ear, phi, projector = cfg.structure == "adaptive" or cfg.probe == "always", None, None, None
+    if cfg.guidance != "off" or probing:
+        ear = guidance.Ear(codec, guidance.load_teacher())
+        if cfg.guidance != "off":
+            phi, projector = data.LatentCache(train_set, ear), guidance.Projector(cfg.width, ear.channels, cfg.seed).to(cfg.device)
+            opts.append(torch.optim.AdamW(projector.parameters(), cfg.lr, (0.9, 0.99), weight_decay=cfg.weight_decay))
+        some = latents.z[: 25 * 60 * 20]                           # twenty minutes are enough for a mean
+        phi_mean = torch.cat([ear(torch.from_numpy(z.astype(np.float32))[None])[0] for z in np.array_split(some, max(1, len(some) // 1_500))]).mean(0).to(cfg.device)
+        ear = ear.to(cfg.device)
+        hear, mean = (torch.nn.Identity(), None) if cfg.signal == "latent" else (ear, phi_mean)
+        probe_batch = {k: v[:48] for k, v in val_batches[0].items()}
+        target = hear(probe_batch["x0"])
     step = 0
     if ckpt:
         evaluate.load_weights(resume, model, ckpt["model"])
         evaluate.load_weights(resume, ema, ckpt["ema"])
+        if projector:
+            evaluate.load_weights(resume, projector, ckpt["projector"])
         for opt, state in zip(opts, ckpt["optimizer"], strict=True):
             opt.load_state_dict(state)
+        where.load_state_dict(ckpt["regime"])
+        latch.load_state_dict(ckpt["structure"])
         step = ckpt["step"]
+    autocast = lambda on: torch.autocast(cfg.device.split(":")[0], torch.bfloat16, enabled=on)
     if cfg.precision == "auto":
-        cfg.precision = pick_precision(model, val_batches[0], cfg)
+        def trial(bf16: bool):  # emulated bf16 can be ten times slower: on a CPU a small batch tells as much
+            b = val_batches[0] if cfg.device.startswith("cuda") else {k: v[:8] for k, v in val_batches[0].items()}
+            with autocast(bf16):
+                v_hat, v = predict(model, b)
+            flow_matching_loss(v_hat, v).mean().backward()
+            model.zero_grad()
+        cfg.precision = evaluate.pick_precision(trial, cfg.device)
     (out / "config.json").write_text(json.dumps(dataclasses.asdict(cfg), indent=1) + "\n")
     log = evaluate.open_log(out / "log.jsonl", step)
     run = evaluate.Run(out, dataclasses.asdict(cfg), ema, codec, words, step)
     n_par = sum(p.numel() for p in model.parameters())
-    print(f"{cfg.task} on {cfg.data}: {len(train_set)} clips, {n_par / 1e6:.2f} M parameters, {cfg.steps} steps of {cfg.batch} on {cfg.device}, run folder {out}")
+    print(f"{cfg.task} on {cfg.data}: {len(train_set)} clips, {n_par / 1e6:.2f} M parameters, recipe {cfg.recipe}, {cfg.steps} steps of {cfg.batch} on {cfg.device}, run folder {out}")
 
     stop = []  # Ctrl-C or SIGTERM: finish the step, save, leave
     old = {s: signal.signal(s, lambda *a: stop.append(a[0])) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def checkpoint():
         evaluate.save_checkpoint(out / "checkpoint.pt", step=step, config=dataclasses.asdict(cfg), model=model.state_dict(), ema=ema.state_dict(),
-                                 optimizer=[opt.state_dict() for opt in opts], codec=codec.state_dict(), words=words.words if words else [])
+                                 optimizer=[opt.state_dict() for opt in opts], codec=codec.state_dict(), words=words.words if words else [],
+                                 regime=where.state_dict(), structure=latch.state_dict(), projector=projector.state_dict() if projector else {})
 
     bar, prepared = tqdm(total=cfg.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5), time.time()
+    laps = evaluate.Laps(cfg.device if cfg.profile else "")
     while step < cfg.steps and not stop:
         start, step = time.perf_counter(), step + 1
         warm = min(1, step / cfg.warmup)
-        for opt, lr in zip(opts, (cfg.lr, cfg.muon_lr)):
+        for opt, lr in zip(opts, (cfg.lr, cfg.muon_lr) if cfg.optimizer == "muon" else (cfg.lr, cfg.lr)):
             opt.param_groups[0]["lr"] = lr * warm
+
+        # where is training? Before the step, so that a replay of the log drives each step as it was driven here
+        j, found = where.probe_index(step), {}
+        laps.start()
+        if j is not None and where.source == "loss":
+            where.update(step, where.mean_loss())
+        if j is not None and probing:
+            levels, shuffled = (regime.LEVELS, True) if j % regime.PER_DOUBLING == 0 else regime.needs(cfg.signal)
+            with autocast(cfg.precision == "bf16"):
+                D, other = measure(ema, probe_batch, hear, target, mean, levels, shuffled)
+            found = {"D": regime.signal(cfg.signal, D, other), "D_t": {str(t): d for t, d in D.items()}, **({} if other is None else {"D_shuffled": other})}
+            if where.source == "slope":
+                where.update(step, found["D"])
+        r = where.r(step)
+        laps("probe")
+        if j is not None and j % 2 == 0 and watching:
+            seen = latch.check(step, circuits(model))
+            if seen:
+                found["structure"] = seen
+        laps("structure")
+        lam, m, mu, groups = drive(cfg, r, step, latch)
+
         g = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)  # all randomness of a step comes from (seed, step):
         rng = np.random.default_rng([cfg.seed, 1, step])                # resuming needs no generator state
-        b = batch_to(data.draw_batch(latents, muffled, cfg.batch, T, rng), ids, cfg, g)
+        b = batch_to(data.draw_batch(latents, muffled, cfg.batch, T, rng, phi if lam else None), ids, cfg, g, m)
+        laps("data")
 
-        with torch.autocast(cfg.device.split(":")[0], torch.bfloat16, enabled=cfg.precision == "bf16"):
-            v_hat, v = predict(model, b)
-        loss_fm = flow_matching_loss(v_hat, v, b.get("mask")).mean()
-        loss = loss_fm
+        with autocast(cfg.precision == "bf16"):
+            v_hat, hs, v = predict(model, b, return_blocks=True)
+        loss = loss_fm = flow_matching_loss(v_hat, v, b.get("mask")).mean()
+        loss_ssl = loss_struct = torch.zeros(())
+        laps("forward")
+        if lam:
+            with autocast(cfg.precision == "bf16"):
+                z = projector(hs[cfg.align])
+            loss_ssl = guidance.alignment_loss(z, b["phi"] - phi_mean, b.get("mask"))
+            loss = loss + lam * loss_ssl
+            if j is not None and j % 4 == 0:
+                found["agreement"] = guidance.gradient_agreement(loss_fm, loss_ssl, list(model.blocks[cfg.align - 1].parameters()))
+        laps("guidance")
+        if mu:
+            loss_struct = structure_reg.LOSSES[cfg.struct_loss](hs, groups, b.get("mask"))
+            loss = loss + mu * loss_struct
+        laps("structure")
 
-        model.zero_grad(set_to_none=True)
+        for opt in opts:
+            opt.zero_grad(set_to_none=True)
         loss.backward()
+        laps("backward")
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
         if not torch.isfinite(grad_norm):  # before the step: the weights are still good
             raise UserError(f"step {step}: loss or gradient is not finite; the last checkpoint in {out} is intact. A smaller --lr usually helps")
         for opt in opts:
-            opt.step()
+            opt.step()  # the projector's does nothing where guidance is off: its gradients are None
+        if where.source == "loss":
+            where.observe(loss_fm)
+        laps("optimizer")
         decay = min(cfg.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+        laps("EMA")
 
-        if step % 10 == 0 or step == cfg.steps:
-            log({"step": step, "loss": loss.item(), "loss_fm": loss_fm.item(), "loss_ssl": 0, "loss_struct": 0, "lambda": 0, "struct_active": 0,
-                 "t_mean": float(b["t"].mean()), "lr": cfg.lr * warm, "grad_norm": float(grad_norm), "step_s": time.perf_counter() - start})
-            bar.set_postfix(loss=f"{loss.item():.3f}", lr=f"{cfg.lr * warm:.1e}", refresh=False)
+        if step % 10 == 0 or step == cfg.steps or j is not None:
+            log({"step": step, "loss": loss.item(), "loss_fm": loss_fm.item(), "loss_ssl": loss_ssl.item(), "loss_struct": loss_struct.item(), "lambda": lam,
+                 "mu": mu, "m": m, "r": r, "struct_active": int(mu > 0), "t_mean": float(b["t"].mean()), "lr": cfg.lr * warm, "grad_norm": float(grad_norm),
+                 "step_s": time.perf_counter() - start, **found, **({"slope": where.s} if j is not None and where.s is not None else {}),
+                 **({"no_signal": 1} if where.no_signal else {})})
+            bar.set_postfix(loss=f"{loss.item():.3f}", r=f"{r:.2f}", refresh=False)
         bar.update()
         if step % cfg.eval_every == 0 or step == cfg.steps:
             run.step, by_t = step, validation_loss(ema, val_batches)
@@ -309,13 +408,16 @@ def train(given: dict, resume: str = "") -> Path:
             quick = evaluate.preview(run, val_set)
             log({"step": step, "eval": {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": time.time() - prepared, **quick}})
             evaluate.dashboard(out)
-            bar.write(f"step {step}: validation loss {np.mean(by_t):.4f}" + "".join(f", {k.replace('_', ' ')} {v:.3f}" for k, v in quick.items()))
+            bar.write(f"step {step}: validation loss {np.mean(by_t):.4f}" + "".join(f", {k.replace('_', ' ')} {v:.3f}" for k, v in quick.items()) + f", r {r:.2f}")
+        laps("log and evaluation")
     bar.close()
     for s, handler in old.items():
         signal.signal(s, handler)
     if stop:
         checkpoint()
         raise UserError(f"stopped at step {step}; continue with: python train.py --resume {out}")
+    if cfg.profile:
+        print(laps.table())
 
     print(f"trained {step} steps; {prepared - began:.0f} s of preparation, {time.time() - prepared:.0f} s of training and previews")
     evaluate.score([run], clips=cfg.score_clips, out=out / "scores.json", prepare_s=round(prepared - began), train_s=round(time.time() - prepared))

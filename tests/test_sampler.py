@@ -1,4 +1,5 @@
 """Claims about the density of training timesteps."""
+import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
@@ -61,3 +62,15 @@ def test_every_setting_consumes_the_same_randomness():
 def test_larger_centre_means_more_noise():
     mean = [float(sampler.sample(50_000, m, generator=torch.Generator().manual_seed(0)).mean()) for m in (-1.0, 0.0, 1.0)]
     assert mean[0] < mean[1] - 0.1 < mean[2] - 0.2 and abs(mean[1] - 0.5) < 0.01
+
+
+def test_the_centre_moves_from_early_to_late_with_the_regime():
+    assert [sampler.centre(r, 2.0, 1.0) for r in (0.0, 0.5, 1.0)] == [2.0, 1.5, 1.0]
+    assert all(abs(sampler.centre(r, 1.5, 1.5) - 1.5) < 1e-12 for r in np.linspace(0, 1, 11)), "equal ends: the constant mode"
+
+
+def test_moments_are_scipys():
+    """Mean and variance of the mixture, by quadrature of scipy's normal through the sigmoid."""
+    t = sampler.sample(400_000, 0.8, 1.2, 0.1, torch.Generator().manual_seed(1)).double()
+    moment = lambda k: 0.9 * scipy.integrate.quad(lambda z: scipy.special.expit(z) ** k * scipy.stats.norm(0.8, 1.2).pdf(z), -12, 12)[0] + 0.1 / (k + 1)
+    assert abs(float(t.mean()) - moment(1)) < 2e-3 and abs(float((t**2).mean()) - moment(2)) < 2e-3

@@ -13,6 +13,8 @@ import torch
 
 import data
 import evaluate
+import model as M
+import sampler
 import train
 from conftest import ROOT
 
@@ -35,7 +37,7 @@ def test_a_run_folder_holds_what_tools_expect(t2a_run, sr_run):
         assert {"config.json", "log.jsonl", "checkpoint.pt", "samples", "dashboard.png", "scores.json"} <= names
         assert list((run / "samples").glob("*.wav")) and list((run / "samples").glob("*.png"))
         rows = losses(run)
-        keys = {"step", "loss", "loss_fm", "loss_ssl", "loss_struct", "lambda", "struct_active", "t_mean", "lr", "grad_norm", "step_s"}
+        keys = {"step", "loss", "loss_fm", "loss_ssl", "loss_struct", "lambda", "mu", "m", "r", "struct_active", "t_mean", "lr", "grad_norm", "step_s"}
         assert all(set(r) == keys for r in rows if "loss" in r)
         evals = [r for r in rows if "eval" in r]
         assert [r["step"] for r in evals] == [6, 12] and len(evals[0]["eval"]["val_loss_t"]) == 10
@@ -61,19 +63,182 @@ def test_resuming_equals_never_having_stopped(tiny, t2a_run, tmp_path):
     assert steps == sorted(set(steps))
 
 
-def test_a_reference_centre_of_zero_is_off_bitwise(tiny, tmp_path):
-    """Neutral element: `constant` at m = 0 is `off`; negative control: m = 1 is not."""
-    runs = [train.train({**tiny, "task": "sr", "steps": 3, "out": str(tmp_path / name), **k}) for name, k in
-            (("off", {"timesteps": "off"}), ("zero", {"timesteps": "constant", "t_mean": 0.0}), ("one", {"timesteps": "constant", "t_mean": 1.0}))]
-    a, b, c = map(final, runs)
-    assert same_weights(a, b) and not same_weights(a, c)
+# --- the mechanisms: off, on, and driven
+
+@pytest.fixture
+def bare(monkeypatch):
+    """Training alone: no previews, no pictures, no final table."""
+    monkeypatch.setattr(evaluate, "preview", lambda *a: {})
+    monkeypatch.setattr(evaluate, "dashboard", lambda *a: None)
+    monkeypatch.setattr(evaluate, "score", lambda *a, **k: None)
+
+
+def plain_loop(tiny, steps: int, task: str) -> dict:
+    """What training is without any mechanism, written down again: data, one loss, two optimizers, an average. -> weights."""
+    world = data.SoundWorld("train", tiny["clips"]).prepare(0)
+    codec = M.Codec(tiny["channels"]).fit(world.wave(i)[: 10 * 16_000] for i in np.random.default_rng(0).permutation(len(world))[:500])
+    z, muffled = data.LatentCache(world, codec), data.LatentCache(world, codec, tiny["variants"], 0) if task == "sr" else None
+    captions = [[world.caption(i, k) for k in range(4)] for i in range(len(world))]
+    words = M.Words.fit(c for cs in captions for c in cs)
+    torch.manual_seed(0)
+    model = M.DiT(tiny["channels"], tiny["width"], tiny["depth"], tiny["heads"], len(words) if task == "t2a" else 0, task == "sr")
+    average = {k: v.clone() for k, v in model.state_dict().items()}
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and n.startswith(("blocks.", "text.layers."))]
+    rest = [p for n, p in model.named_parameters() if not (p.ndim == 2 and n.startswith(("blocks.", "text.layers.")))]
+    adam = torch.optim.AdamW(rest, 2e-3, (0.9, 0.99), weight_decay=0.01, fused=True)
+    muon = torch.optim.Muon(matrices, 5e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    for step in range(1, steps + 1):
+        adam.param_groups[0]["lr"], muon.param_groups[0]["lr"] = (lr * min(1, step / tiny["warmup"]) for lr in (2e-3, 5e-3))
+        g = torch.Generator().manual_seed(step)
+        b = data.draw_batch(z, muffled, tiny["batch"], 64, np.random.default_rng([0, 1, step]))
+        x0 = torch.from_numpy(b["x0"])
+        eps, t = torch.randn(x0.shape, generator=g), sampler.sample(len(x0), 0.0, 1.0, generator=g)
+        drop, x_t = torch.rand(len(x0), generator=g) < 0.1, (1 - t[:, None, None]) * x0 + t[:, None, None] * eps
+        if task == "t2a":
+            rows = [words.encode([captions[i][k % 4]])[0] for i, k in zip(b["i"], b["wording"])]
+            v_hat = model(x_t, t, model.encode_text(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), drop))
+        else:
+            v_hat = model(x_t, t, None, torch.from_numpy(b["cond"]), None, drop)
+        loss = (v_hat - (eps - x0)).square().mean(-1).mean(1).mean()
+        model.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adam.step()
+        muon.step()
+        for k, v in model.state_dict().items():
+            average[k].lerp_(v, 1 - min(0.9999, (1 + step) / (10 + step)))
+    return {"model": model.state_dict(), "ema": average}
+
+
+@pytest.mark.parametrize("task", ["t2a", "sr"])
+def test_off_is_bitwise_a_plain_loop(tiny, tmp_path, task, bare):
+    """All mechanisms off, 20 steps, with and without probes: the parameters of an independent loop. Negative control: one more step."""
+    plain = plain_loop(tiny, 20, task)
+    settings = {**tiny, "task": task, "recipe": "vanilla", "steps": 20, "eval_every": 20}
+    for probe in ("auto", "always"):
+        assert same_weights(plain, final(train.train({**settings, "probe": probe, "out": str(tmp_path / probe)})))
+    assert not same_weights(plain, plain_loop(tiny, 21, task))
+
+
+def test_a_mechanism_draws_nothing_from_the_others(tiny, tmp_path, bare):
+    """With learning rates too small to move a weight, the flow-matching losses of all steps are equal whatever is switched on (and the
+    timesteps have equal ends), so data, noise, t and initial weights are. Negative control: another centre."""
+    still = {**tiny, "task": "t2a", "steps": 20, "eval_every": 20, "lr": 1e-30, "muon_lr": 1e-30, "weight_decay": 0.0, "probe": "never", "regime": "clock",
+             "timesteps": "constant", "t_mean": 0.5, "t_early": 0.5}
+    arms = {"off": {"guidance": "off", "structure": "off"}, "guidance": {"guidance": "constant", "structure": "off"}, "structure": {"guidance": "off", "structure": "constant"},
+            "timesteps": {"guidance": "off", "structure": "off", "timesteps": "adaptive"}, "another": {"guidance": "off", "structure": "off", "t_mean": 1.5}}
+    fm = {name: [r["loss_fm"] for r in losses(train.train({**still, **arm, "out": str(tmp_path / name)})) if "loss" in r] for name, arm in arms.items()}
+    assert len(fm["off"]) >= 2 and all(np.allclose(fm[k], fm["off"], atol=1e-6) for k in ("guidance", "structure", "timesteps"))
+    assert not np.allclose(fm["another"], fm["off"], atol=1e-3)
+
+
+def test_each_mechanism_trains_something_else(tiny, tmp_path, bare):
+    """Negative control of the neutral elements: switched on, each one changes the weights."""
+    settings = {**tiny, "task": "sr", "steps": 8, "eval_every": 8, "recipe": "vanilla"}
+    arms = [{}, {"guidance": "constant"}, {"timesteps": "constant"}, {"structure": "constant"}, {"structure": "constant", "struct_loss": "dispersive"}]
+    weights = [final(train.train({**settings, **arm, "out": str(tmp_path / str(k))})) for k, arm in enumerate(arms)]
+    assert not any(same_weights(a, b) for k, a in enumerate(weights) for b in weights[:k])
+
+
+@pytest.fixture(scope="module")
+def staged(tiny, tmp_path_factory):
+    """40 steps of `stage`: probes from step 16 on, every mechanism adaptive, four blocks."""
+    settings = {**tiny, "task": "t2a", "recipe": "stage", "steps": 40, "eval_every": 20, "depth": 4}
+    return settings, train.train({**settings, "out": str(tmp_path_factory.mktemp("stage") / "r")})
+
+
+def test_the_log_holds_the_regime_and_what_it_drives(staged):
+    _, run = staged
+    rows = [r for r in losses(run) if "loss" in r]
+    probes = [r for r in rows if "D" in r]
+    assert [r["step"] for r in probes] == train.regime.probe_steps(40)
+    assert set(probes[0]["D_t"]) == {"1.0", "0.9", "0.7", "0.5"} and set(probes[1]["D_t"]) == {"1.0"} and "D_shuffled" in probes[0] and "slope" in probes[-1]
+    assert any("structure" in r for r in rows) and any("agreement" in r for r in rows)
+    for r in rows:
+        assert abs(r["lambda"] - train.guidance.weight(r["r"], 0.5)) < 1e-9 and abs(r["m"] - sampler.centre(r["r"], 2.0, 1.5)) < 1e-9 and 0 <= r["r"] <= 1
+        assert abs(r["loss"] - r["loss_fm"] - r["lambda"] * r["loss_ssl"] - r["mu"] * r["loss_struct"]) < 1e-4
+
+
+def test_the_clock_is_the_stage_fed_with_its_r(staged, tmp_path, bare):
+    """`--regime clock` and a replay of r = k / K: bitwise the same run. Negative control: a replay of another r."""
+    settings, _ = staged
+    logs = {name: tmp_path / f"{name}.jsonl" for name in ("clock", "half")}
+    logs["clock"].write_text("".join(json.dumps({"step": k, "r": k / 40}) + "\n" for k in range(1, 41)))
+    logs["half"].write_text(json.dumps({"step": 1, "r": 0.5}) + "\n")
+    clock, replay, half = (final(train.train({**settings, **how, "out": str(tmp_path / str(k))})) for k, how in
+                           enumerate(({"recipe": "clock"}, {"regime": f"replay:{logs['clock']}"}, {"regime": f"replay:{logs['half']}"})))
+    assert same_weights(clock, replay) and not same_weights(clock, half)
+
+
+def test_a_replay_of_its_own_log_repeats_a_run(staged, tmp_path, bare):
+    """What the log says drove each step is what drove it."""
+    settings, run = staged
+    assert same_weights(final(run), final(train.train({**settings, "regime": f"replay:{run / 'log.jsonl'}", "out": str(tmp_path / "r")})))
+
+
+def test_a_stopped_stage_run_goes_on_exactly(staged, tmp_path, monkeypatch, bare):
+    """SIGTERM at step 20 of 40, resumed: weights, r, lambda, groups and all that is logged are those of the straight run."""
+    settings, run = staged
+    monkeypatch.setattr(evaluate, "preview", lambda *a: signal.raise_signal(signal.SIGTERM) or {})
+    with pytest.raises(data.UserError, match="stopped at step 20"):
+        train.train({**settings, "out": str(tmp_path / "r")})
+    monkeypatch.setattr(evaluate, "preview", lambda *a: {})
+    train.train({}, str(tmp_path / "r"))
+    strip = lambda rows: [{k: v for k, v in r.items() if k not in ("step_s", "eval")} for r in rows]
+    assert same_weights(final(run), final(tmp_path / "r")) and strip(losses(run)) == strip(losses(tmp_path / "r"))
+    a, b = final(run), final(tmp_path / "r")
+    assert a["regime"]["D"] == b["regime"]["D"] and a["structure"]["groups"] == b["structure"]["groups"]
+    assert all(torch.equal(x, y) for x, y in zip(a["projector"].values(), b["projector"].values()))
+
+
+@pytest.mark.parametrize("how", [{"regime": "loss"}, {"signal": "levels"}, {"signal": "ratio"}, {"signal": "latent"}, {"recipe": "stop", "stop_at": 0.5}])
+def test_other_sources_signals_and_the_one_shot_end(tiny, tmp_path, how, bare):
+    rows = [r for r in losses(train.train({**tiny, "task": "sr", "steps": 40, "eval_every": 40, "out": str(tmp_path / "r"), **how})) if "loss" in r]
+    if "recipe" in how:
+        assert all((r["lambda"] > 0) == (r["step"] <= 20) for r in rows) and not any("D" in r for r in rows)
+    elif "regime" in how:
+        assert not any("D" in r for r in rows) and any("slope" in r for r in rows)
+    else:
+        probe = next(r for r in rows if "D" in r)
+        expected = {"levels": np.mean([probe["D_t"][t] for t in ("0.9", "0.7", "0.5")]), "ratio": probe["D_t"]["1.0"] / probe["D_shuffled"], "latent": probe["D_t"]["1.0"]}
+        assert abs(probe["D"] - expected[how["signal"]]) < 1e-9
+
+
+def test_guidance_costs_nothing_after_it_has_decayed(tiny, tmp_path, monkeypatch, bare):
+    """r = 0.95 throughout: neither the features are read nor the loss computed. Negative control: at r = 0.5 they are."""
+    def refuse(*a):
+        raise RuntimeError("computed")
+    monkeypatch.setattr(train.guidance, "alignment_loss", refuse)
+    for r in (0.95, 0.5):
+        (tmp_path / f"{r}.jsonl").write_text(json.dumps({"step": 1, "r": r}) + "\n")
+    settings = {**tiny, "task": "sr", "steps": 4, "eval_every": 4}
+    train.train({**settings, "regime": f"replay:{tmp_path / '0.95.jsonl'}", "out": str(tmp_path / "a")})
+    with pytest.raises(RuntimeError, match="computed"):
+        train.train({**settings, "regime": f"replay:{tmp_path / '0.5.jsonl'}", "out": str(tmp_path / "b")})
+
+
+def test_negative_control_a_regime_turned_round_drives_everything_the_other_way():
+    """drive: r up means lambda down, m towards its late value, mu up; with 1 - r for r each of these claims fails."""
+    cfg, latch = train.Config(steps=100), train.structure_reg.Structure(8)
+    latch.latched, latch.groups = 0, [0, 0, 0, 1, 1, 1, 2, 2]
+    def holds(turn):
+        (l0, m0, mu0, _), (l1, m1, mu1, groups) = (train.drive(cfg, turn(r), 50, latch) for r in (0.1, 0.8))
+        return l0 > l1, m0 > m1, mu0 < mu1 and groups == latch.groups
+    assert all(holds(lambda r: r)) and not any(holds(lambda r: 1 - r))
+
+
+def test_the_profile_accounts_for_all_of_the_time(tiny, tmp_path, capsys, bare):
+    train.train({**tiny, "task": "sr", "steps": 20, "eval_every": 20, "profile": True, "out": str(tmp_path / "r")})
+    table = re.findall(r"^(\w[\w ]*?)\s+([\d.]+)\s+([\d.]+) %$", capsys.readouterr().out, re.M)
+    assert {"data", "forward", "backward", "optimizer", "EMA", "probe", "guidance", "structure", "log and evaluation"} == {name for name, *_ in table}
+    assert abs(sum(float(share) for *_, share in table) - 100) < 1
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_each_parameter_has_exactly_one_optimizer(name):
     """Muon takes block matrices only; embeddings, head and biases stay with AdamW."""
     model = train.DiT(8, 32, 2, 2, vocab=20)
-    opts = train.make_optimizers(model, train.Config(optimizer=name, device="cpu"))
+    opts = train.make_optimizers(model, name, 1e-3, 1e-3, 0.01)
     owned = [[p for g in opt.param_groups for p in g["params"]] for opt in opts]
     assert sorted(map(id, sum(owned, []))) == sorted(map(id, model.parameters()))
     assert [type(o).__name__ for o in opts] == (["AdamW", "Muon"] if name == "muon" else ["AdamW"])
@@ -142,6 +307,11 @@ def test_the_default_split_holds_out_files_without_a_fold_column(tmp_path):
     (("--width", 30), "--heads 4: must be"),
     (("--heads", 0), "--heads 0: must be"),
     (("--seed", -1), "--seed -1: must be"),
+    (("--regime", "moon"), "--regime moon: unknown regime source"),
+    (("--regime", "replay:none.jsonl"), "none.jsonl"),
+    (("--probe", "never"), "--probe never: must be auto or always"),
+    (("--align", 9), "--align 9: must be a block from 1 to 4"),
+    (("--recipe", "soup"), "invalid choice: 'soup'"),
     (("--device", "abacus"), "--device abacus: not here"),
 ])
 def test_bad_flags_end_with_status_2_and_leave_nothing(tmp_path, argv, message):
@@ -159,7 +329,7 @@ def test_a_used_run_folder_is_not_overwritten(t2a_run, sr_run):
 
 def test_terminated_runs_save_and_say_how_to_continue(tiny, tmp_path):
     """SIGTERM between evaluations: the step is finished and saved; resumed, it ends bitwise like a run that was left alone."""
-    settings = {**tiny, "task": "sr", "steps": 400, "eval_every": 1_000}
+    settings = {**tiny, "task": "sr", "recipe": "static", "steps": 400, "eval_every": 1_000}  # adaptive ones know how many steps are planned
     flags = [x for k, v in {**settings, "out": tmp_path / "r"}.items() for x in (f"--{k.replace('_', '-')}", str(v))]
     p = subprocess.Popen([sys.executable, ROOT / "train.py", *flags], stderr=subprocess.PIPE, text=True)
     log = tmp_path / "r" / "log.jsonl"
@@ -181,12 +351,12 @@ def test_terminated_runs_save_and_say_how_to_continue(tiny, tmp_path):
 def test_every_command_in_the_readme_exists():
     """Each `python X.py ...` line parses: known script, known flags (values are not run here)."""
     text = (ROOT / "README.md").read_text()
-    commands = re.findall(r"python (train|evaluate)\.py([^\n`#]*)", text)
+    commands = re.findall(r"python (train|evaluate|guidance)\.py([^\n`#]*)", text)
     assert len(commands) > 8
     known = {"train": {f"--{f.name.replace('_', '-')}" for f in train.dataclasses.fields(train.Config)} | {"--resume", "--help"},
-             "evaluate": set(re.findall(r'"(--[a-z-]+)"', (ROOT / "evaluate.py").read_text()))}
+             **{name: set(re.findall(r'"(--[a-z0-9-]+)"', (ROOT / f"{name}.py").read_text())) for name in ("evaluate", "guidance")}}
     for script, rest in commands:
-        assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= known[script], rest
+        assert set(re.findall(r"(?<!\S)--[a-z0-9-]+", rest)) <= known[script], rest
 
 
 def test_results_behind_the_readme_exist():
@@ -194,14 +364,15 @@ def test_results_behind_the_readme_exist():
         assert json.loads((ROOT / name).read_text()), name
 
 
-@pytest.mark.parametrize("script", ["data.py", "model.py", "sampler.py", "regime.py"])
+@pytest.mark.parametrize("script", ["data.py", "model.py", "sampler.py", "regime.py", "guidance.py", "structure_reg.py"])
 def test_concept_demos_run(script):
     done = subprocess.run([sys.executable, ROOT / script], capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.splitlines()) >= 5, done.stderr
 
 
 def test_modules_speak_of_concepts_and_never_of_each_other():
-    """sampler.py imports no project file; model.py knows neither data nor training."""
+    """The four concept files import no project file at their top; model.py knows neither data nor training."""
     imports = lambda f: set(re.findall(r"^(?:from|import) (\w+)", (ROOT / f).read_text(), re.M))
     ours = {p.stem for p in Path(ROOT).glob("*.py")}
-    assert not imports("sampler.py") & ours and not imports("regime.py") & ours and not imports("model.py") & ours and not imports("data.py") & ours
+    for name in ("regime.py", "guidance.py", "sampler.py", "structure_reg.py", "model.py", "data.py"):
+        assert not imports(name) & ours, name
