@@ -623,6 +623,17 @@ def order_right(world: SoundWorld, indices, presence: np.ndarray, heard: dict, h
     return np.asarray(out, bool)
 
 
+def factor_scores(world: SoundWorld, truth: dict, heard: dict) -> dict:
+    """Is each factor right, taken alone? recall: share of the caption's events that are heard (semantics). Of events that are heard and
+    countable or clearly pitched: count, pitch (sign); order: see order_right (detail). None where there was nothing to ask."""
+    there = (truth["presence"] > 0.5) & (heard["presence"] > 0)
+    share = lambda right, asked: float(right[asked].mean()) if asked.any() else None
+    order = order_right(world, range(len(there)), truth["presence"], heard, event_match(truth["presence"], heard["presence"]))
+    return {"recall": share(heard["presence"] > 0, truth["presence"] > 0.5), "count": share(heard["count"].argmax(-1) + 1 == truth["count"], there & ~np.isnan(truth["count"])),
+            "pitch": share(np.sign(heard["pitch"]) == np.sign(truth["pitch"]), there & (np.abs(np.nan_to_num(truth["pitch"])) >= 0.5)),
+            "order": float(order.mean()) if len(order) else None}
+
+
 def text_scores(world: SoundWorld, waves, judge: Judge, real: dict, reference: np.ndarray, new: np.ndarray) -> dict:
     """Metrics of clips 0..n-1 of a SoundWorld split rendered as `waves`; real: what the judge hears in the true clips;
     reference (m, E): judge embeddings of other real clips; new (n,): captions that training never saw word for word."""
@@ -630,10 +641,11 @@ def text_scores(world: SoundWorld, waves, judge: Judge, real: dict, reference: n
     truth = factor_table(world, n)
     hit, size = event_match(truth["presence"], heard["presence"]), truth["presence"].sum(1)
     order, sig = order_right(world, range(n), truth["presence"], heard, hit), lambda z: 1 / (1 + np.exp(-z))
+    factors = factor_scores(world, truth, heard)
     by_size = {int(k): {"exact": float(hit[size == k].mean()), "n": int((size == k).sum())} for k in np.unique(size)}
     return {"exact": float(hit.mean()), "interval": wilson(hit.sum(), n), "n": n, "by_events": by_size,
             "new_wording": {"exact": float(hit[new].mean()), "interval": wilson(hit[new].sum(), new.sum()), "n": int(new.sum())} if new.any() else None,
-            "order": float(order.mean()) if len(order) else None, "order_n": len(order),
+            **factors, "order_n": len(order),
             "event_kl": bernoulli_kl(sig(real["presence"]), sig(heard["presence"])), "kid": kid(heard["embedding"], reference)}
 
 
@@ -823,7 +835,8 @@ def preview(run: Run, val_set) -> dict:
     if run.config["data"] != "soundworld":
         return {}
     made = generate(run, [val_set.caption(i) for i in range(clips)], list(range(clips)), steps=12)
-    return {"event_accuracy": float(event_match(factor_table(val_set, clips)["presence"], listen(load_judge("dev"), made)["presence"]).mean())}
+    truth, heard = factor_table(val_set, clips), listen(load_judge("dev"), made)
+    return {"event_accuracy": float(event_match(truth["presence"], heard["presence"]).mean()), **factor_scores(val_set, truth, heard)}
 
 
 def dashboard(path: Path) -> None:
@@ -875,7 +888,12 @@ def _draw_losses(axes, config: dict, train: list[dict], evals: list[dict]) -> No
     ax, n = axes[2], preview_clips(config)
     names = {"event_accuracy": f"event-set accuracy, n = {n}", "lsd_hf": f"LSD-HF at 2 kHz, n = {n}"}
     shown = next((x for x in names if evals and x in evals[-1]["eval"]), "val_loss")
-    ax.plot([r["step"] for r in evals], [r["eval"][shown] for r in evals], "o-", color="C1")
+    ax.plot([r["step"] for r in evals], [r["eval"][shown] for r in evals], "o-", color="C1", label=shown.replace("_", " "))
+    for k, factor in enumerate(("recall", "order", "count", "pitch")):
+        points = [(r["step"], r["eval"][factor]) for r in evals if r["eval"].get(factor) is not None]
+        if points:
+            ax.plot(*zip(*points), ".-", lw=0.8, color=f"{0.3 + 0.15 * k:.2f}", label=f"{factor} alone")
+    ax.legend(fontsize=7)
     ax.set(title="quick metric on validation clips" + (", 12 integration steps" if shown in names else ""), xlabel="step", ylabel=names.get(shown, "validation loss"))
     if shown == "event_accuracy":
         ax.set_ylim(0, 1)
@@ -902,9 +920,10 @@ def _draw_regime(axes, config: dict, train: list[dict]) -> None:
     other.set(ylim=(-0.03, 1.03))
     other.set_ylabel("regime r (0 acquires, 1 refines)", color="C3")
     if any("no_signal" in r for r in train):
-        ax.text(0.02, 0.02, "no significant slope: r follows the clock", fontsize=8, transform=ax.transAxes)
+        ax.text(0.02, 0.3, "no significant slope: r follows the clock", fontsize=8, transform=ax.transAxes)
     if column("D")[0]:
-        ax.legend(fontsize=7, loc="lower left")
+        ax.set_ylim(-0.35, 1.05)                                   # room for the legend under the curves
+        ax.legend(fontsize=7, loc="lower left", ncol=2)
     ax = axes[1]
     ax.plot(*column("lambda"), color="C2", label="lambda (guidance)")
     ax.plot(*column("mu"), color="C4", label="mu (structure)")

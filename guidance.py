@@ -132,6 +132,13 @@ def load_teacher(path: Path = WEIGHTS) -> Teacher:
     return teacher.eval().requires_grad_(False)
 
 
+def random_teacher(seed: int) -> Teacher:
+    """The same network, not pretrained: the control."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 50_000)
+        return Teacher().eval().requires_grad_(False)
+
+
 # --- its pretraining --------------------------------------------------------------------------------------------------------
 
 def info_nce(a: Tensor, b: Tensor, tau: float = 0.1, own: Tensor | None = None) -> Tensor:

@@ -40,6 +40,10 @@ from data import RATE, UserError
 from model import Codec, DiT, Words, flow_matching_loss, interpolate, make_optimizers
 
 
+class Stopped(UserError):
+    """Ctrl-C or SIGTERM: the step was finished, all is saved, the run can be continued."""
+
+
 warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # RMSNorm in bf16: slower, not wrong
 
 
@@ -74,6 +78,7 @@ class Config:
     cond_drop: float = 0.1       # share of samples trained without condition, for classifier-free guidance
     recipe: str = "stage"        # vanilla | static | stop | clock | stage: a row of RECIPES; single flags are laid over it
     guidance: str = "adaptive"   # off | constant | adaptive: lambda(r)
+    teacher: str = "tiny"        # tiny: the shipped one | its controls: random (not pretrained) | shuffled (what it hears in other clips)
     lambda0: float = 0.5         # weight of the alignment loss (REPA: 0.5)
     gamma: float = 1.0           # exponent of its decay
     stop_at: float = 0.0         # share of the steps after which constant guidance ends at once (HASTE); 0: never
@@ -111,7 +116,7 @@ RECIPES = {  # who drives what; the other settings are the same in every row
 }
 MODES = ("off", "constant", "adaptive")
 CHOICES = {"task": ("t2a", "sr"), "preset": ("auto", *PRESETS), "precision": ("auto", "fp32", "bf16"), "optimizer": ("muon", "adamw"),
-           "recipe": tuple(RECIPES), "guidance": MODES, "timesteps": MODES, "structure": MODES, "struct_loss": tuple(structure_reg.LOSSES),
+           "recipe": tuple(RECIPES), "guidance": MODES, "timesteps": MODES, "structure": MODES, "struct_loss": tuple(structure_reg.LOSSES), "teacher": ("tiny", "random", "shuffled"),
            "signal": regime.SIGNALS, "probe": ("auto", "always", "never")}
 
 
@@ -282,7 +287,7 @@ def train(given: dict, resume: str = "") -> Path:
     probing = cfg.probe == "always" or cfg.probe == "auto" and where.source == "slope" and "adaptive" in (cfg.guidance, cfg.timesteps, cfg.structure)
     watching, ear, phi, projector = cfg.structure == "adaptive" or cfg.probe == "always", None, None, None
     if cfg.guidance != "off" or probing:
-        ear = guidance.Ear(codec, guidance.load_teacher())
+        ear = guidance.Ear(codec, guidance.random_teacher(cfg.seed) if cfg.teacher == "random" else guidance.load_teacher())
         if cfg.guidance != "off":
             phi, projector = data.LatentCache(train_set, ear), guidance.Projector(cfg.width, ear.channels, cfg.seed).to(cfg.device)
             opts.append(torch.optim.AdamW(projector.parameters(), cfg.lr, (0.9, 0.99), weight_decay=cfg.weight_decay))
@@ -290,9 +295,9 @@ def train(given: dict, resume: str = "") -> Path:
         phi_mean = torch.cat([ear(torch.from_numpy(z.astype(np.float32))[None])[0] for z in np.array_split(some, max(1, len(some) // 1_500))]).mean(0).to(cfg.device)
         ear = ear.to(cfg.device)
         hear, mean = (torch.nn.Identity(), None) if cfg.signal == "latent" else (ear, phi_mean)
-        probe_batch = {k: v[:48] for k, v in val_batches[0].items()}
+        probe_batch = {k: v[:32] for k, v in val_batches[0].items()}
         target = hear(probe_batch["x0"])
-    step = 0
+    step, before = 0, 0.0
     if ckpt:
         evaluate.load_weights(resume, model, ckpt["model"])
         evaluate.load_weights(resume, ema, ckpt["ema"])
@@ -302,7 +307,7 @@ def train(given: dict, resume: str = "") -> Path:
             opt.load_state_dict(state)
         where.load_state_dict(ckpt["regime"])
         latch.load_state_dict(ckpt["structure"])
-        step = ckpt["step"]
+        step, before = ckpt["step"], ckpt["seconds"]
     autocast = lambda on: torch.autocast(cfg.device.split(":")[0], torch.bfloat16, enabled=on)
     if cfg.precision == "auto":
         def trial(bf16: bool):  # emulated bf16 can be ten times slower: on a CPU a small batch tells as much
@@ -321,13 +326,15 @@ def train(given: dict, resume: str = "") -> Path:
     stop = []  # Ctrl-C or SIGTERM: finish the step, save, leave
     old = {s: signal.signal(s, lambda *a: stop.append(a[0])) for s in (signal.SIGINT, signal.SIGTERM)}
 
+    laps = evaluate.Laps(cfg.device if cfg.profile else "")
+    seconds = lambda: before + sum(v for k, v in laps.seconds.items() if k != "log and evaluation")  # what training itself took
+
     def checkpoint():
         evaluate.save_checkpoint(out / "checkpoint.pt", step=step, config=dataclasses.asdict(cfg), model=model.state_dict(), ema=ema.state_dict(),
-                                 optimizer=[opt.state_dict() for opt in opts], codec=codec.state_dict(), words=words.words if words else [],
+                                 optimizer=[opt.state_dict() for opt in opts], codec=codec.state_dict(), words=words.words if words else [], seconds=seconds(),
                                  regime=where.state_dict(), structure=latch.state_dict(), projector=projector.state_dict() if projector else {})
 
     bar, prepared = tqdm(total=cfg.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5), time.time()
-    laps = evaluate.Laps(cfg.device if cfg.profile else "")
     while step < cfg.steps and not stop:
         start, step = time.perf_counter(), step + 1
         warm = min(1, step / cfg.warmup)
@@ -368,7 +375,8 @@ def train(given: dict, resume: str = "") -> Path:
         if lam:
             with autocast(cfg.precision == "bf16"):
                 z = projector(hs[cfg.align])
-            loss_ssl = guidance.alignment_loss(z, b["phi"] - phi_mean, b.get("mask"))
+            heard = b["phi"].roll(1, 0) if cfg.teacher == "shuffled" else b["phi"]
+            loss_ssl = guidance.alignment_loss(z, heard - phi_mean, b.get("mask"))
             loss = loss + lam * loss_ssl
             if j is not None and j % 4 == 0:
                 found["agreement"] = guidance.gradient_agreement(loss_fm, loss_ssl, list(model.blocks[cfg.align - 1].parameters()))
@@ -406,16 +414,16 @@ def train(given: dict, resume: str = "") -> Path:
             run.step, by_t = step, validation_loss(ema, val_batches)
             checkpoint()
             quick = evaluate.preview(run, val_set)
-            log({"step": step, "eval": {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": time.time() - prepared, **quick}})
+            log({"step": step, "eval": {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": seconds(), **quick}})
             evaluate.dashboard(out)
-            bar.write(f"step {step}: validation loss {np.mean(by_t):.4f}" + "".join(f", {k.replace('_', ' ')} {v:.3f}" for k, v in quick.items()) + f", r {r:.2f}")
+            bar.write(f"step {step}: validation loss {np.mean(by_t):.4f}" + "".join(f", {k.replace('_', ' ')} {v:.3f}" for k, v in quick.items() if v is not None) + f", r {r:.2f}")
         laps("log and evaluation")
     bar.close()
     for s, handler in old.items():
         signal.signal(s, handler)
     if stop:
         checkpoint()
-        raise UserError(f"stopped at step {step}; continue with: python train.py --resume {out}")
+        raise Stopped(f"stopped at step {step}; continue with: python train.py --resume {out}")
     if cfg.profile:
         print(laps.table())
 

@@ -1,0 +1,633 @@
+"""The questions put to the paper: arms with their controls, seeds, statistics, tables.
+
+    python experiments.py list                                         # the experiments and their arms
+    python experiments.py run E1 --seeds 8 --out results/e1            # runs what is missing, prints the table, draws the figure
+    python experiments.py run E1 --dry-run                             # arms and hours, before anyone waits
+    python experiments.py run E1 --arm 'mine={"lambda0": 1.0}'         # your own arm beside them (or --arms FILE.json)
+    python experiments.py table results/e1                             # the table again, from the rows on disk
+    python experiments.py report runs/a runs/b --out report.html       # one file to look at and listen to
+
+An experiment is a list of arms: name -> options of train.py. All arms of one seed see the same data, steps, initial weights, batches
+and evaluation noise. Every arm x seed is an ordinary run folder made by train.train, so it can be resumed, listened to and scored like
+any other; a finished one is not run again. Rows go to rows.jsonl, one an arm x seed x evaluation.
+
+Intervals are Student's t over seeds, of paired differences; fewer than 8 seeds are labelled descriptive. p-values are exact sign-flip
+tests; the smallest p that n seeds can reach (2 / 2^n) is printed. "Time to quality" compares isotonic fits over all of the quality that
+both arms reach, because the first passage of a noisy curve makes an arm faster than itself.
+"""
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import scipy.optimize
+import scipy.stats
+from tqdm import tqdm
+
+import evaluate
+import regime
+import train
+from data import UserError, run_cli
+
+ROOT = Path(__file__).resolve().parent
+
+
+# --- the questions ----------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Experiment:
+    """question; arms {name: train.py options}; reference: the arm that differences are taken from; base: options of all arms."""
+    question: str
+    arms: dict
+    reference: str
+    base: dict = field(default_factory=dict)
+
+
+_MECHANISMS = ("guidance", "timesteps", "structure")
+_RUNS_OF_E5 = {f"lr x {a:g}, width {w}": {"lr": 2e-3 * a, "muon_lr": 5e-3 * a, "width": w} for a in (0.25, 1.0, 2.0) for w in (64, 128)}
+EXPERIMENTS = {
+    "E1": Experiment("Does stage-aware training beat the static baseline?", {name: {"recipe": name} for name in train.RECIPES}, "static"),
+    "E2": Experiment("Which mechanism helps, and do they add up?",
+                     {"+".join(n for n, on in zip(_MECHANISMS, mask) if on) or "none":
+                      {"recipe": "stage", **{n: "adaptive" if on else "constant" if n == "timesteps" else "off" for n, on in zip(_MECHANISMS, mask)}}
+                      for mask in itertools.product((0, 1), repeat=3)}, "none"),
+    "E3": Experiment("Is it the regime's slope, or would any r do?",
+                     {"slope": {"recipe": "stage"}, "loss": {"recipe": "stage", "regime": "loss"}, "clock": {"recipe": "clock"},
+                      "random": {"recipe": "stage", "regime": "warped:slope"}, "yoked": {"recipe": "stage", "regime": "yoked:slope"},
+                      "latent proxy": {"recipe": "stage", "signal": "latent"}}, "clock"),
+    "E4": Experiment("Does it need this teacher?", {"tiny": {"recipe": "static"}, "random": {"recipe": "static", "teacher": "random"},
+                                                    "shuffled": {"recipe": "static", "teacher": "shuffled"}, "none": {"recipe": "static", "guidance": "off"}}, "none"),
+    "E5": Experiment("Does r track semantic progress?", _RUNS_OF_E5, "lr x 1, width 128",
+                     {"recipe": "static", "guidance": "off", "probe": "always"}),  # no guidance: it would optimise the very phi that D reads
+    "E6": Experiment("How much sooner is a quality reached?", {name: {"recipe": name} for name in ("vanilla", "static", "stage")}, "static"),
+    "E7": Experiment("Does it transfer where a frozen clock does not?",
+                     {f"{setting}: {name}": {**options, **how} for setting, options in
+                      {"half the rate": {"lr": 1e-3, "muon_lr": 2.5e-3}, "half the width": {"width": 64}, "batch 16": {"batch": 16}, "fewer clips": {"clips": 1_500}}.items()
+                      for name, how in {"static": {"recipe": "static"}, "stage": {"recipe": "stage"}, "frozen clock": {"recipe": "stage", "regime": "frozen"},
+                                        **{f"clock to {c:g} K": {"recipe": "stage", "regime": f"ramp:{c:g}"} for c in (0.25, 0.5, 1.0, 2.0)}}.items()}, "half the rate: static"),
+}
+QUALITY = {"event_accuracy": 1, "lsd_hf": -1}  # previews' metric -> which way is better
+
+
+# --- statistics: pure functions -----------------------------------------------------------------------------------------------
+
+def interval(x) -> tuple[float, float, float]:
+    """Mean and 95 % Student-t interval of x (n,); all equal: no width; n = 1: NaN ends."""
+    x = np.asarray(x, float)
+    if len(x) < 2:
+        return float(x.mean()), float("nan"), float("nan")
+    half = scipy.stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
+
+
+@functools.lru_cache
+def _signs(n: int) -> np.ndarray:
+    """All 2^n sign patterns up to n = 16, else 100,000 random ones and the observed one."""
+    if n <= 16:
+        return np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+    return np.concatenate([np.ones((1, n)), np.random.default_rng(0).choice((1.0, -1.0), (100_000, n))])
+
+
+def sign_flip(d) -> tuple[float, float]:
+    """Two-sided sign-flip permutation test of paired differences d (n,) -> (p, smallest p that n can reach). All zero: p = 1."""
+    d = np.asarray(d, float)
+    return float(np.mean(np.abs(_signs(len(d)) @ d) >= abs(d.sum()) - 1e-12)), max(2 / 2 ** len(d), 1e-5)
+
+
+def holm(ps) -> list[float]:
+    """Holm's step-down adjusted p-values, in the order given."""
+    order, out, worst = np.argsort(ps), [0.0] * len(ps), 0.0
+    for rank, k in enumerate(order):
+        worst = max(worst, min(1.0, (len(ps) - rank) * ps[k]))
+        out[k] = float(worst)
+    return out
+
+
+def paired(a, b) -> dict:
+    """Arm a against arm b over the same seeds: mean difference, interval, p, and the smallest p there is at this n."""
+    d = np.asarray(a, float) - np.asarray(b, float)
+    mean, lo, hi = interval(d)
+    p, least = sign_flip(d)
+    return {"difference": mean, "interval": [lo, hi], "p": p, "least_p": least, "n": len(d)}
+
+
+def isotonic(y) -> np.ndarray:
+    """Least-squares non-decreasing fit of a curve (n,)."""
+    return scipy.optimize.isotonic_regression(np.asarray(y, float)).x
+
+
+def passage(x, y, q: np.ndarray) -> np.ndarray:
+    """log x at which the isotonic fit of the curve (x, y) reaches each q, linear in log x between points."""
+    fit, lx = isotonic(y), np.log(np.asarray(x, float))
+    first = np.concatenate([[True], np.diff(fit) > 1e-12])          # the start of each level: a plateau is reached when it begins
+    return np.interp(q, fit[first], lx[first])
+
+
+def time_to_quality(x_ref, ref, x_arm, arm, grid: int = 20) -> tuple[float, float]:
+    """One seed's log(T_ref(q) / T_arm(q)), averaged over the quality that both fits reach, and the share of the reference's range that
+    this is (the rest is censored). > 0: the arm is sooner. NaN where they share no range. Antisymmetric in its arguments.
+
+    x: steps or seconds, y: quality (higher is better), (n,) each."""
+    a, b = isotonic(ref), isotonic(arm)
+    lo, hi = max(a[0], b[0]), min(a[-1], b[-1])
+    if hi <= lo:
+        return float("nan"), 0.0
+    q = np.linspace(lo, hi, grid + 2)[1:-1]
+    return float(np.mean(passage(x_ref, ref, q) - passage(x_arm, arm, q))), float((hi - lo) / max(a[-1] - a[0], 1e-12))
+
+
+def speed_up(curves_ref: list[tuple], curves_arm: list[tuple]) -> dict:
+    """T_ref / T_arm over seeds, curves as (x, y): geometric mean with a t interval of the log ratios, and the share of quality compared."""
+    logs, shares = zip(*(time_to_quality(*r, *a) for r, a in zip(curves_ref, curves_arm)))
+    logs, known = np.array(logs), ~np.isnan(logs)
+    if known.sum() == 0:
+        return {"ratio": float("nan"), "interval": [float("nan")] * 2, "n": 0, "of": len(logs), "shared": 0.0}
+    mean, lo, hi = interval(logs[known])
+    return {"ratio": float(np.exp(mean)), "interval": [float(np.exp(lo)), float(np.exp(hi))], "n": int(known.sum()), "of": len(logs), "shared": float(np.mean(shares))}
+
+
+def rate_correlation(runs: list[dict]) -> dict:
+    """Do runs learn semantics where D falls? Each run {x: log2 step, D, quality} (n,), the same x. Rates between neighbouring points,
+    less their mean over runs at that point (two trends always correlate: what is left is which run is ahead *there*), correlated over
+    all runs and points. The unit is the run: interval by the jackknife over runs (Fisher z), p by exchanging whole runs."""
+    rates = lambda key: np.array([np.diff(r[key]) / np.diff(r["x"]) for r in runs])
+    a, b = -rates("D"), rates("quality")                           # (runs, points - 1); falling D is progress
+    corr = lambda a, b: float(np.corrcoef((a - a.mean(0)).ravel(), (b - b.mean(0)).ravel())[0, 1])
+    n, whole = len(runs), corr(a, b)
+    keep = [np.delete(np.arange(n), k) for k in range(n)]
+    pseudo = [n * np.arctanh(whole) - (n - 1) * np.arctanh(corr(a[k], b[k])) for k in keep]
+    mean, lo, hi = interval(pseudo)
+    orders = list(itertools.permutations(range(n))) if n <= 6 else [np.random.default_rng(k).permutation(n) for k in range(2_000)]
+    null = [corr(a[list(o)], b) for o in orders]
+    return {"correlation": whole, "interval": [float(np.tanh(lo)), float(np.tanh(hi))], "p": float(np.mean(np.abs(null) >= abs(whole) - 1e-12)), "runs": n, "points": a.shape[1]}
+
+
+# --- the runner ---------------------------------------------------------------------------------------------------------------
+
+def slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-+." else "-" for c in name).strip("-")
+
+
+def folder_of(out: Path, arm: str, seed: int) -> Path:
+    return out / "runs" / f"{slug(arm)}-s{seed}"
+
+
+def warp(steps: np.ndarray, r: np.ndarray, K: int, seed: int) -> np.ndarray:
+    """The same r(k) at a randomly warped time: r(K u^g) with log2 g uniform in [-1, 1]; as smooth and as monotone, at the wrong moments."""
+    g = 2 ** np.random.default_rng([seed, 31]).uniform(-1, 1)
+    k = np.arange(1, K + 1)
+    return r[np.maximum(0, np.searchsorted(steps, K * (k / K) ** g, side="right") - 1)]
+
+
+def source_file(kind: str, options: dict, out: Path, arm: str, seed: int, seeds: list[int]) -> str:
+    """`warped:ARM`, `yoked:ARM`, `ramp:SHARE` and `frozen` -> replay:FILE, written next to the run. ARM must have run."""
+    name, _, what = kind.partition(":")
+    K = options["steps"]
+    if name in ("warped", "yoked"):
+        other = seed if name == "warped" else seeds[(seeds.index(seed) + 1) % len(seeds)]
+        if name == "yoked" and len(seeds) < 2:
+            raise UserError(f"arm {arm!r} replays another seed's regime; give at least --seeds 2")
+        log = folder_of(out, what, other) / "log.jsonl"
+        if not log.is_file():
+            raise UserError(f"arm {arm!r} replays {log}, which is missing; run arm {what!r} first")
+        steps, r = regime.read_r(log)
+        r = warp(steps, r, K, seed) if name == "warped" else r[np.maximum(0, np.searchsorted(steps, np.arange(1, K + 1), side="right") - 1)]
+    else:
+        share = 1.0 if name == "frozen" else float(what)           # frozen: the clock of the default setting, in absolute steps
+        total = train.Config().steps if name == "frozen" else K
+        r = np.minimum(1.0, np.arange(1, K + 1) / (share * total))
+    path = out / "runs" / f"{slug(arm)}-s{seed}.r.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"step": k, "r": float(v)}) + "\n" for k, v in enumerate(r, 1)))
+    return f"replay:{path}"
+
+
+def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> Path:
+    """Train one arm x seed, or continue it, or find it finished. Returns its folder."""
+    path = folder_of(out, arm, seed)
+    if (path / "scores.json").is_file():
+        return path
+    if (path / "checkpoint.pt").is_file():
+        return train.train({}, str(path))
+    if path.exists():  # died before its first checkpoint: nothing worth keeping
+        import shutil
+        shutil.rmtree(path)
+    source = options.get("regime", "")
+    if source.split(":")[0] in ("warped", "yoked", "ramp", "frozen"):
+        options = {**options, "regime": source_file(source, options, out, arm, seed, seeds)}
+    return train.train({**options, "seed": seed, "out": str(path)})
+
+
+def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
+    """Rows of all finished runs: one an arm x seed x evaluation, `final` with the table's metric on the last. Also written to rows.jsonl."""
+    import torch
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    rows = []
+    for arm, seed in itertools.product(arms, seeds):
+        path = folder_of(out, arm, seed)
+        if not (path / "scores.json").is_file():
+            continue
+        config = json.loads((path / "config.json").read_text())
+        evals = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+        evals = [r for r in evals if "eval" in r]
+        final = next(r for r in next(iter(json.loads((path / "scores.json").read_text()).values()))["rows"] if r["row"] == "model")
+        for k, r in enumerate(evals):
+            rows.append({"experiment": name, "arm": arm, "seed": seed, "step": r["step"], **{m: v for m, v in r["eval"].items() if m != "val_loss_t"},
+                         **({"final": {m: v["mean"] if isinstance(v, dict) and "mean" in v else v for m, v in final.items()}} if k == len(evals) - 1 else {}),
+                         "config": config, "commit": commit, "torch": torch.__version__, "device": config["device"]})
+    (out / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return rows
+
+
+# --- tables and figures ---------------------------------------------------------------------------------------------------------
+
+def curves(rows: list[dict], arm: str, seeds: list[int], metric: str, clock: str = "step") -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """{seed: (steps or seconds, quality)} of an arm's finished runs; quality is turned so that higher is better."""
+    out = {}
+    for seed in seeds:
+        mine = [r for r in rows if r["arm"] == arm and r["seed"] == seed]
+        if mine:
+            out[seed] = np.array([r[clock] for r in mine], float), QUALITY[metric] * np.array([r[metric] for r in mine], float)
+    return out
+
+
+def final_metric(rows: list[dict]) -> tuple[str, str]:
+    """(key in the final scores, how it reads): event-set accuracy (higher is better) or the energy score (lower is better)."""
+    return ("exact", "event-set accuracy") if any("exact" in r.get("final", {}) for r in rows) else ("energy_score", "energy score (lower is better)")
+
+
+def summarize(rows: list[dict], arms: dict, seeds: list[int], reference: str) -> list[dict]:
+    """One row an arm: final metric over seeds, paired difference from the reference with Holm's p, speed-up over it in steps and seconds."""
+    key, _ = final_metric(rows)
+    metric = next((m for m in QUALITY if rows and m in rows[0]), None)
+    final = {arm: {r["seed"]: r["final"][key] for r in rows if r["arm"] == arm and "final" in r} for arm in arms}
+    out = []
+    for arm in arms:
+        values, both = final[arm], sorted(set(final[arm]) & set(final[reference]))
+        if not values:
+            out.append({"arm": arm, "n": 0})
+            continue
+        mean, lo, hi = interval(list(values.values()))
+        row = {"arm": arm, "n": len(values), "mean": mean, "interval": [lo, hi]}
+        if both and arm != reference:
+            row |= {"against": paired([final[arm][s] for s in both], [final[reference][s] for s in both])}
+            if metric:
+                for clock in ("step", "seconds"):
+                    ref, mine = (curves(rows, a, both, metric, clock) for a in (reference, arm))
+                    row[f"speed_up_{clock}"] = speed_up([ref[s] for s in both], [mine[s] for s in both])
+        out.append(row)
+    tested = [r for r in out if "against" in r]
+    for r, p in zip(tested, holm([r["against"]["p"] for r in tested])):
+        r["against"]["holm_p"] = p
+    return out
+
+
+def table(name: str, rows: list[dict], arms: dict, seeds: list[int], reference: str) -> str:
+    """The experiment's table, ready to print."""
+    key, label = final_metric(rows)
+    n = len(seeds)
+    lines = [f"{name}: {EXPERIMENTS[name].question if name in EXPERIMENTS else ''}", f"{label}, {n} seed{'s' * (n > 1)}"
+             + (" - DESCRIPTIVE: fewer than 8 seeds decide nothing" if n < 8 else "") + f"; smallest p that {n} seeds can reach: {max(2 / 2**n, 1e-5):.2g}; differences from {reference!r}",
+             f"{'arm':26s} n   mean   95 % interval     difference (95 %)          p     Holm p   sooner by, in steps (95 %)     in seconds"]
+    f = lambda x: f"{x['ratio']:.2f} [{x['interval'][0]:.2f}, {x['interval'][1]:.2f}]" + (f", over {100 * x['shared']:.0f} % of its range" if x["shared"] < 0.95 else "") \
+        if x["n"] else "never in reach (censored)"
+    for r in summarize(rows, arms, seeds, reference):
+        if not r["n"]:
+            lines.append(f"{r['arm']:26s} 0   no finished run")
+            continue
+        line = f"{r['arm']:26s} {r['n']}  {r['mean']:6.3f} [{r['interval'][0]:6.3f}, {r['interval'][1]:6.3f}]"
+        if "against" in r:
+            d = r["against"]
+            line += f"  {d['difference']:+.3f} [{d['interval'][0]:+.3f}, {d['interval'][1]:+.3f}]  {d['p']:.3f}  {d['holm_p']:.3f}"
+            line += "".join(f"   {f(r[k])}" for k in ("speed_up_step", "speed_up_seconds") if k in r)
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def track_rows(out: Path, arms: dict, seeds: list[int]) -> list[dict]:
+    """E5: for each finished run D and accuracy at its evaluation steps (D interpolated in log2 k between probes)."""
+    runs = []
+    for arm, seed in itertools.product(arms, seeds):
+        path = folder_of(out, arm, seed)
+        if (path / "scores.json").is_file():
+            rows = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+            evals = [r for r in rows if "eval" in r]
+            k, D = zip(*((r["step"], r["D"]) for r in rows if "D" in r))
+            x = np.log2([r["step"] for r in evals])
+            runs.append({"arm": arm, "seed": seed, "x": x, "D": np.interp(x, np.log2(k), D), "quality": np.array([r["eval"]["event_accuracy"] for r in evals])})
+    return runs
+
+
+def track_table(out: Path, arms: dict, seeds: list[int]) -> str:
+    runs = track_rows(out, arms, seeds)
+    if len(runs) < 3:
+        return "E5: fewer than 3 finished runs"
+    c = rate_correlation(runs)
+    (out / "track.json").write_text(json.dumps(c, indent=1) + "\n")
+    return (f"E5: {EXPERIMENTS['E5'].question}\nrate of D against rate of event-set accuracy, both per doubling and less the mean over runs at that step: "
+            f"r = {c['correlation']:+.3f} [{c['interval'][0]:+.3f}, {c['interval'][1]:+.3f}], p = {c['p']:.3f} by exchanging whole runs, {c['runs']} runs, {c['points']} intervals each"
+            + (" - DESCRIPTIVE" if c["runs"] < 8 else ""))
+
+
+def figure(out: Path, name: str, rows: list[dict], arms: dict, seeds: list[int]) -> None:
+    """Learning curves by arm: mean and t interval over seeds."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    metric = next((m for m in QUALITY if rows and m in rows[0]), None)
+    if metric is None:
+        return
+    fig, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained", sharey=True)
+    for ax, clock in zip(axes, ("step", "seconds")):
+        for k, arm in enumerate(arms):
+            cs = list(curves(rows, arm, seeds, metric, clock).values())
+            if not cs:
+                continue
+            x, y = np.mean([c[0] for c in cs], 0), np.array([c[1] for c in cs]) * QUALITY[metric]
+            ax.plot(x, y.mean(0), "o-", ms=3, color=f"C{k % 10}", ls="-" if k < 10 else "--", label=f"{arm} (n = {len(cs)})")
+            if len(cs) > 1:
+                half = scipy.stats.t.ppf(0.975, len(cs) - 1) * y.std(0, ddof=1) / np.sqrt(len(cs))
+                ax.fill_between(x, y.mean(0) - half, y.mean(0) + half, color=f"C{k % 10}", alpha=0.12)
+        ax.set(xlabel="training step" if clock == "step" else "training seconds (evaluation excluded)")
+    axes[0].set_ylabel({"event_accuracy": "event-set accuracy, validation", "lsd_hf": "LSD-HF at 2 kHz, validation"}[metric])
+    axes[0].legend(fontsize=8)
+    fig.suptitle(f"{name}: {EXPERIMENTS[name].question}" + (f" ({len(seeds)} seeds: descriptive)" if len(seeds) < 8 else f" ({len(seeds)} seeds)"))
+    fig.savefig(out / "figure.png", dpi=110)
+    plt.close(fig)
+
+
+# --- the report: one HTML file, nothing fetched ---------------------------------------------------------------------------------
+
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;padding:1rem;max-width:1200px;color:#222;background:#fff}
+h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2rem}img{max-width:100%;height:auto}figcaption,.note{color:#555;font-size:.9rem}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}th,td{border-bottom:1px solid #ddd;padding:.35rem .7rem;text-align:left;vertical-align:top}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(240px,1fr));gap:1rem;margin:.5rem 0 1.5rem}.cards figure{margin:0;border:1px solid #ddd;border-radius:6px;padding:.5rem}
+audio{width:100%}td.differs{background:#fff3c4}blockquote{margin:.8rem 0 .2rem;font-weight:600}
+"""
+
+
+def _png(fig) -> str:
+    import base64
+    import io
+    import matplotlib.pyplot as plt
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=100)
+    plt.close(fig)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _wav(x: np.ndarray) -> str:
+    import base64
+    import tempfile
+    from data import write_wav
+    with tempfile.TemporaryDirectory() as d:
+        write_wav(Path(d) / "x.wav", x)
+        return "data:audio/wav;base64," + base64.b64encode((Path(d) / "x.wav").read_bytes()).decode()
+
+
+def _card(title: str, x: np.ndarray) -> str:
+    from html import escape
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(3.4, 2.2), layout="constrained")
+    evaluate.draw_spectrogram(ax, x, "")
+    ax.set_xlabel("time (s)", fontsize=8)
+    ax.set_ylabel("frequency (kHz)", fontsize=8)
+    return (f'<figure><figcaption>{escape(title)}</figcaption><img alt="spectrogram: {escape(title)}" src="{_png(fig)}">'
+            f'<audio controls preload="metadata" src="{_wav(x)}"></audio></figure>')
+
+
+def _sounds(runs: list, n: int) -> str:
+    """The same test clips, captions and noise for every run of a task: real, codec ceiling, (muffled input,) each run."""
+    from html import escape
+    import torch
+    import data
+    first = runs[0]
+    test = data.open_data(first.config["data"], "test", 64, first.config["val_fold"], first.config["seconds"])
+    rows = sorted(range(min(64, len(test))), key=lambda i: (len(test.caption(i)), i))[:: max(1, min(64, len(test)) // n)][:n]
+    real = np.stack([evaluate._first(test.wave(i), first.config["seconds"]) for i in rows])
+    captions = [test.caption(i) for i in rows]
+    columns = [("real", real), ("codec ceiling", first.codec.decode(first.codec.encode(torch.as_tensor(real))).numpy())]
+    if first.config["task"] == "sr":
+        muffled = np.stack([data.band_limit(x, 2_000) for x in real])
+        columns.append(("muffled input, 2 kHz", muffled))
+    for run in runs:
+        made = evaluate.generate(run, captions, list(range(n))) if run.config["task"] == "t2a" else evaluate.upsample(run, muffled, 2_000, list(range(n)))
+        columns.append((f"{run.path.name}, step {run.step}", made[:, : real.shape[1]]))
+    return "".join(f"<blockquote>{escape(c)}</blockquote><div class=cards>{''.join(_card(name, waves[k]) for name, waves in columns)}</div>" for k, c in enumerate(captions))
+
+
+def report(paths: list[Path], out: Path, clips: int = 4) -> None:
+    """Write one self-contained HTML file about runs: results, curves, sounds, settings that differ, dashboards."""
+    import base64
+    from html import escape
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    runs = [evaluate.load_run(p) for p in paths]
+    fields = {k: [r.config.get(k) for r in runs] for k in runs[0].config if k not in ("out",)}
+    names, parts = [str(r.path) for r in runs], []
+    cell = lambda x, cls="": f"<td{cls}>{escape(str(x))}</td>"
+    head = "<tr><th></th>" + "".join(f"<th>{escape(n)}</th>" for n in names) + "</tr>"
+    rows = [("recipe", [r.config.get("recipe", "-") for r in runs]), ("task, data", [f"{r.config['task']}, {r.config['data']}" for r in runs]), ("steps", [r.step for r in runs])]
+    scores = [next(iter(json.loads((r.path / "scores.json").read_text()).values())) if (r.path / "scores.json").is_file() else None for r in runs]
+    def result(s):
+        model = s and next(x for x in s["rows"] if x["row"] == "model")
+        if not model:
+            return "no final table"
+        if "exact" in model:
+            return f"event set {model['exact']:.3f} [{model['interval'][0]:.3f}, {model['interval'][1]:.3f}], n = {model['n']}"
+        if "energy_score" in model:
+            m = model["energy_score"]
+            return f"energy score {m['mean']:.3f} [{m['interval'][0]:.3f}, {m['interval'][1]:.3f}], n = {model['n']}"
+        return f"KID {model['kid']:.4f}, n = {model['n']}"
+    rows.append(("result (95 % interval over clips)", [result(s) for s in scores]))
+    rows.append(("protocol", [", ".join(f"{k} {v}" for k, v in s["protocol"].items() if k not in ("run", "step")) if s else "-" for s in scores]))
+    parts.append("<h2>Results</h2><div class=wide><table>" + head + "".join(f"<tr><th>{escape(k)}</th>{''.join(map(cell, v))}</tr>" for k, v in rows) + "</table></div>")
+    fig, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    for k, r in enumerate(runs):
+        log = [json.loads(line) for line in (r.path / "log.jsonl").read_text().splitlines()] if (r.path / "log.jsonl").is_file() else []
+        evals = [x for x in log if "eval" in x]
+        for ax, metric in zip(axes, ("val_loss", next((m for m in QUALITY if evals and m in evals[-1]["eval"]), "val_loss"))):
+            ax.plot([x["step"] for x in evals], [x["eval"][metric] for x in evals], "o-", ms=3, color=f"C{k % 10}", label=names[k])
+            ax.set(xlabel="step", title=metric.replace("_", " "))
+        axes[2].step([x["step"] for x in log if "r" in x], [x["r"] for x in log if "r" in x], where="post", color=f"C{k % 10}")
+    axes[2].set(xlabel="step", title="regime r (0 acquires, 1 refines)", ylim=(-0.03, 1.03))
+    axes[0].legend(fontsize=8)
+    parts.append(f'<h2>Learning curves</h2><img alt="learning curves of all runs" src="{_png(fig)}">')
+    for task in dict.fromkeys((r.config["task"], r.config["data"], r.config["seconds"]) for r in runs):
+        same = [r for r in runs if (r.config["task"], r.config["data"], r.config["seconds"]) == task]
+        parts.append(f"<h2>Sounds: {escape(task[0])} on {escape(str(task[1]))}</h2><p class=note>Unseen clips; the same noise for every run.</p>" + _sounds(same, clips))
+    differ = {k: v for k, v in fields.items() if len(set(map(str, v))) > 1}
+    parts.append("<h2>Settings that differ</h2>" + ("<div class=wide><table>" + head + "".join(
+        f"<tr><th>{escape(k)}</th>{''.join(cell(x, ' class=differs' if str(x) != str(v[0]) else '') for x in v)}</tr>" for k, v in differ.items()) + "</table></div>" if differ else "<p>None.</p>"))
+    boards = [(n, r.path / "dashboard.png") for n, r in zip(names, runs) if (r.path / "dashboard.png").is_file()]
+    parts.append("<h2>Dashboards</h2>" + "".join(f'<details><summary>{escape(n)}</summary><img alt="dashboard of {escape(n)}" loading="lazy" '
+                                                 f'src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}"></details>' for n, p in boards))
+    html = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
+            f"<title>Report: {escape(', '.join(names))}</title><style>{STYLE}</style></head><body><h1>Report of {len(runs)} run{'s' * (len(runs) > 1)}</h1>{''.join(parts)}</body></html>")
+    tmp = out.with_suffix(".tmp")
+    tmp.write_text(html, encoding="utf-8")
+    tmp.replace(out)
+    print(f"{out}: {len(html) / 1e6:.1f} MB, {len(runs)} runs")
+
+
+# --- commands -------------------------------------------------------------------------------------------------------------------
+
+def estimate_hours(options: list[dict]) -> float:
+    """Hours for runs with these options: three forward-backward passes of each distinct shape, times the steps, plus a quarter for the
+    rest (optimizer, evaluation); rendering of data not counted."""
+    import torch
+    from model import DiT, flow_matching_loss
+    known, total = {}, 0.0
+    for given in options:
+        cfg = train.resolve({**given, "out": "unused", "regime": "clock"})
+        shape = (cfg.device, cfg.channels, cfg.width, cfg.depth, cfg.heads, cfg.batch, cfg.task, round(25 * cfg.seconds))
+        if shape not in known:
+            model = DiT(cfg.channels, cfg.width, cfg.depth, cfg.heads, 200 if cfg.task == "t2a" else 0, cfg.task == "sr").to(cfg.device)
+            x, t, ids = torch.randn(cfg.batch, shape[-1], cfg.channels, device=cfg.device), torch.rand(cfg.batch, device=cfg.device), torch.ones(cfg.batch, 10, dtype=torch.long, device=cfg.device)
+            seconds = []
+            for _ in range(4):
+                start = time.perf_counter()
+                flow_matching_loss(model(x, t, model.encode_text(ids) if cfg.task == "t2a" else None), x).mean().backward()
+                seconds.append(time.perf_counter() - start)
+            known[shape] = min(seconds[1:])
+        total += 1.25 * cfg.steps * known[shape] / 3_600
+    return total
+
+
+def read_arms(a) -> dict:
+    """The user's own arms, from --arm NAME=JSON and --arms FILE (a JSON object of objects); checked against train.py's options."""
+    own = {}
+    for text in a.arm:
+        name, _, body = text.partition("=")
+        try:
+            own[name.strip()] = json.loads(body)
+        except json.JSONDecodeError as e:
+            raise UserError(f"--arm {text}: must be NAME={{...}} with options of train.py as JSON ({e.msg})") from None
+    if a.arms:
+        try:
+            own |= json.loads(Path(a.arms).read_text())
+        except (OSError, json.JSONDecodeError, TypeError) as e:
+            raise UserError(f"--arms {a.arms}: not a JSON file of arms ({e})") from None
+    fields = {f.name for f in train.dataclasses.fields(train.Config)} - {"out", "seed"}
+    for name, options in own.items():
+        if not isinstance(options, dict) or not name:
+            raise UserError(f"arm {name!r}: must be an object of train.py options")
+        unknown = sorted(set(options) - fields)
+        if unknown:
+            raise UserError(f"arm {name!r}: train.py has no option {unknown[0]!r}")
+    return own
+
+
+def plan(a) -> tuple[dict, dict, list[int], str]:
+    """-> arms {name: options}, common options, seeds, reference."""
+    e = EXPERIMENTS[a.experiment]
+    common = {**e.base, **{k: getattr(a, k) for k in ("task", "preset", "steps", "eval_every", "score_clips", "clips", "data", "device") if getattr(a, k) is not None}}
+    arms = {**e.arms, **read_arms(a)}
+    if a.only:
+        missing = [x for x in a.only if x not in arms]
+        if missing:
+            raise UserError(f"--only {missing[0]}: no such arm; there are: {', '.join(arms)}")
+        arms = {k: v for k, v in arms.items() if k in a.only}
+    reference = e.reference if e.reference in arms else next(iter(arms))
+    return {k: {**common, **v} for k, v in arms.items()}, common, list(range(a.first_seed, a.first_seed + a.seeds)), reference
+
+
+def cmd_run(a) -> None:
+    arms, common, seeds, reference = plan(a)
+    resolved = {}
+    for name, options in arms.items():  # every arm is checked before any is run
+        probe = {**options, "regime": "clock"} if options.get("regime", "").split(":")[0] in ("warped", "yoked", "ramp", "frozen") else options
+        resolved[name] = train.resolve({**probe, "out": "unused"})
+        arms[name] = {**options, "steps": resolved[name].steps}
+    hours = estimate_hours([o for o in arms.values() for _ in seeds])
+    print(f"{a.experiment}: {EXPERIMENTS[a.experiment].question}\n{len(arms)} arms x {len(seeds)} seeds, {next(iter(resolved.values())).steps} steps, about {hours:.1f} hours of training here")
+    for name, options in arms.items():
+        print(f"  {name:26s} {json.dumps({k: v for k, v in options.items() if k not in common and k != 'steps'})}")
+    if a.dry_run:
+        return
+    out = a.out or ROOT / "results" / a.experiment.lower()
+    out.mkdir(parents=True, exist_ok=True)
+    spec = {"experiment": a.experiment, "arms": arms, "seeds": seeds, "reference": reference, "pilot": a.pilot}
+    (out / "experiment.json").write_text(json.dumps(spec, indent=1) + "\n")
+    failed, jobs = {}, [(arm, seed) for seed in seeds for arm in arms]  # by seed: an interrupted experiment has whole pairs
+    jobs.sort(key=lambda j: arms[j[0]].get("regime", "").startswith("yoked"))  # needs another seed's run
+    began = time.time()
+    for arm, seed in tqdm(jobs, desc=a.experiment, unit="run", dynamic_ncols=True):
+        try:
+            run_arm(out, arm, arms[arm], seed, seeds)
+        except train.Stopped as e:
+            raise UserError(f"{e.args[0].split(';')[0]} of {arm!r}, seed {seed}; the same command continues") from None
+        except Exception as e:  # one arm's failure must not cost the others
+            failed[f"{arm}, seed {seed}"] = f"{type(e).__name__}: {e}"
+            (out / "failures.log").open("a").write(f"--- {arm}, seed {seed}\n{traceback.format_exc()}\n")
+    show(out)
+    print(f"{time.time() - began:.0f} s in this call; rows: {out / 'rows.jsonl'}")
+    for who, why in failed.items():
+        print(f"FAILED {who}: {why} (see {out / 'failures.log'})")
+    if failed:
+        sys.exit(1)
+
+
+def show(out: Path) -> None:
+    """Table (also table.txt), figure and rows of an experiment's folder."""
+    if not (out / "experiment.json").is_file():
+        raise UserError(f"{out}: no experiment.json; not the folder of an experiment")
+    spec = json.loads((out / "experiment.json").read_text())
+    name, arms, seeds = spec["experiment"], spec["arms"], spec["seeds"]
+    rows = collect(out, name, arms, seeds)
+    if not rows:
+        raise UserError(f"{out}: no finished run yet")
+    text = ("PILOT: short runs, few seeds; to see the machinery work, not to decide anything\n" if spec.get("pilot") else "") + table(name, rows, arms, seeds, spec["reference"])
+    if name == "E5":
+        text += "\n\n" + track_table(out, arms, seeds)
+    (out / "summary.json").write_text(json.dumps(summarize(rows, arms, seeds, spec["reference"]), indent=1) + "\n")
+    (out / "table.txt").write_text(text + "\n")
+    figure(out, name, rows, arms, seeds)
+    print("\n" + text)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    sub = p.add_subparsers(dest="command", required=True)
+    c = sub.add_parser("list", help="the experiments and their arms")
+    c.set_defaults(run_command=lambda a: print("\n".join(f"{k}  {e.question}\n    " + ", ".join(e.arms) for k, e in EXPERIMENTS.items())))
+    c = sub.add_parser("run", help="run what is missing, print the table")
+    c.add_argument("experiment", choices=tuple(EXPERIMENTS))
+    c.add_argument("--out", type=Path)
+    c.add_argument("--seeds", type=int, default=8)
+    c.add_argument("--first-seed", type=int, default=0)
+    c.add_argument("--only", nargs="+", metavar="ARM", help="these arms alone")
+    c.add_argument("--arm", action="append", default=[], metavar="NAME=JSON", help="your own arm")
+    c.add_argument("--arms", metavar="FILE", help="your own arms: a JSON object of objects")
+    c.add_argument("--pilot", action="store_true", help="mark the table as a pilot")
+    c.add_argument("--dry-run", action="store_true")
+    for name, kind in (("task", str), ("preset", str), ("data", str), ("device", str), ("steps", int), ("eval_every", int), ("score_clips", int), ("clips", int)):
+        c.add_argument("--" + name.replace("_", "-"), dest=name, type=kind, choices=train.CHOICES.get(name), help="as in train.py, for all arms")
+    c.set_defaults(run_command=cmd_run)
+    c = sub.add_parser("table", help="table and figure again")
+    c.add_argument("folder", type=Path)
+    c.set_defaults(run_command=lambda a: show(a.folder))
+    c = sub.add_parser("report", help="one HTML file about runs")
+    c.add_argument("runs", nargs="+", type=Path)
+    c.add_argument("--out", type=Path, default=Path("report.html"))
+    c.add_argument("--clips", type=int, default=4)
+    c.set_defaults(run_command=lambda a: report(a.runs, a.out, a.clips))
+    a = p.parse_args()
+    if getattr(a, "seeds", 1) < 1:
+        raise UserError(f"--seeds {a.seeds}: must be positive")
+    a.run_command(a)
+
+
+if __name__ == "__main__":
+    run_cli(main)
