@@ -801,7 +801,8 @@ class RandomPatches:
 
 def _patch_chunk(indices, n, seed, seconds, delta, frontend):
     import torch
-    torch.set_num_threads(1)
+    if mp.parent_process() is not None:
+        torch.set_num_threads(1)  # one thread a worker: more would fight over the cores
     world = RandomPatches(n, seed, seconds, delta)
     return np.stack([frontend(torch.from_numpy(world.pair(i))).numpy() for i in indices]).astype(np.float16)
 

@@ -353,7 +353,7 @@ def figure(out: Path, name: str, rows: list[dict], arms: dict, seeds: list[int])
             if not cs:
                 continue
             x, y = np.mean([c[0] for c in cs], 0), np.array([c[1] for c in cs]) * QUALITY[metric]
-            ax.plot(x, y.mean(0), "o-", ms=3, color=f"C{k % 10}", ls="-" if k < 10 else "--", label=f"{arm} (n = {len(cs)})")
+            ax.plot(x, y.mean(0), marker="o", ms=3, color=f"C{k % 10}", ls="-" if k < 10 else "--", label=f"{arm} (n = {len(cs)})")
             if len(cs) > 1:
                 half = scipy.stats.t.ppf(0.975, len(cs) - 1) * y.std(0, ddof=1) / np.sqrt(len(cs))
                 ax.fill_between(x, y.mean(0) - half, y.mean(0) + half, color=f"C{k % 10}", alpha=0.12)

@@ -15,6 +15,26 @@ TINY = dict(clips=100, width=32, depth=2, heads=2, batch=8, steps=12, eval_every
             precision="fp32", device="cpu", workers=0, variants=1, channels=16)
 
 
+def in_process(module, *argv, cwd):
+    """`python MODULE.py ARGV` in this process (starting Python and torch takes seconds): -> returncode, stdout, stderr."""
+    import contextlib
+    import io
+    import types
+    import data
+    out, err, old_argv, old_cwd, code = io.StringIO(), io.StringIO(), sys.argv, os.getcwd(), 0
+    sys.argv = [f"{module.__name__}.py", *map(str, argv)]
+    os.chdir(cwd)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            data.run_cli(module.main)
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        sys.argv = old_argv
+        os.chdir(old_cwd)
+    return types.SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
 @pytest.fixture(scope="session")
 def tiny():
     return dict(TINY)

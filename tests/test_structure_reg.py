@@ -73,7 +73,7 @@ def test_negative_control_with_the_common_direction_left_in_it_is_taken_for_grou
     assert false_alarms(lambda L, seed: rank_one(L, seed, vary=1.0), n=10) >= 0.5
 
 
-def drift(seed, planted, checks=16, L=8, D=24, step=0.08, frozen=False):
+def drift(seed, planted, checks=12, L=8, D=24, step=0.08, frozen=False):
     """A latch fed with blocks whose weights move at random by `step` (relative) between checks; planted: each group as one."""
     g, latch = torch.Generator().manual_seed(seed), S.Structure(L, seed)
     blocks = S.demo_blocks(L, 3, D=D, shared=0.5 if planted else 0.0, seed=seed)
@@ -96,7 +96,7 @@ def test_random_blocks_that_drift_latch_in_at_most_five_per_cent_of_seeds():
 
 def test_negative_control_without_the_null_random_blocks_latch(monkeypatch):
     monkeypatch.setattr(S, "null_test", lambda *a: 0.0)
-    assert np.mean([drift(seed, planted=False)[0].latched is not None for seed in range(10)]) > 0.5
+    assert np.mean([drift(seed, planted=False)[0].latched is not None for seed in range(20)]) >= 0.3
 
 
 def test_planted_groups_latch_at_the_third_check_and_give_way_only_to_others_that_converged():

@@ -16,7 +16,7 @@ import evaluate
 import model as M
 import sampler
 import train
-from conftest import ROOT
+from conftest import ROOT, in_process
 
 
 def final(path):
@@ -276,10 +276,6 @@ def test_own_recordings_train_both_tasks(tiny, tmp_path):
 
 # --- command line
 
-def cli(*argv, **k):
-    return subprocess.run([sys.executable, ROOT / "train.py", *map(str, argv)], capture_output=True, text=True, **k)
-
-
 def test_divergence_stops_before_it_spoils_the_weights(tiny, tmp_path, monkeypatch):
     """A non-finite gradient ends the run with one clear line; what was saved stays finite."""
     run = train.train({**tiny, "task": "sr", "steps": 2, "eval_every": 2, "out": str(tmp_path / "r")})
@@ -315,15 +311,15 @@ def test_the_default_split_holds_out_files_without_a_fold_column(tmp_path):
     (("--device", "abacus"), "--device abacus: not here"),
 ])
 def test_bad_flags_end_with_status_2_and_leave_nothing(tmp_path, argv, message):
-    done = cli(*argv, cwd=tmp_path)
+    done = in_process(train, *argv, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_a_used_run_folder_is_not_overwritten(t2a_run, sr_run):
+def test_a_used_run_folder_is_not_overwritten(t2a_run, sr_run, tmp_path):
     for argv, message in ((("--out", t2a_run), "not empty"), (("--resume", t2a_run, "--lr", 1), "own settings"), (("--resume", t2a_run, "--steps", 5), "already has 12"),
                           (("--resume", ROOT / "assets" / "demo"), "exported or foreign")):
-        done = cli(*argv)
+        done = in_process(train, *argv, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr
 
 
@@ -357,6 +353,22 @@ def test_every_command_in_the_readme_exists():
              **{name: set(re.findall(r'"(--[a-z0-9-]+)"', (ROOT / f"{name}.py").read_text())) for name in ("evaluate", "guidance")}}
     for script, rest in commands:
         assert set(re.findall(r"(?<!\S)--[a-z0-9-]+", rest)) <= known[script], rest
+
+
+def test_the_ten_lines_about_the_regime_run_as_they_stand():
+    """The README's snippet, in a trainer whose network learns until step 64."""
+    code = re.search(r"```python\n(import regime\n.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    assert len(code.splitlines()) <= 10
+    x0, eps, seen, step_now = torch.randn(8, 4, 6), torch.randn(8, 4, 6), [], [0]
+    other = torch.randn(8, 4, 6)
+    def predict(x_t, t):  # x0_hat = eps - v: from `other` to x0 while log2 k goes from 0 to 6
+        share = min(1.0, np.log2(max(1, step_now[0])) / 6)
+        return eps - (share * x0 + (1 - share) * other)
+    def train_step(weight_of_my_auxiliary_loss):
+        seen.append(weight_of_my_auxiliary_loss)
+        step_now[0] += 1
+    exec(code, {"K": 1_024, "predict": predict, "features": lambda z: z, "x0": x0, "eps": eps, "train_step": train_step})
+    assert len(seen) == 1_024 and seen[0] == 1.0 and seen[-1] < 0.1
 
 
 def test_results_behind_the_readme_exist():
