@@ -280,12 +280,12 @@ def train(given: dict, resume: str = "") -> Path:
     torch.manual_seed(cfg.seed)
     model = DiT(cfg.channels, cfg.width, cfg.depth, cfg.heads, len(words) if words else 0, cfg.task == "sr").to(cfg.device)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
-    opts = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.muon_lr, cfg.weight_decay)
+    model_opts = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.muon_lr, cfg.weight_decay)
 
     # regime and mechanisms; each draws from a generator of its own
     where, latch = regime.Regime(cfg.regime, cfg.steps), structure_reg.Structure(cfg.depth, cfg.seed)
     probing = cfg.probe == "always" or cfg.probe == "auto" and where.source == "slope" and "adaptive" in (cfg.guidance, cfg.timesteps, cfg.structure)
-    watching, ear, phi, projector = cfg.structure == "adaptive" or cfg.probe == "always", None, None, None
+    watching, ear, phi, projector, opts = cfg.structure == "adaptive" or cfg.probe == "always", None, None, None, list(model_opts)
     if cfg.guidance != "off" or probing:
         ear = guidance.Ear(codec, guidance.random_teacher(cfg.seed) if cfg.teacher == "random" else guidance.load_teacher())
         if cfg.guidance != "off":
@@ -295,7 +295,7 @@ def train(given: dict, resume: str = "") -> Path:
         phi_mean = torch.cat([ear(torch.from_numpy(z.astype(np.float32))[None])[0] for z in np.array_split(some, max(1, len(some) // 1_500))]).mean(0).to(cfg.device)
         ear = ear.to(cfg.device)
         hear, mean = (torch.nn.Identity(), None) if cfg.signal == "latent" else (ear, phi_mean)
-        probe_batch = {k: v[:32] for k, v in val_batches[0].items()}
+        probe_batch = {k: v[:48] for k, v in val_batches[0].items()}
         target = hear(probe_batch["x0"])
     step, before = 0, 0.0
     if ckpt:
@@ -338,7 +338,7 @@ def train(given: dict, resume: str = "") -> Path:
     while step < cfg.steps and not stop:
         start, step = time.perf_counter(), step + 1
         warm = min(1, step / cfg.warmup)
-        for opt, lr in zip(opts, (cfg.lr, cfg.muon_lr) if cfg.optimizer == "muon" else (cfg.lr, cfg.lr)):
+        for opt, lr in zip(model_opts, (cfg.lr, cfg.muon_lr)):          # the projector needs no warm-up: its loss is bounded
             opt.param_groups[0]["lr"] = lr * warm
 
         # where is training? Before the step, so that a replay of the log drives each step as it was driven here
