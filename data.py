@@ -21,6 +21,7 @@ Conventions: t in [0,1], t = 1 is noise, t = 0 is data. B batch, N samples, T to
 """
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -613,6 +614,19 @@ def _wait_first(futures):
     return wait(list(futures), return_when=FIRST_COMPLETED).done
 
 
+@contextlib.contextmanager
+def _alone(path: Path):
+    """One process at a time between here and the end of the block; the others wait. (POSIX; elsewhere nothing is locked.)"""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(path, "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
 def fill_array(folder: Path, name: str, shape, dtype, fn, n: int, args=(), chunk: int = 64, workers=None, desc: str = "",
                where=None) -> np.ndarray:
     """Memory-map folder/name.npy, filling what is not yet done.
@@ -623,23 +637,24 @@ def fill_array(folder: Path, name: str, shape, dtype, fn, n: int, args=(), chunk
     where = np.arange(n + 1) if where is None else where
     path, flags_path = folder / f"{name}.npy", folder / f"{name}.done"
     n_chunks = -(-n // chunk)
-    if not (path.exists() and flags_path.exists() and flags_path.stat().st_size == n_chunks):
-        tmp = folder / f"{name}.tmp{os.getpid()}"
-        np.lib.format.open_memmap(tmp, "w+", dtype, tuple(map(int, shape))).flush()  # numpy integers would spoil the header
-        os.replace(tmp, path)
-        flags_path.write_bytes(bytes(n_chunks))
-    flags = np.memmap(flags_path, np.uint8, "r+")
-    todo = [tuple(range(c * chunk, min(n, (c + 1) * chunk))) for c in np.flatnonzero(flags == 0)]
-    if todo:
-        rows = np.lib.format.open_memmap(path, "r+")
-        bar = tqdm(total=n, initial=n - sum(map(len, todo)), desc=desc, unit="clip", dynamic_ncols=True)
-        for job, out in parallel_map(fn, todo, args, workers if len(todo) > 2 else 0):
-            rows[where[job[0]] : where[job[-1] + 1]] = out
-            rows.flush()
-            flags[job[0] // chunk] = 1
-            flags.flush()
-            bar.update(len(job))
-        bar.close()
+    with _alone(folder / f"{name}.lock"):  # two runs that start together must not fill one cache at once
+        if not (path.exists() and flags_path.exists() and flags_path.stat().st_size == n_chunks):
+            tmp = folder / f"{name}.tmp{os.getpid()}"
+            np.lib.format.open_memmap(tmp, "w+", dtype, tuple(map(int, shape))).flush()  # numpy integers would spoil the header
+            os.replace(tmp, path)
+            flags_path.write_bytes(bytes(n_chunks))
+        flags = np.memmap(flags_path, np.uint8, "r+")
+        todo = [tuple(range(c * chunk, min(n, (c + 1) * chunk))) for c in np.flatnonzero(flags == 0)]
+        if todo:
+            rows = np.lib.format.open_memmap(path, "r+")
+            bar = tqdm(total=n, initial=n - sum(map(len, todo)), desc=desc, unit="clip", dynamic_ncols=True)
+            for job, out in parallel_map(fn, todo, args, workers if len(todo) > 2 else 0):
+                rows[where[job[0]] : where[job[-1] + 1]] = out
+                rows.flush()
+                flags[job[0] // chunk] = 1
+                flags.flush()
+                bar.update(len(job))
+            bar.close()
     return np.load(path, mmap_mode="r")
 
 

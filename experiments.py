@@ -36,7 +36,7 @@ from tqdm import tqdm
 import evaluate
 import regime
 import train
-from data import UserError, run_cli
+from data import UserError, parallel_map, run_cli
 
 ROOT = Path(__file__).resolve().parent
 
@@ -225,6 +225,18 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
     if source.split(":")[0] in ("warped", "yoked", "ramp", "frozen"):
         options = {**options, "regime": source_file(source, options, out, arm, seed, seeds)}
     return train.train({**options, "seed": seed, "out": str(path)})
+
+
+def job(arm_seed: tuple, out: Path, arms: dict, seeds: list[int]) -> tuple[str, str]:
+    """One run, in this process or a worker -> ("done" | "stopped" | "failed", why)."""
+    arm, seed = arm_seed
+    try:
+        run_arm(out, arm, arms[arm], seed, seeds)
+        return "done", ""
+    except train.Stopped as e:
+        return "stopped", str(e)
+    except Exception:
+        return "failed", traceback.format_exc()
 
 
 def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
@@ -560,17 +572,26 @@ def cmd_run(a) -> None:
     out.mkdir(parents=True, exist_ok=True)
     spec = {"experiment": a.experiment, "arms": arms, "seeds": seeds, "reference": reference, "pilot": a.pilot}
     (out / "experiment.json").write_text(json.dumps(spec, indent=1) + "\n")
-    failed, jobs = {}, [(arm, seed) for seed in seeds for arm in arms]  # by seed: an interrupted experiment has whole pairs
-    jobs.sort(key=lambda j: arms[j[0]].get("regime", "").startswith("yoked"))  # needs another seed's run
-    began = time.time()
-    for arm, seed in tqdm(jobs, desc=a.experiment, unit="run", dynamic_ncols=True):
-        try:
-            run_arm(out, arm, arms[arm], seed, seeds)
-        except train.Stopped as e:
-            raise UserError(f"{e.args[0].split(';')[0]} of {arm!r}, seed {seed}; the same command continues") from None
-        except Exception as e:  # one arm's failure must not cost the others
-            failed[f"{arm}, seed {seed}"] = f"{type(e).__name__}: {e}"
-            (out / "failures.log").open("a").write(f"--- {arm}, seed {seed}\n{traceback.format_exc()}\n")
+    # By need (a replayed run comes after what it replays), then by seed: an interrupted experiment has whole pairs.
+    need = {"warped": 1, "yoked": 2}
+    jobs = sorted(((arm, seed) for seed in seeds for arm in arms), key=lambda j: need.get(arms[j[0]].get("regime", "").split(":")[0], 0))
+    packed = a.jobs or (4 if next(iter(resolved.values())).device.startswith("cuda") and max(c.width for c in resolved.values()) <= 384 else 1)
+    failed, stopped, began = {}, [], time.time()
+    bar = tqdm(total=len(jobs), desc=a.experiment, unit="run", dynamic_ncols=True)
+    for _, level in itertools.groupby(jobs, key=lambda j: need.get(arms[j[0]].get("regime", "").split(":")[0], 0)):
+        for (arm, seed), (status, why) in parallel_map(job, list(level), (out, arms, seeds), packed if packed > 1 else 0):
+            bar.update()
+            if status == "failed":  # one arm's failure must not cost the others
+                failed[f"{arm}, seed {seed}"] = why.strip().splitlines()[-1]
+                with open(out / "failures.log", "a") as f:
+                    f.write(f"--- {arm}, seed {seed}\n{why}\n")
+            if status == "stopped":
+                stopped.append(f"{why.split(';')[0]} of {arm!r}, seed {seed}")
+                if packed == 1:
+                    break
+        if stopped:
+            raise UserError(f"{stopped[0]}; the same command continues")
+    bar.close()
     show(out)
     print(f"{time.time() - began:.0f} s in this call; rows: {out / 'rows.jsonl'}")
     for who, why in failed.items():
@@ -610,6 +631,7 @@ def main() -> None:
     c.add_argument("--only", nargs="+", metavar="ARM", help="these arms alone")
     c.add_argument("--arm", action="append", default=[], metavar="NAME=JSON", help="your own arm")
     c.add_argument("--arms", metavar="FILE", help="your own arms: a JSON object of objects")
+    c.add_argument("--jobs", type=int, default=0, help="runs at a time; 0: one, or four small ones on a GPU")
     c.add_argument("--pilot", action="store_true", help="mark the table as a pilot")
     c.add_argument("--dry-run", action="store_true")
     for name, kind in (("task", str), ("preset", str), ("data", str), ("device", str), ("steps", int), ("eval_every", int), ("score_clips", int), ("clips", int)):

@@ -373,10 +373,11 @@ def train(given: dict, resume: str = "") -> Path:
         loss_ssl = loss_struct = torch.zeros(())
         laps("forward")
         if lam:
+            half = slice(step % 2, None, 2)  # even and odd tokens in turn: neighbours resemble each other, and P on all of them costs 10 % of a step
             with autocast(cfg.precision == "bf16"):
-                z = projector(hs[cfg.align])
+                z = projector(hs[cfg.align][:, half])
             heard = b["phi"].roll(1, 0) if cfg.teacher == "shuffled" else b["phi"]
-            loss_ssl = guidance.alignment_loss(z, heard - phi_mean, b.get("mask"))
+            loss_ssl = guidance.alignment_loss(z, heard[:, half] - phi_mean, b["mask"][:, half] if "mask" in b else None)
             loss = loss + lam * loss_ssl
             if j is not None and j % 4 == 0:
                 found["agreement"] = guidance.gradient_agreement(loss_fm, loss_ssl, list(model.blocks[cfg.align - 1].parameters()))

@@ -1,6 +1,7 @@
 """Claims about SoundWorld, folders of recordings, band-limiting and the latent cache."""
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -319,3 +320,23 @@ def test_wav_files_never_clip(tmp_path):
     data.write_wav(tmp_path / "x.wav", 10 * tone())
     rate, x = scipy.io.wavfile.read(tmp_path / "x.wav")
     assert rate == RATE and x.dtype == np.int16 and 32_000 < np.abs(x).max() <= 32_767
+
+
+def _row_once(indices, folder):
+    """Rows i * 2; a chunk that is computed a second time is an error (its marker exists)."""
+    import time
+    (Path(folder) / f"made-{indices[0]}").open("x").close()
+    time.sleep(0.01)
+    return np.array([[i, i] for i in indices], np.float32) * 2
+
+
+def _fill(folder):
+    return float(data.fill_array(Path(folder), "x", (200, 2), np.float32, _row_once, 200, (folder,), chunk=10, workers=0).sum())
+
+
+def test_two_processes_that_start_together_fill_a_cache_once(tmp_path):
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        sums = list(pool.map(_fill, [str(tmp_path)] * 2))
+    assert sums == [2 * 2 * sum(range(200))] * 2

@@ -372,8 +372,9 @@ def test_the_ten_lines_about_the_regime_run_as_they_stand():
 
 
 def test_results_behind_the_readme_exist():
-    for name in re.findall(r"results/[\w.-]+\.json", (ROOT / "README.md").read_text()):
-        assert json.loads((ROOT / name).read_text()), name
+    for name in re.findall(r"results/[\w./-]+\.jsonl?", (ROOT / "README.md").read_text()):
+        text = (ROOT / name).read_text()
+        assert all(json.loads(part) for part in (text.splitlines() if name.endswith("l") else [text])), name
 
 
 @pytest.mark.parametrize("script", ["data.py", "model.py", "sampler.py", "regime.py", "guidance.py", "structure_reg.py"])
