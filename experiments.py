@@ -82,11 +82,7 @@ QUALITY = {"event_accuracy": 1, "lsd_hf": -1}  # previews' metric -> which way i
 
 def interval(x) -> tuple[float, float, float]:
     """Mean and 95 % Student-t interval of x (n,); all equal: no width; n = 1: NaN ends."""
-    x = np.asarray(x, float)
-    if len(x) < 2:
-        return float(x.mean()), float("nan"), float("nan")
-    half = scipy.stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
-    return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
+    return (float(np.mean(x)), *evaluate.mean_interval(x))
 
 
 @functools.lru_cache
