@@ -26,9 +26,12 @@ import csv
 import hashlib
 import json
 import multiprocessing as mp
+import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
+import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -583,24 +586,36 @@ def _render_chunk(indices, split, n, seed, seconds):
 # Cached arrays: one memory-mapped .npy filled chunk by chunk. A byte a chunk says "done", written after the chunk itself was
 # flushed, so a kill at any moment loses at most the chunks in flight and a restart continues.
 
-def _ignore_sigint():
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _worker_begins():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    def follow():  # a killed parent can't say goodbye; without this its workers would work on, and then wait for ever
+        mp.connection.wait([mp.parent_process().sentinel])
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+    threading.Thread(target=follow, daemon=True).start()
 
 
-def parallel_map(fn, jobs, args=(), workers: int | None = None):
-    """Yield (job, fn(job, *args)) as they finish, in worker processes (workers=0: in this one). fn must be top-level."""
-    if workers is None:  # the cores this process may use; Windows allows 61 handles
-        workers = min(61, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+def parallel_map(fn, jobs, args=(), workers: int | None = None, ahead: int = 2):
+    """Yield (job, fn(job, *args)) as they finish, in worker processes (workers=0: in this one). fn must be top-level. `ahead` jobs a
+    worker are handed out at a time; with 1, none is begun after Ctrl-C."""
+    if workers is None:
+        workers = min(61, cores())  # Windows allows 61 handles
     if workers == 0 or len(jobs) <= 1:
         for j in jobs:
             yield j, fn(j, *args)
         return
     # 'spawn', not 'fork': forking a process whose torch threads have run can deadlock in the child.
-    pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), initializer=_ignore_sigint)
+    pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), initializer=_worker_begins)
     try:
         queue, todo = {}, list(jobs)[::-1]
         while todo or queue:
-            while todo and len(queue) < 2 * workers:
+            while todo and len(queue) < ahead * workers:
                 j = todo.pop()
                 queue[pool.submit(fn, j, *args)] = j
             done = next(f for f in _wait_first(queue))

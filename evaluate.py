@@ -635,15 +635,16 @@ def order_right(world: SoundWorld, indices, presence: np.ndarray, heard: dict, h
     return np.asarray(out, bool)
 
 
-def factor_scores(world: SoundWorld, truth: dict, heard: dict) -> dict:
+def factor_scores(world: SoundWorld, truth: dict, heard: dict, hit: np.ndarray) -> dict:
     """Is each factor right, taken alone? recall: share of the caption's events that are heard (semantics). Of events that are heard and
-    countable or clearly pitched: count, pitch (sign); order: see order_right (detail). None where there was nothing to ask."""
+    countable or clearly pitched: count, pitch (sign); order: see order_right, with the number of clips it was asked of (detail). None where
+    there was nothing to ask. hit (n,): is the event set right?"""
     there = (truth["presence"] > 0.5) & (heard["presence"] > 0)
     share = lambda right, asked: float(right[asked].mean()) if asked.any() else None
-    order = order_right(world, range(len(there)), truth["presence"], heard, event_match(truth["presence"], heard["presence"]))
+    order = order_right(world, range(len(there)), truth["presence"], heard, hit)
     return {"recall": share(heard["presence"] > 0, truth["presence"] > 0.5), "count": share(heard["count"].argmax(-1) + 1 == truth["count"], there & ~np.isnan(truth["count"])),
             "pitch": share(np.sign(heard["pitch"]) == np.sign(truth["pitch"]), there & (np.abs(np.nan_to_num(truth["pitch"])) >= 0.5)),
-            "order": float(order.mean()) if len(order) else None}
+            "order": float(order.mean()) if len(order) else None, "order_n": len(order)}
 
 
 def text_scores(world: SoundWorld, waves, judge: Judge, real: dict, reference: np.ndarray, new: np.ndarray) -> dict:
@@ -652,12 +653,11 @@ def text_scores(world: SoundWorld, waves, judge: Judge, real: dict, reference: n
     heard, n = listen(judge, waves), len(waves)
     truth = factor_table(world, n)
     hit, size = event_match(truth["presence"], heard["presence"]), truth["presence"].sum(1)
-    order, sig = order_right(world, range(n), truth["presence"], heard, hit), lambda z: 1 / (1 + np.exp(-z))
-    factors = factor_scores(world, truth, heard)
+    sig = lambda z: 1 / (1 + np.exp(-z))
     by_size = {int(k): {"exact": float(hit[size == k].mean()), "n": int((size == k).sum())} for k in np.unique(size)}
     return {"exact": float(hit.mean()), "interval": wilson(hit.sum(), n), "n": n, "by_events": by_size,
             "new_wording": {"exact": float(hit[new].mean()), "interval": wilson(hit[new].sum(), new.sum()), "n": int(new.sum())} if new.any() else None,
-            **factors, "order_n": len(order),
+            **factor_scores(world, truth, heard, hit),
             "event_kl": bernoulli_kl(sig(real["presence"]), sig(heard["presence"])), "kid": kid(heard["embedding"], reference)}
 
 
@@ -848,7 +848,8 @@ def preview(run: Run, val_set) -> dict:
         return {}
     made = generate(run, [val_set.caption(i) for i in range(clips)], list(range(clips)), steps=12)
     truth, heard = factor_table(val_set, clips), listen(load_judge("dev"), made)
-    return {"event_accuracy": float(event_match(truth["presence"], heard["presence"]).mean()), **factor_scores(val_set, truth, heard)}
+    hit = event_match(truth["presence"], heard["presence"])
+    return {"event_accuracy": float(hit.mean()), **factor_scores(val_set, truth, heard, hit)}
 
 
 def dashboard(path: Path) -> None:

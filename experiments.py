@@ -18,9 +18,12 @@ both arms reach, because the first passage of a noisy curve makes an arm faster 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -31,8 +34,10 @@ from pathlib import Path
 import numpy as np
 import scipy.optimize
 import scipy.stats
+import torch
 from tqdm import tqdm
 
+import data
 import evaluate
 import regime
 import train
@@ -180,8 +185,16 @@ def folder_of(out: Path, arm: str, seed: int) -> Path:
 def warp(steps: np.ndarray, r: np.ndarray, K: int, seed: int) -> np.ndarray:
     """The same r(k) at a randomly warped time: r(K u^g) with log2 g uniform in [-1, 1]; as smooth and as monotone, at the wrong moments."""
     g = 2 ** np.random.default_rng([seed, 31]).uniform(-1, 1)
-    k = np.arange(1, K + 1)
-    return r[np.maximum(0, np.searchsorted(steps, K * (k / K) ** g, side="right") - 1)]
+    return regime.held(steps, r, K * (np.arange(1, K + 1) / K) ** g)
+
+
+DERIVED = {"ramp": 0, "frozen": 0, "warped": 1, "yoked": 2}  # sources of r made here -> which runs must come first: none; the same seed's; all seeds'
+
+
+def derived(options: dict) -> str | None:
+    """The kind of an arm's source of r if it is made here and replayed, else None."""
+    kind = options.get("regime", "").split(":")[0]
+    return kind if kind in DERIVED else None
 
 
 def source_file(kind: str, options: dict, out: Path, arm: str, seed: int, seeds: list[int]) -> str:
@@ -196,7 +209,7 @@ def source_file(kind: str, options: dict, out: Path, arm: str, seed: int, seeds:
         if not log.is_file():
             raise UserError(f"arm {arm!r} replays {log}, which is missing; run arm {what!r} first")
         steps, r = regime.read_r(log)
-        r = warp(steps, r, K, seed) if name == "warped" else r[np.maximum(0, np.searchsorted(steps, np.arange(1, K + 1), side="right") - 1)]
+        r = warp(steps, r, K, seed) if name == "warped" else regime.held(steps, r, np.arange(1, K + 1))
     else:
         share = 1.0 if name == "frozen" else float(what)           # frozen: the clock of the default setting, in absolute steps
         total = train.Config().steps if name == "frozen" else K
@@ -215,19 +228,23 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
     if (path / "checkpoint.pt").is_file():
         return train.train({}, str(path))
     if path.exists():  # died before its first checkpoint: nothing worth keeping
-        import shutil
         shutil.rmtree(path)
-    source = options.get("regime", "")
-    if source.split(":")[0] in ("warped", "yoked", "ramp", "frozen"):
-        options = {**options, "regime": source_file(source, options, out, arm, seed, seeds)}
+    if derived(options):
+        options = {**options, "regime": source_file(options["regime"], options, out, arm, seed, seeds)}
     return train.train({**options, "seed": seed, "out": str(path)})
 
 
-def job(arm_seed: tuple, out: Path, arms: dict, seeds: list[int]) -> tuple[str, str]:
-    """One run, in this process or a worker -> ("done" | "stopped" | "failed", why)."""
+def job(arm_seed: tuple, out: Path, arms: dict, seeds: list[int], packed: int = 1) -> tuple[str, str]:
+    """One run, in this process or (packed > 1) one of `packed` workers -> ("done" | "stopped" | "failed", why)."""
     arm, seed = arm_seed
     try:
-        run_arm(out, arm, arms[arm], seed, seeds)
+        if packed == 1:
+            run_arm(out, arm, arms[arm], seed, seeds)
+            return "done", ""
+        torch.set_num_threads(max(1, data.cores() // packed))
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+        with open(f"{folder_of(out, arm, seed)}.txt", "a") as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
+            run_arm(out, arm, {**arms[arm], "workers": 0}, seed, seeds)  # its bar and its lines would be mixed with the others'
         return "done", ""
     except train.Stopped as e:
         return "stopped", str(e)
@@ -237,7 +254,6 @@ def job(arm_seed: tuple, out: Path, arms: dict, seeds: list[int]) -> tuple[str, 
 
 def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
     """Rows of all finished runs: one an arm x seed x evaluation, `final` with the table's metric on the last. Also written to rows.jsonl."""
-    import torch
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     rows = []
     for arm, seed in itertools.product(arms, seeds):
@@ -417,8 +433,6 @@ def _card(title: str, x: np.ndarray) -> str:
 def _sounds(runs: list, n: int) -> str:
     """The same test clips, captions and noise for every run of a task: real, codec ceiling, (muffled input,) each run."""
     from html import escape
-    import torch
-    import data
     first = runs[0]
     test = data.open_data(first.config["data"], "test", 64, first.config["val_fold"], first.config["seconds"])
     rows = sorted(range(min(64, len(test))), key=lambda i: (len(test.caption(i)), i))[:: max(1, min(64, len(test)) // n)][:n]
@@ -494,7 +508,6 @@ def report(paths: list[Path], out: Path, clips: int = 4) -> None:
 def estimate_hours(options: list[dict]) -> float:
     """Hours for runs with these options: three forward-backward passes of each distinct shape, times the steps, plus a quarter for the
     rest (optimizer, evaluation); rendering of data not counted."""
-    import torch
     from model import DiT, flow_matching_loss
     known, total = {}, 0.0
     for given in options:
@@ -555,8 +568,7 @@ def cmd_run(a) -> None:
     arms, common, seeds, reference = plan(a)
     resolved = {}
     for name, options in arms.items():  # every arm is checked before any is run
-        probe = {**options, "regime": "clock"} if options.get("regime", "").split(":")[0] in ("warped", "yoked", "ramp", "frozen") else options
-        resolved[name] = train.resolve({**probe, "out": "unused"})
+        resolved[name] = train.resolve({**options, **({"regime": "clock"} if derived(options) else {}), "out": "unused"})
         arms[name] = {**options, "steps": resolved[name].steps}
     hours = estimate_hours([o for o in arms.values() for _ in seeds])
     print(f"{a.experiment}: {EXPERIMENTS[a.experiment].question}\n{len(arms)} arms x {len(seeds)} seeds, {next(iter(resolved.values())).steps} steps, about {hours:.1f} hours of training here")
@@ -569,13 +581,13 @@ def cmd_run(a) -> None:
     spec = {"experiment": a.experiment, "arms": arms, "seeds": seeds, "reference": reference, "pilot": a.pilot}
     (out / "experiment.json").write_text(json.dumps(spec, indent=1) + "\n")
     # By need (a replayed run comes after what it replays), then by seed: an interrupted experiment has whole pairs.
-    need = {"warped": 1, "yoked": 2}
-    jobs = sorted(((arm, seed) for seed in seeds for arm in arms), key=lambda j: need.get(arms[j[0]].get("regime", "").split(":")[0], 0))
+    need = lambda j: DERIVED.get(derived(arms[j[0]]), 0)
+    jobs = sorted(((arm, seed) for seed in seeds for arm in arms), key=need)
     packed = a.jobs or (4 if next(iter(resolved.values())).device.startswith("cuda") and max(c.width for c in resolved.values()) <= 384 else 1)
     failed, stopped, began = {}, [], time.time()
     bar = tqdm(total=len(jobs), desc=a.experiment, unit="run", dynamic_ncols=True)
-    for _, level in itertools.groupby(jobs, key=lambda j: need.get(arms[j[0]].get("regime", "").split(":")[0], 0)):
-        for (arm, seed), (status, why) in parallel_map(job, list(level), (out, arms, seeds), packed if packed > 1 else 0):
+    for _, level in itertools.groupby(jobs, key=need):
+        for (arm, seed), (status, why) in parallel_map(job, list(level), (out, arms, seeds, packed), packed if packed > 1 else 0, ahead=1):
             bar.update()
             if status == "failed":  # one arm's failure must not cost the others
                 failed[f"{arm}, seed {seed}"] = why.strip().splitlines()[-1]

@@ -19,7 +19,7 @@ x0_hat = x_t - t v_hat. B batch, T tokens, C latent channels, F features. k = st
 
 The file knows nothing of what r drives, nor of any model: `predict` and `features` are passed in as functions.
 
-Public: Regime (state, r), probe, signal, discrepancy, slope, probe_steps, read_r.
+Public: Regime (state, r), probe, signal, discrepancy, slope, probe_steps, read_r, held.
 
     python regime.py          # demo: r on four synthetic discrepancy curves with known answers
 """
@@ -161,8 +161,7 @@ class Regime:
     def r(self, k: int) -> float:
         """r at step k, in [0, 1]; between probes the last value holds."""
         if self.source == "replay":
-            steps, values = self.replayed
-            return float(values[max(0, np.searchsorted(steps, k, side="right") - 1)])
+            return float(held(*self.replayed, k))
         if self.source == "clock" or self.no_signal:
             return min(1.0, (k if self.source == "clock" else self.k[-1]) / self.K)
         return 0.0 if self.ema is None else 1.0 - self.ema
@@ -185,6 +184,11 @@ def read_r(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     if not pairs:
         raise ValueError(f"{path}: holds no value of r")
     return np.array([k for k, _ in pairs]), np.array([r for _, r in pairs])
+
+
+def held(steps: np.ndarray, values: np.ndarray, k) -> np.ndarray:
+    """values at step(s) k: the last one written at or before k, the first one before that. steps (n,) ascending, values (n,)."""
+    return values[np.maximum(0, np.searchsorted(steps, k, side="right") - 1)]
 
 
 def demo() -> None:
