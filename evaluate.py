@@ -661,33 +661,53 @@ def text_scores(world: SoundWorld, waves, judge: Judge, real: dict, reference: n
             "event_kl": bernoulli_kl(sig(real["presence"]), sig(heard["presence"])), "kid": kid(heard["embedding"], reference)}
 
 
-def score_t2a(run: Run, clips: int, kind: str, split: str, w: float | None, steps: int | None) -> list[dict]:
+def foreign_scores(waves, captions: list[str], reference, clap=None, embedder=None) -> dict:
+    """What pretrained models (pretrained.Clap, pretrained.Embedder) say of waves (n, N): clap_score, mean cosine of clip and caption; kid_model
+    and, where n allows, frechet_model, distances to the reference clips (m, N) in the embedder's space."""
+    out = {}
+    if clap:
+        cosine = (clap.audio(waves) * clap.text(captions)).sum(1)
+        out["clap_score"] = {"mean": float(cosine.mean()), "interval": mean_interval(cosine)}
+    if embedder:
+        x, y = embedder.audio(waves), embedder.audio(reference)
+        out["kid_model"] = kid(x, y)
+        if min(len(x), len(y)) >= max(1_000, 2 * x.shape[1]):      # below that its bias is larger than what it measures
+            out["frechet_model"] = frechet(x, y)
+    return out
+
+
+def score_t2a(run: Run, clips: int, kind: str, split: str, w: float | None, steps: int | None, clap=None, embedder=None) -> list[dict]:
     """Rows of the caption-to-sound table on unseen captions: real clips, their codec round trip (the ceiling), the model."""
     judge = load_judge(kind)
     if run.config["data"] != "soundworld":
-        return score_folder(run, clips, judge, w, steps)
+        return score_folder(run, clips, judge, w, steps, clap, embedder)
     world, other = (SoundWorld(s, clips, seconds=run.config["seconds"]).prepare() for s in (split, "val" if split != "val" else "test"))
     real = np.stack([world.wave(i) for i in range(clips)])
-    heard, reference = listen(judge, real), listen(judge, (other.wave(i) for i in range(clips)))["embedding"]
+    others = np.stack([other.wave(i) for i in range(clips)])
+    heard, reference = listen(judge, real), listen(judge, others)["embedding"]
     trip = np.concatenate([run.codec.decode(run.codec.encode(torch.as_tensor(real[i : i + 50]))).numpy() for i in range(0, clips, 50)])
     captions = [world.caption(i) for i in range(clips)]
     trained = SoundWorld("train", run.config["clips"], seconds=run.config["seconds"])
     seen = {trained.caption(i, k) for i in range(len(trained)) for k in range(trained.wordings)}
     new = np.array([c not in seen for c in captions])
     made = generate(run, captions, list(range(clips)), progress="generating", w=w, steps=steps)
-    return [{"row": name, **text_scores(world, waves, judge, heard, reference, new)} for name, waves in (("real", real), ("codec ceiling", trip), ("model", made))]
+    return [{"row": name, **text_scores(world, waves, judge, heard, reference, new), **foreign_scores(waves, captions, others, clap, embedder)}
+            for name, waves in (("real", real), ("codec ceiling", trip), ("model", made))]
 
 
-def score_folder(run: Run, clips: int, judge: Judge, w, steps) -> list[dict]:
-    """Caption-to-sound on recordings: no true factors, so KID alone, in an embedding trained on other (synthetic) sounds."""
+def score_folder(run: Run, clips: int, judge: Judge, w, steps, clap=None, embedder=None) -> list[dict]:
+    """Caption-to-sound on recordings: no true factors, so KID, in an embedding trained on other (synthetic) sounds, and what pretrained
+    models say."""
     sets = [data.open_data(run.config["data"], s, 0, run.config["val_fold"]).prepare() for s in ("val", "train")]
     rng, n = np.random.default_rng(0), min(clips, len(sets[0]))
     crop = lambda d, i: _first(d.wave(i), run.config["seconds"])
     real = np.stack([crop(sets[0], i) for i in range(n)])
-    reference = listen(judge, (crop(sets[1], i) for i in rng.permutation(len(sets[1]))[:500]))["embedding"]
-    trip = run.codec.decode(run.codec.encode(torch.as_tensor(real))).numpy()
-    made = generate(run, [sets[0].caption(i) for i in range(n)], list(range(n)), progress="generating", w=w, steps=steps)
-    return [{"row": name, "n": n, "kid": kid(listen(judge, waves)["embedding"], reference)} for name, waves in (("real", real), ("codec ceiling", trip), ("model", made))]
+    others = np.stack([crop(sets[1], i) for i in rng.permutation(len(sets[1]))[: max(500, n)]])
+    reference, captions = listen(judge, others)["embedding"], [sets[0].caption(i) for i in range(n)]
+    trip = np.concatenate([run.codec.decode(run.codec.encode(torch.as_tensor(real[i : i + 50]))).numpy() for i in range(0, n, 50)])
+    made = generate(run, captions, list(range(n)), progress="generating", w=w, steps=steps)
+    return [{"row": name, "n": n, "kid": kid(listen(judge, waves)["embedding"], reference), **foreign_scores(waves, captions, others, clap, embedder)}
+            for name, waves in (("real", real), ("codec ceiling", trip), ("model", made))]
 
 
 def _first(x: np.ndarray, seconds: float) -> np.ndarray:
@@ -730,17 +750,23 @@ def score_sr(run: Run, clips: int, cutoff: int, steps: int | None, split: str = 
 
 
 def score(runs: list[Run], clips: int = 500, judge: str = "dev", split: str = "test", cutoff: int = 2_000, w: float | None = None,
-          steps: int | None = None, out: Path | None = None, **more) -> dict:
+          steps: int | None = None, out: Path | None = None, clap: str = "", audio_model: str = "", trust: bool = False, pickles: bool = False,
+          device: str = "cpu", **more) -> dict:
     """Score runs, print their tables, write JSON to `out`. Every number comes with n and the protocol it was made under, to which
-    `more` is added."""
-    result = {}
+    `more` is added. clap, audio_model: pretrained models (hub id or folder) that score captioned clips too."""
+    result, judges = {}, {}
+    if clap or audio_model:
+        import pretrained
+        judges |= {"clap": pretrained.Clap(clap, trust=trust, pickles=pickles, device=device)} if clap else {}
+        judges |= {"embedder": pretrained.Embedder(audio_model, trust=trust, pickles=pickles, device=device)} if audio_model else {}
     for run in runs:
         sr = run.config["task"] == "sr"
-        rows = score_sr(run, clips, cutoff, steps, split) if sr else score_t2a(run, clips, judge, split, w, steps)
+        rows = score_sr(run, clips, cutoff, steps, split) if sr else score_t2a(run, clips, judge, split, w, steps, **judges)
         protocol = {"run": str(run.path), "step": run.step, "data": run.config["data"], "split": split if run.config["data"] == "soundworld" else "held out",
                     "n": rows[0]["n"], "sample_steps": steps or run.config["sample_steps"], "candidates": 1}
         protocol |= {"cutoff_hz": cutoff, "filter": "cheby1 order 8", "stft": "Hann 2048/512, power floor 1e-8"} if sr else \
-                    {"judge": judge, "w": run.config["cfg"] if w is None else w, "rescale": RESCALE}
+                    {"judge": judge, "w": run.config["cfg"] if w is None else w, "rescale": RESCALE,
+                     **{name: f"{model.name} ({model.key}, {model.rate_in} Hz)" for name, model in judges.items()}}
         protocol |= more
         result[str(run.path)] = {"protocol": protocol, "rows": rows}
         print("\n" + ", ".join(f"{k} {v}" for k, v in protocol.items()))
@@ -750,9 +776,19 @@ def score(runs: list[Run], clips: int = 500, judge: str = "dev", split: str = "t
     return result
 
 
+def foreign_table(rows: list[dict]) -> str:
+    """The columns of foreign_scores, where there are any."""
+    cells = {"clap_score": ("CLAP score, 95 %", lambda v: f"{v['mean']:+.3f} [{v['interval'][0]:+.3f}, {v['interval'][1]:+.3f}]"),
+             "kid_model": ("KID, audio model", lambda v: f"{v:.4f}"), "frechet_model": ("Frechet, audio model", lambda v: f"{v:.3f}")}
+    shown = [k for k in cells if k in rows[0]]
+    if not shown:
+        return ""
+    return "\n".join(["", f"{'':14s}" + "".join(f"{cells[k][0]:>26s}" for k in shown)] + [f"{r['row']:14s}" + "".join(f"{cells[k][1](r[k]):>26s}" for k in shown) for r in rows])
+
+
 def text_table(rows: list[dict]) -> str:
     if "exact" not in rows[0]:
-        return "\n".join([f"{'':14s}    KID (judge's space, trained on SoundWorld: out of domain here)"] + [f"{r['row']:14s} {r['kid']:8.4f}" for r in rows])
+        return "\n".join([f"{'':14s}    KID (judge's space, trained on SoundWorld: out of domain here)"] + [f"{r['row']:14s} {r['kid']:8.4f}" for r in rows]) + foreign_table(rows)
     lines = [f"{'':14s} event set  95 % interval   of ceiling   1 event  2 events  3 events  new wording (n)   order (n)    event KL   1000 KID"]
     ceiling = next(r["exact"] for r in rows if r["row"] == "codec ceiling")
     for r in rows:
@@ -760,7 +796,7 @@ def text_table(rows: list[dict]) -> str:
         order = "   -   " if r["order"] is None else f"{r['order']:.3f} ({r['order_n']})"
         new = f"{r['new_wording']['exact']:.3f} ({r['new_wording']['n']})" if r["new_wording"] else "-"
         lines.append(f"{r['row']:14s}   {r['exact']:.3f}   [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]    {r['exact'] / max(ceiling, 1e-9):6.3f}   {by}   {new:15s} {order:12s} {r['event_kl']:9.4f} {1e3 * r['kid']:9.3f}")
-    return "\n".join(lines)
+    return "\n".join(lines) + foreign_table(rows)
 
 
 def sr_table(rows: list[dict]) -> str:
@@ -1064,7 +1100,8 @@ def cmd_sounds(a) -> None:
 def cmd_score(a) -> None:
     if not 500 <= a.cutoff <= 7_500 or a.clips < 2:
         raise UserError(f"--cutoff {a.cutoff} --clips {a.clips}: needs a cutoff from 500 to 7500 Hz and at least 2 clips")
-    score([load_run(r, a.device) for r in a.runs], a.clips, a.judge, a.split, a.cutoff, a.cfg, a.steps, a.out)
+    score([load_run(r, a.device) for r in a.runs], a.clips, a.judge, a.split, a.cutoff, a.cfg, a.steps, a.out, a.clap, a.audio_model, a.trust_remote_code, a.allow_pickle,
+          pick_device(a.device))
 
 
 def cmd_export(a) -> None:
@@ -1127,6 +1164,10 @@ def main() -> None:
     c.add_argument("--steps", type=positive(int))
     c.add_argument("--device", default="cpu")
     c.add_argument("--out", type=Path, help="JSON")
+    c.add_argument("--clap", default="", metavar="MODEL", help="a CLAP model, folder or hub id: CLAP score")
+    c.add_argument("--audio-model", default="", metavar="MODEL", help="any audio model, folder or hub id: KID and Frechet distance in its space")
+    c.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a model")
+    c.add_argument("--allow-pickle", action="store_true", help="read weights that are not safetensors")
     c.set_defaults(run_command=cmd_score)
     c = sub.add_parser("sounds", help="what a model can be asked for")
     c.add_argument("run")

@@ -23,6 +23,7 @@ import functools
 import itertools
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -50,13 +51,16 @@ ROOT = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Experiment:
-    """question; arms {name: train.py options}; reference: the arm that differences are taken from; base: options of all arms."""
+    """question; arms {name: train.py options}; reference: the arm that differences are taken from; base: options of all arms.
+
+    An arm named "SETTING: NAME" is compared with "SETTING: REFERENCE"."""
     question: str
     arms: dict
     reference: str
     base: dict = field(default_factory=dict)
 
 
+HOME, CLOCK = "home", "clock to"  # E7: the setting that a frozen clock was tuned in; the name of an arm whose r reaches 1 after that share of K
 _MECHANISMS = ("guidance", "timesteps", "structure")
 _RUNS_OF_E5 = {f"lr x {a:g}, width {w}": {"lr": 2e-3 * a, "muon_lr": 5e-3 * a, "width": w} for a in (0.25, 1.0, 2.0) for w in (64, 128)}
 EXPERIMENTS = {
@@ -76,11 +80,11 @@ EXPERIMENTS = {
     "E6": Experiment("How much sooner is a quality reached?", {name: {"recipe": name} for name in ("vanilla", "static", "stage")}, "static"),
     "E7": Experiment("Does it transfer where a frozen clock does not?",
                      {f"{setting}: {name}": {**options, **how} for setting, options in
-                      {"half the rate": {"lr": 1e-3, "muon_lr": 2.5e-3}, "half the width": {"width": 64}, "batch 16": {"batch": 16}, "fewer clips": {"clips": 1_500}}.items()
-                      for name, how in {"static": {"recipe": "static"}, "stage": {"recipe": "stage"}, "frozen clock": {"recipe": "stage", "regime": "frozen"},
-                                        **{f"clock to {c:g} K": {"recipe": "stage", "regime": f"ramp:{c:g}"} for c in (0.25, 0.5, 1.0, 2.0)}}.items()}, "half the rate: static"),
+                      {HOME: {}, "half the rate": {"lr": 1e-3, "muon_lr": 2.5e-3}, "half the width": {"width": 64}, "batch 16": {"batch": 16}, "fewer clips": {"clips": 1_500}}.items()
+                      for name, how in {"stage": {"recipe": "stage"}, "static": {"recipe": "static"},
+                                        **{f"{CLOCK} {c:g} K": {"recipe": "stage", "regime": f"ramp:{c:g}"} for c in (0.25, 0.5, 1.0, 2.0)}}.items()}, "stage"),
 }
-QUALITY = {"event_accuracy": 1, "lsd_hf": -1}  # previews' metric -> which way is better
+QUALITY = {"event_accuracy": 1, "lsd_hf": -1, "val_loss": -1}  # curves are of the first that a run has -> which way is better
 
 
 # --- statistics: pure functions -----------------------------------------------------------------------------------------------
@@ -162,7 +166,7 @@ def rate_correlation(runs: list[dict]) -> dict:
     all runs and points. The unit is the run: interval by the jackknife over runs (Fisher z), p by exchanging whole runs."""
     rates = lambda key: np.array([np.diff(r[key]) / np.diff(r["x"]) for r in runs])
     a, b = -rates("D"), rates("quality")                           # (runs, points - 1); falling D is progress
-    corr = lambda a, b: float(np.corrcoef((a - a.mean(0)).ravel(), (b - b.mean(0)).ravel())[0, 1])
+    corr = lambda a, b: float(np.clip(np.corrcoef((a - a.mean(0)).ravel(), (b - b.mean(0)).ravel())[0, 1], -0.999999, 0.999999))  # Fisher's z of 1 is infinite
     n, whole = len(runs), corr(a, b)
     keep = [np.delete(np.arange(n), k) for k in range(n)]
     pseudo = [n * np.arctanh(whole) - (n - 1) * np.arctanh(corr(a[k], b[k])) for k in keep]
@@ -188,7 +192,7 @@ def warp(steps: np.ndarray, r: np.ndarray, K: int, seed: int) -> np.ndarray:
     return regime.held(steps, r, K * (np.arange(1, K + 1) / K) ** g)
 
 
-DERIVED = {"ramp": 0, "frozen": 0, "warped": 1, "yoked": 2}  # sources of r made here -> which runs must come first: none; the same seed's; all seeds'
+DERIVED = {"ramp": 0, "warped": 1, "yoked": 2}  # sources of r made here -> which runs must come first: none; the same seed's; all seeds'
 
 
 def derived(options: dict) -> str | None:
@@ -198,7 +202,7 @@ def derived(options: dict) -> str | None:
 
 
 def source_file(kind: str, options: dict, out: Path, arm: str, seed: int, seeds: list[int]) -> str:
-    """`warped:ARM`, `yoked:ARM`, `ramp:SHARE` and `frozen` -> replay:FILE, written next to the run. ARM must have run."""
+    """`warped:ARM`, `yoked:ARM` and `ramp:SHARE` -> replay:FILE, written next to the run. ARM must have run."""
     name, _, what = kind.partition(":")
     K = options["steps"]
     if name in ("warped", "yoked"):
@@ -211,13 +215,19 @@ def source_file(kind: str, options: dict, out: Path, arm: str, seed: int, seeds:
         steps, r = regime.read_r(log)
         r = warp(steps, r, K, seed) if name == "warped" else regime.held(steps, r, np.arange(1, K + 1))
     else:
-        share = 1.0 if name == "frozen" else float(what)           # frozen: the clock of the default setting, in absolute steps
-        total = train.Config().steps if name == "frozen" else K
-        r = np.minimum(1.0, np.arange(1, K + 1) / (share * total))
+        r = np.minimum(1.0, np.arange(1, K + 1) / (float(what) * K))
     path = out / "runs" / f"{slug(arm)}-s{seed}.r.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"step": k, "r": float(v)}) + "\n" for k, v in enumerate(r, 1)))
     return f"replay:{path}"
+
+
+def provenance() -> dict:
+    """What a run was made with: commit (+ where a .py file differs from it), versions, machine."""
+    git = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True)
+    changed = "+" if git("diff", "--quiet", "HEAD", "--", "*.py").returncode == 1 else ""
+    return {"commit": git("rev-parse", "--short", "HEAD").stdout.strip() + changed, "python": platform.python_version(), "torch": torch.__version__,
+            "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(), "threads": torch.get_num_threads()}
 
 
 def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> Path:
@@ -226,12 +236,15 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
     if (path / "scores.json").is_file():
         return path
     if (path / "checkpoint.pt").is_file():
-        return train.train({}, str(path))
-    if path.exists():  # died before its first checkpoint: nothing worth keeping
-        shutil.rmtree(path)
-    if derived(options):
-        options = {**options, "regime": source_file(options["regime"], options, out, arm, seed, seeds)}
-    return train.train({**options, "seed": seed, "out": str(path)})
+        train.train({}, str(path))
+    else:
+        if path.exists():  # died before its first checkpoint: nothing worth keeping
+            shutil.rmtree(path)
+        if derived(options):
+            options = {**options, "regime": source_file(options["regime"], options, out, arm, seed, seeds)}
+        train.train({**options, "seed": seed, "out": str(path)})
+    (path / "made.json").write_text(json.dumps(provenance()) + "\n")
+    return path
 
 
 def job(arm_seed: tuple, out: Path, arms: dict, seeds: list[int], packed: int = 1) -> tuple[str, str]:
@@ -253,22 +266,31 @@ def job(arm_seed: tuple, out: Path, arms: dict, seeds: list[int], packed: int = 
 
 
 def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
-    """Rows of all finished runs: one an arm x seed x evaluation, `final` with the table's metric on the last. Also written to rows.jsonl."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    rows = []
+    """Rows of all finished runs: one an arm x seed x evaluation, `final` with the table's metrics on the last; D and r as they stood
+    there (D interpolated in log2 k between probes). Written to rows.jsonl, where the rows of runs whose folder is gone are kept."""
+    kept, rows = {}, []
+    if (out / "rows.jsonl").is_file():
+        for line in (out / "rows.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            kept.setdefault((row["arm"], row["seed"]), []).append(row)
     for arm, seed in itertools.product(arms, seeds):
         path = folder_of(out, arm, seed)
         if not (path / "scores.json").is_file():
+            rows += kept.get((arm, seed), [])
             continue
         config = json.loads((path / "config.json").read_text())
-        evals = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
-        evals = [r for r in evals if "eval" in r]
+        made = json.loads((path / "made.json").read_text()) if (path / "made.json").is_file() else {}
+        log = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+        evals, probes, follows = [r for r in log if "eval" in r], [(r["step"], r["D"]) for r in log if "D" in r], regime.read_r(path / "log.jsonl")
         final = next(r for r in next(iter(json.loads((path / "scores.json").read_text()).values()))["rows"] if r["row"] == "model")
         for k, r in enumerate(evals):
             rows.append({"experiment": name, "arm": arm, "seed": seed, "step": r["step"], **{m: v for m, v in r["eval"].items() if m != "val_loss_t"},
+                         "r": float(regime.held(*follows, r["step"])), **({"D": float(np.interp(np.log2(r["step"]), *zip(*((np.log2(k), d) for k, d in probes))))} if probes else {}),
                          **({"final": {m: v["mean"] if isinstance(v, dict) and "mean" in v else v for m, v in final.items()}} if k == len(evals) - 1 else {}),
-                         "config": config, "commit": commit, "torch": torch.__version__, "device": config["device"]})
-    (out / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+                         "config": {m: v for m, v in config.items() if m != "out"}, **made})
+    tmp = out / "rows.tmp"
+    tmp.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    tmp.replace(out / "rows.jsonl")
     return rows
 
 
@@ -285,28 +307,38 @@ def curves(rows: list[dict], arm: str, seeds: list[int], metric: str, clock: str
 
 
 def final_metric(rows: list[dict]) -> tuple[str, str]:
-    """(key in the final scores, how it reads): event-set accuracy (higher is better) or the energy score (lower is better)."""
-    return ("exact", "event-set accuracy") if any("exact" in r.get("final", {}) for r in rows) else ("energy_score", "energy score (lower is better)")
+    """(key in the final scores, how it reads): event-set accuracy, CLAP score (higher is better), energy score or KID (lower is better)."""
+    words = {"exact": "event-set accuracy", "clap_score": "CLAP score", "energy_score": "energy score (lower is better)",
+             "kid_model": "KID in the audio model's space (lower is better)", "kid": "KID in the judge's space (lower is better)"}
+    key = next(k for k in words if any(k in r.get("final", {}) for r in rows))
+    return key, words[key]
+
+
+def reference_of(arm: str, arms, reference: str) -> str | None:
+    """The arm that `arm` is compared with: `reference`, in its own setting where it has one. None: there is none."""
+    setting, colon, _ = arm.rpartition(": ")
+    own = setting + colon + reference
+    return own if own in arms else reference if reference in arms else None
 
 
 def summarize(rows: list[dict], arms: dict, seeds: list[int], reference: str) -> list[dict]:
-    """One row an arm: final metric over seeds, paired difference from the reference with Holm's p, speed-up over it in steps and seconds."""
+    """One row an arm: final metric over seeds, paired difference from its reference with Holm's p, speed-up over it in steps and seconds."""
     key, _ = final_metric(rows)
     metric = next((m for m in QUALITY if rows and m in rows[0]), None)
     final = {arm: {r["seed"]: r["final"][key] for r in rows if r["arm"] == arm and "final" in r} for arm in arms}
     out = []
     for arm in arms:
-        values, both = final[arm], sorted(set(final[arm]) & set(final[reference]))
+        values, other = final[arm], reference_of(arm, arms, reference)
         if not values:
             out.append({"arm": arm, "n": 0})
             continue
         mean, lo, hi = interval(list(values.values()))
-        row = {"arm": arm, "n": len(values), "mean": mean, "interval": [lo, hi]}
-        if both and arm != reference:
-            row |= {"against": paired([final[arm][s] for s in both], [final[reference][s] for s in both])}
+        row, both = {"arm": arm, "n": len(values), "mean": mean, "interval": [lo, hi]}, sorted(set(values) & set(final.get(other, {})))
+        if both and arm != other:
+            row |= {"reference": other, "against": paired([values[s] for s in both], [final[other][s] for s in both])}
             if metric:
                 for clock in ("step", "seconds"):
-                    ref, mine = (curves(rows, a, both, metric, clock) for a in (reference, arm))
+                    ref, mine = (curves(rows, a, both, metric, clock) for a in (other, arm))
                     row[f"speed_up_{clock}"] = speed_up([ref[s] for s in both], [mine[s] for s in both])
         out.append(row)
     tested = [r for r in out if "against" in r]
@@ -315,77 +347,102 @@ def summarize(rows: list[dict], arms: dict, seeds: list[int], reference: str) ->
     return out
 
 
+def between(x: tuple[float, float], sign: bool = True, digits: int = 3) -> str:
+    """An interval as text; "-" where one seed has none."""
+    return "-" if np.isnan(x[0]) else f"[{x[0]:{'+' if sign else ''}.{digits}f}, {x[1]:{'+' if sign else ''}.{digits}f}]"
+
+
 def table(name: str, rows: list[dict], arms: dict, seeds: list[int], reference: str) -> str:
     """The experiment's table, ready to print."""
     key, label = final_metric(rows)
-    n = len(seeds)
+    n, summary = len(seeds), summarize(rows, arms, seeds, reference)
+    wide = max(26, *map(len, arms))
     lines = [f"{name}: {EXPERIMENTS[name].question if name in EXPERIMENTS else ''}", f"{label}, {n} seed{'s' * (n > 1)}"
-             + (" - DESCRIPTIVE: fewer than 8 seeds decide nothing" if n < 8 else "") + f"; smallest p that {n} seeds can reach: {max(2 / 2**n, 1e-5):.2g}; differences from {reference!r}",
-             f"{'arm':26s} n   mean   95 % interval     difference (95 %)          p     Holm p   sooner by, in steps (95 %)     in seconds"]
-    f = lambda x: f"{x['ratio']:.2f} [{x['interval'][0]:.2f}, {x['interval'][1]:.2f}]" + (f", over {100 * x['shared']:.0f} % of its range" if x["shared"] < 0.95 else "") \
+             + (" - DESCRIPTIVE: fewer than 8 seeds decide nothing" if n < 8 else "") + f"; smallest p that {n} seeds can reach: {max(2 / 2**n, 1e-5):.2g}; differences from {reference!r}"
+             + (" of the same setting" if any(": " in arm for arm in arms) else ""),
+             f"{'arm':{wide}s} n   mean  95 % interval    difference, 95 %             p  Holm p   sooner by, in steps: 95 %     in seconds"]
+    f = lambda x: f"{x['ratio']:.2f} {between(x['interval'], False, 2)}" + (f", over {100 * x['shared']:.0f} % of its range" if x["shared"] < 0.95 else "") \
         if x["n"] else "never in reach (censored)"
-    for r in summarize(rows, arms, seeds, reference):
+    for r in summary:
         if not r["n"]:
-            lines.append(f"{r['arm']:26s} 0   no finished run")
+            lines.append(f"{r['arm']:{wide}s} 0   no finished run")
             continue
-        line = f"{r['arm']:26s} {r['n']}  {r['mean']:6.3f} [{r['interval'][0]:6.3f}, {r['interval'][1]:6.3f}]"
+        line = f"{r['arm']:{wide}s} {r['n']}  {r['mean']:6.3f} {between(r['interval'], False):16s}"
         if "against" in r:
             d = r["against"]
-            line += f"  {d['difference']:+.3f} [{d['interval'][0]:+.3f}, {d['interval'][1]:+.3f}]  {d['p']:.3f}  {d['holm_p']:.3f}"
+            line += f"  {d['difference']:+.3f} {between(d['interval']):16s}  {d['p']:.3f}   {d['holm_p']:.3f}"
             line += "".join(f"   {f(r[k])}" for k in ("speed_up_step", "speed_up_seconds") if k in r)
         lines.append(line)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+SEMANTIC, DETAIL = ("event_accuracy", "recall"), ("count", "pitch", "order")  # what is heard | how well it is made, of what is heard
+
+
+def track(rows: list[dict]) -> dict:
+    """E5: {quality: rate correlation with D} over finished runs, at the evaluations where every run has both. {} below 3 runs."""
+    runs = {}
+    for r in rows:
+        runs.setdefault((r["arm"], r["seed"]), {})[r["step"]] = r
+    out = {}
+    for quality in (*SEMANTIC, *DETAIL):
+        steps = [k for k in sorted(set.intersection(*map(set, runs.values()))) if all(run[k].get(quality) is not None and "D" in run[k] for run in runs.values())]
+        if len(runs) >= 3 and len(steps) >= 3:
+            column = lambda run, key: np.array([run[k][key] for k in steps], float)
+            out[quality] = rate_correlation([{"x": np.log2(steps), "D": column(run, "D"), "quality": column(run, quality)} for run in runs.values()])
+    return out
+
+
+def track_table(rows: list[dict]) -> str:
+    found = track(rows)
+    if not found:
+        return "E5: fewer than 3 finished runs, or fewer than 3 common evaluations"
+    n = next(iter(found.values()))["runs"]
+    lines = [f"E5: {EXPERIMENTS['E5'].question} Correlation of the rate at which D falls with the rate at which a quality rises, per doubling,",
+             f"less the mean over the {n} runs at that step; the unit is the run" + (" - DESCRIPTIVE: fewer than 8 runs decide nothing" if n < 8 else ""),
+             f"{'':26s} correlation, 95 %          p   rates a run"]
+    for quality, c in found.items():
+        kind = "semantic" if quality in SEMANTIC else "detail"
+        lines.append(f"{quality.replace('_', ' ') + ' (' + kind + ')':26s} {c['correlation']:+.3f} {between(c['interval']):18s} {c['p']:.3f}   {c['points']}")
     return "\n".join(lines)
 
 
-def track_rows(out: Path, arms: dict, seeds: list[int]) -> list[dict]:
-    """E5: for each finished run D and accuracy at its evaluation steps (D interpolated in log2 k between probes)."""
-    runs = []
-    for arm, seed in itertools.product(arms, seeds):
-        path = folder_of(out, arm, seed)
-        if (path / "scores.json").is_file():
-            rows = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
-            evals = [r for r in rows if "eval" in r]
-            k, D = zip(*((r["step"], r["D"]) for r in rows if "D" in r))
-            x = np.log2([r["step"] for r in evals])
-            runs.append({"arm": arm, "seed": seed, "x": x, "D": np.interp(x, np.log2(k), D), "quality": np.array([r["eval"]["event_accuracy"] for r in evals])})
-    return runs
-
-
-def track_table(out: Path, arms: dict, seeds: list[int]) -> str:
-    runs = track_rows(out, arms, seeds)
-    if len(runs) < 3:
-        return "E5: fewer than 3 finished runs"
-    c = rate_correlation(runs)
-    (out / "track.json").write_text(json.dumps(c, indent=1) + "\n")
-    return (f"E5: {EXPERIMENTS['E5'].question}\nrate of D against rate of event-set accuracy, both per doubling and less the mean over runs at that step: "
-            f"r = {c['correlation']:+.3f} [{c['interval'][0]:+.3f}, {c['interval'][1]:+.3f}], p = {c['p']:.3f} by exchanging whole runs, {c['runs']} runs, {c['points']} intervals each"
-            + (" - DESCRIPTIVE" if c["runs"] < 8 else ""))
-
-
 def figure(out: Path, name: str, rows: list[dict], arms: dict, seeds: list[int]) -> None:
-    """Learning curves by arm: mean and t interval over seeds."""
+    """Learning curves by arm, mean and t interval over seeds: quality against steps and seconds, r; for captions also each factor alone."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     metric = next((m for m in QUALITY if rows and m in rows[0]), None)
     if metric is None:
         return
-    fig, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained", sharey=True)
-    for ax, clock in zip(axes, ("step", "seconds")):
+    words = {"event_accuracy": "event-set accuracy", "lsd_hf": "LSD-HF at 2 kHz (lower is better)", "val_loss": "validation loss (lower is better)", "r": "regime r", "recall": "events heard (semantic)",
+             "count": "count, of heard events (detail)", "pitch": "high or low, of heard events (detail)", "order": "order, of right sets (detail)"}
+    panels = [(metric, "step"), (metric, "seconds"), ("r", "step")] + [(m, "step") for m in ("recall", "count", "pitch", "order") if any(r.get(m) is not None for r in rows)]
+    n = -(-len(panels) // 4) if len(panels) > 4 else 1
+    fig, axes = plt.subplots(n, -(-len(panels) // n), figsize=(5 * -(-len(panels) // n), 3.8 * n + 0.6), layout="constrained", squeeze=False)
+    for ax in axes.flat[len(panels):]:
+        ax.axis("off")
+    for ax, (m, clock) in zip(axes.flat, panels):
         for k, arm in enumerate(arms):
-            cs = list(curves(rows, arm, seeds, metric, clock).values())
-            if not cs:
+            mine = [[r for r in rows if r["arm"] == arm and r["seed"] == s and m in r] for s in seeds]
+            mine = [c for c in mine if c]
+            if not mine:
                 continue
-            x, y = np.mean([c[0] for c in cs], 0), np.array([c[1] for c in cs]) * QUALITY[metric]
-            ax.plot(x, y.mean(0), marker="o", ms=3, color=f"C{k % 10}", ls="-" if k < 10 else "--", label=f"{arm} (n = {len(cs)})")
-            if len(cs) > 1:
-                half = scipy.stats.t.ppf(0.975, len(cs) - 1) * y.std(0, ddof=1) / np.sqrt(len(cs))
-                ax.fill_between(x, y.mean(0) - half, y.mean(0) + half, color=f"C{k % 10}", alpha=0.12)
-        ax.set(xlabel="training step" if clock == "step" else "training seconds (evaluation excluded)")
-    axes[0].set_ylabel({"event_accuracy": "event-set accuracy, validation", "lsd_hf": "LSD-HF at 2 kHz, validation"}[metric])
-    axes[0].legend(fontsize=8)
-    fig.suptitle(f"{name}: {EXPERIMENTS[name].question}" + (f" ({len(seeds)} seeds: descriptive)" if len(seeds) < 8 else f" ({len(seeds)} seeds)"))
-    fig.savefig(out / "figure.png", dpi=110)
+            x, y = np.mean([[r[clock] for r in c] for c in mine], 0), np.array([[np.nan if r[m] is None else r[m] for r in c] for c in mine])
+            known = ~np.isnan(y).any(0)                            # a factor that was not asked of some seed has no paired mean
+            style = dict(color=f"C{k % 10}", ls=("-", "--", ":")[k // 10 % 3])
+            ax.plot(x[known], y[:, known].mean(0), marker="o", ms=3, label=f"{arm} (n = {len(mine)})", **style)
+            if len(mine) > 1:
+                half = scipy.stats.t.ppf(0.975, len(mine) - 1) * y.std(0, ddof=1) / np.sqrt(len(mine))
+                ax.fill_between(x[known], (y.mean(0) - half)[known], (y.mean(0) + half)[known], color=style["color"], alpha=0.12, lw=0)
+        ax.set(xlabel="training step" if clock == "step" else "training seconds (evaluation excluded)", ylabel=words[m], ylim=(-0.03, 1.03) if m != metric else None)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    if len(panels) < axes.size:
+        axes.flat[-1].legend(handles, labels, loc="center", fontsize=8, ncol=1 + (len(labels) > 16), frameon=False)
+    else:
+        axes.flat[0].legend(handles, labels, fontsize=8)
+    fig.suptitle(f"{name}: {EXPERIMENTS[name].question} Validation clips; " + (f"{len(seeds)} seed{'s' * (len(seeds) > 1)}: descriptive" if len(seeds) < 8 else f"{len(seeds)} seeds; bands: 95 %"))
+    fig.savefig(out / "figure.png", dpi=90)
     plt.close(fig)
 
 
@@ -395,8 +452,8 @@ STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;padding:1rem;max-width:1200px;color:#222;background:#fff}
 h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2rem}img{max-width:100%;height:auto}figcaption,.note{color:#555;font-size:.9rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}th,td{border-bottom:1px solid #ddd;padding:.35rem .7rem;text-align:left;vertical-align:top}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(240px,1fr));gap:1rem;margin:.5rem 0 1.5rem}.cards figure{margin:0;border:1px solid #ddd;border-radius:6px;padding:.5rem}
-audio{width:100%}td.differs{background:#fff3c4}blockquote{margin:.8rem 0 .2rem;font-weight:600}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(240px,1fr));gap:1rem;margin:.5rem 0 1.5rem}.big{grid-template-columns:repeat(auto-fill,minmax(320px,1fr))}.cards figure{margin:0;min-width:0;border:1px solid #ddd;border-radius:6px;padding:.5rem}
+audio{width:100%}figcaption,blockquote{overflow-wrap:anywhere}table{min-width:100%}th,td{min-width:8rem;max-width:24rem;overflow-wrap:anywhere}td.differs{background:#fff3c4}blockquote{margin:.8rem 0 .2rem;font-weight:600}
 """
 
 
@@ -430,10 +487,10 @@ def _card(title: str, x: np.ndarray) -> str:
             f'<audio controls preload="metadata" src="{_wav(x)}"></audio></figure>')
 
 
-def _sounds(runs: list, n: int) -> str:
-    """The same test clips, captions and noise for every run of a task: real, codec ceiling, (muffled input,) each run."""
+def _sounds(runs: list[tuple], n: int) -> str:
+    """The same test clips, captions and noise for every (name, run) of a task: real, codec ceiling, (muffled input,) each run."""
     from html import escape
-    first = runs[0]
+    first = runs[0][1]
     test = data.open_data(first.config["data"], "test", 64, first.config["val_fold"], first.config["seconds"])
     rows = sorted(range(min(64, len(test))), key=lambda i: (len(test.caption(i)), i))[:: max(1, min(64, len(test)) // n)][:n]
     real = np.stack([evaluate._first(test.wave(i), first.config["seconds"]) for i in rows])
@@ -442,10 +499,54 @@ def _sounds(runs: list, n: int) -> str:
     if first.config["task"] == "sr":
         muffled = np.stack([data.band_limit(x, 2_000) for x in real])
         columns.append(("muffled input, 2 kHz", muffled))
-    for run in runs:
+    for name, run in runs:
         made = evaluate.generate(run, captions, list(range(n))) if run.config["task"] == "t2a" else evaluate.upsample(run, muffled, 2_000, list(range(n)))
-        columns.append((f"{run.path.name}, step {run.step}", made[:, : real.shape[1]]))
+        columns.append((f"{name}, step {run.step}", made[:, : real.shape[1]]))
     return "".join(f"<blockquote>{escape(c)}</blockquote><div class=cards>{''.join(_card(name, waves[k]) for name, waves in columns)}</div>" for k, c in enumerate(captions))
+
+
+def _results(runs: list) -> list[tuple[str, list[str]]]:
+    """(what, [text of each run]): what was trained, its result, its ceiling, the protocol."""
+    def of(run):
+        score = next(iter(json.loads((run.path / "scores.json").read_text()).values())) if (run.path / "scores.json").is_file() else None
+        model, ceiling = ({r["row"]: r for r in score["rows"]}.get(name) for name in ("model", "codec ceiling")) if score else (None, None)
+        def text(r):
+            if r is None:
+                return "no final table"
+            if "exact" in r:
+                return f"event set {r['exact']:.3f} {between(r['interval'], False)}"
+            if "energy_score" in r:
+                return f"energy score {r['energy_score']['mean']:.3f} {between(r['energy_score']['interval'], False)}"
+            return f"KID {r['kid']:.4f}"
+        return (run.config.get("recipe", "-"), f"{run.config['task']}, {run.config['data']}", str(run.step), text(model), text(ceiling),
+                ", ".join(f"{k} {v}" for k, v in score["protocol"].items() if k not in ("run", "step")) if score else "-")
+    heads = ("recipe", "task, data", "steps", "result, 95 % interval over clips", "ceiling: real clips through the codec", "protocol")
+    return list(zip(heads, zip(*map(of, runs))))
+
+
+def _curve_figures(runs: list, names: list[str]) -> list[tuple[str, str]]:
+    """(title, png) of validation loss, each quality measured, and r, all runs overlaid."""
+    import matplotlib.pyplot as plt
+    logs = [[json.loads(line) for line in (r.path / "log.jsonl").read_text().splitlines()] if (r.path / "log.jsonl").is_file() else [] for r in runs]
+    def drawn(title, ylabel, rows_of, ylim=None, **style):
+        fig, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
+        some = False
+        for k, (name, log) in enumerate(zip(names, logs)):
+            points = rows_of(log)
+            some |= bool(points)
+            if points:
+                ax.plot(*zip(*points), color=f"C{k % 10}", ls=("-", "--", ":")[k // 10 % 3], label=name, **style)
+        ax.set(xlabel="step", ylabel=ylabel, ylim=ylim)
+        if some:
+            ax.legend(fontsize=9)
+            return [(title, _png(fig))]
+        plt.close(fig)
+        return []
+    of = lambda metric: (lambda log: [(x["step"], x["eval"][metric]) for x in log if x.get("eval", {}).get(metric) is not None])
+    out = drawn("Validation loss", "mean squared velocity error", of("val_loss"), marker="o", ms=3)
+    for metric, text in (("event_accuracy", "event-set accuracy"), ("lsd_hf", "LSD-HF at 2 kHz")):
+        out += drawn("Quick metric on validation clips", text, of(metric), marker="o", ms=3)
+    return out + drawn("Regime r", "r (0 acquires, 1 refines)", lambda log: [(x["step"], x["r"]) for x in log if "r" in x], (-0.03, 1.03), drawstyle="steps-post")
 
 
 def report(paths: list[Path], out: Path, clips: int = 4) -> None:
@@ -454,53 +555,34 @@ def report(paths: list[Path], out: Path, clips: int = 4) -> None:
     from html import escape
     import matplotlib
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    if out.suffix != ".html" or out.is_dir():
+        raise UserError(f"--out {out}: must name an .html file")
     runs = [evaluate.load_run(p) for p in paths]
-    fields = {k: [r.config.get(k) for r in runs] for k in runs[0].config if k not in ("out",)}
-    names, parts = [str(r.path) for r in runs], []
+    shared = os.path.commonpath([p.resolve().parent for p in paths])  # what all names begin with tells nothing apart
+    names, parts = [os.path.relpath(p.resolve(), shared) for p in paths], []
     cell = lambda x, cls="": f"<td{cls}>{escape(str(x))}</td>"
     head = "<tr><th></th>" + "".join(f"<th>{escape(n)}</th>" for n in names) + "</tr>"
-    rows = [("recipe", [r.config.get("recipe", "-") for r in runs]), ("task, data", [f"{r.config['task']}, {r.config['data']}" for r in runs]), ("steps", [r.step for r in runs])]
-    scores = [next(iter(json.loads((r.path / "scores.json").read_text()).values())) if (r.path / "scores.json").is_file() else None for r in runs]
-    def result(s):
-        model = s and next(x for x in s["rows"] if x["row"] == "model")
-        if not model:
-            return "no final table"
-        if "exact" in model:
-            return f"event set {model['exact']:.3f} [{model['interval'][0]:.3f}, {model['interval'][1]:.3f}], n = {model['n']}"
-        if "energy_score" in model:
-            m = model["energy_score"]
-            return f"energy score {m['mean']:.3f} [{m['interval'][0]:.3f}, {m['interval'][1]:.3f}], n = {model['n']}"
-        return f"KID {model['kid']:.4f}, n = {model['n']}"
-    rows.append(("result (95 % interval over clips)", [result(s) for s in scores]))
-    rows.append(("protocol", [", ".join(f"{k} {v}" for k, v in s["protocol"].items() if k not in ("run", "step")) if s else "-" for s in scores]))
-    parts.append("<h2>Results</h2><div class=wide><table>" + head + "".join(f"<tr><th>{escape(k)}</th>{''.join(map(cell, v))}</tr>" for k, v in rows) + "</table></div>")
-    fig, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
-    for k, r in enumerate(runs):
-        log = [json.loads(line) for line in (r.path / "log.jsonl").read_text().splitlines()] if (r.path / "log.jsonl").is_file() else []
-        evals = [x for x in log if "eval" in x]
-        for ax, metric in zip(axes, ("val_loss", next((m for m in QUALITY if evals and m in evals[-1]["eval"]), "val_loss"))):
-            ax.plot([x["step"] for x in evals], [x["eval"][metric] for x in evals], "o-", ms=3, color=f"C{k % 10}", label=names[k])
-            ax.set(xlabel="step", title=metric.replace("_", " "))
-        axes[2].step([x["step"] for x in log if "r" in x], [x["r"] for x in log if "r" in x], where="post", color=f"C{k % 10}")
-    axes[2].set(xlabel="step", title="regime r (0 acquires, 1 refines)", ylim=(-0.03, 1.03))
-    axes[0].legend(fontsize=8)
-    parts.append(f'<h2>Learning curves</h2><img alt="learning curves of all runs" src="{_png(fig)}">')
+    grid = lambda rows: f"<div class=wide><table>{head}{''.join(rows)}</table></div>"
+    parts.append("<h2>Results</h2>" + grid(f"<tr><th>{escape(k)}</th>{''.join(map(cell, v))}</tr>" for k, v in _results(runs)))
+    parts.append("<h2>Learning curves</h2><div class='cards big'>" + "".join(f'<figure><figcaption>{t}</figcaption><img alt="{t}, all runs" src="{png}"></figure>'
+                                                                               for t, png in _curve_figures(runs, names)) + "</div>")
     for task in dict.fromkeys((r.config["task"], r.config["data"], r.config["seconds"]) for r in runs):
-        same = [r for r in runs if (r.config["task"], r.config["data"], r.config["seconds"]) == task]
+        same = [(n, r) for n, r in zip(names, runs) if (r.config["task"], r.config["data"], r.config["seconds"]) == task]
         parts.append(f"<h2>Sounds: {escape(task[0])} on {escape(str(task[1]))}</h2><p class=note>Unseen clips; the same noise for every run.</p>" + _sounds(same, clips))
+    fields = {k: [r.config.get(k, "-") for r in runs] for k in dict.fromkeys(k for r in runs for k in r.config) if k not in ("out", "workers", "profile")}
     differ = {k: v for k, v in fields.items() if len(set(map(str, v))) > 1}
-    parts.append("<h2>Settings that differ</h2>" + ("<div class=wide><table>" + head + "".join(
-        f"<tr><th>{escape(k)}</th>{''.join(cell(x, ' class=differs' if str(x) != str(v[0]) else '') for x in v)}</tr>" for k, v in differ.items()) + "</table></div>" if differ else "<p>None.</p>"))
+    parts.append("<h2>Settings that differ</h2>" + (grid(f"<tr><th>{escape(k)}</th>{''.join(cell(x, ' class=differs' if str(x) != str(v[0]) else '') for x in v)}</tr>"
+                                                         for k, v in differ.items()) if differ else "<p>None.</p>"))
     boards = [(n, r.path / "dashboard.png") for n, r in zip(names, runs) if (r.path / "dashboard.png").is_file()]
-    parts.append("<h2>Dashboards</h2>" + "".join(f'<details><summary>{escape(n)}</summary><img alt="dashboard of {escape(n)}" loading="lazy" '
-                                                 f'src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}"></details>' for n, p in boards))
+    parts.append("<h2>Dashboards</h2>" + ("".join(f'<details><summary>{escape(n)}</summary><img alt="dashboard of {escape(n)}" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}"></details>'
+                                                  for n, p in boards) or "<p>None.</p>"))
     html = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
             f"<title>Report: {escape(', '.join(names))}</title><style>{STYLE}</style></head><body><h1>Report of {len(runs)} run{'s' * (len(runs) > 1)}</h1>{''.join(parts)}</body></html>")
+    out.parent.mkdir(parents=True, exist_ok=True)
     tmp = out.with_suffix(".tmp")
     tmp.write_text(html, encoding="utf-8")
     tmp.replace(out)
-    print(f"{out}: {len(html) / 1e6:.1f} MB, {len(runs)} runs")
+    print(f"{out}: {len(html) / 1e6:.1f} MB, {len(runs)} run{'s' * (len(runs) > 1)}")
 
 
 # --- commands -------------------------------------------------------------------------------------------------------------------
@@ -550,18 +632,49 @@ def read_arms(a) -> dict:
     return own
 
 
+COMMON = {"task": str, "preset": str, "data": str, "val_fold": int, "clap": str, "audio_model": str, "device": str, "steps": int, "eval_every": int, "score_clips": int, "clips": int}
+
+
+def tuned_clocks(arms: dict, folder: Path, seeds: list[int]) -> dict:
+    """E7's arms for fresh seeds: of its clocks, in each setting only the one that did best there on the development seeds of `folder`
+    (re-tuned), and the one that did best at home (frozen)."""
+    if not (folder / "experiment.json").is_file():
+        raise UserError(f"--tuned {folder}: no experiment.json; run E7 there first, on other seeds")
+    spec = json.loads((folder / "experiment.json").read_text())
+    if set(spec["seeds"]) & set(seeds):
+        raise UserError(f"--tuned {folder}: chosen on seed {min(set(spec['seeds']) & set(seeds))} too, which would flatter the clocks; use --first-seed {max(spec['seeds']) + 1}")
+    rows = collect(folder, spec["experiment"], spec["arms"], spec["seeds"])
+    key, _ = final_metric(rows)
+    settings, best = list(dict.fromkeys(arm.rpartition(": ")[0] for arm in arms)), {}
+    for setting in settings:
+        means = {arm: np.mean([r["final"][key] for r in rows if r["arm"] == arm and "final" in r]) for arm in arms
+                 if arm.startswith(f"{setting}: {CLOCK}") and any(r["arm"] == arm and "final" in r for r in rows)}
+        if not means:
+            raise UserError(f"--tuned {folder}: no finished clock of setting {setting!r}")
+        best[setting] = (max if key in ("exact", "clap_score") else min)(means, key=means.get).rpartition(": ")[2]
+    out = {}
+    for setting in settings:
+        for name in dict.fromkeys(("stage", "static", best[HOME], best[setting])):
+            roles = [role for role, c in (("frozen", best[HOME]), ("re-tuned", best[setting])) if c == name]
+            out[f"{setting}: {name}" + (f" ({', '.join(roles)})" if roles else "")] = arms[f"{setting}: {name}"]
+    return out
+
+
 def plan(a) -> tuple[dict, dict, list[int], str]:
     """-> arms {name: options}, common options, seeds, reference."""
     e = EXPERIMENTS[a.experiment]
-    common = {**e.base, **{k: getattr(a, k) for k in ("task", "preset", "steps", "eval_every", "score_clips", "clips", "data", "device") if getattr(a, k) is not None}}
-    arms = {**e.arms, **read_arms(a)}
+    common = {**e.base, **{k: getattr(a, k) for k in COMMON if getattr(a, k) is not None}}
+    seeds = list(range(a.first_seed, a.first_seed + a.seeds))
+    if a.tuned and a.experiment != "E7":
+        raise UserError("--tuned belongs to E7, whose clocks are chosen on development seeds")
+    arms = {**(tuned_clocks(e.arms, a.tuned, seeds) if a.tuned else e.arms), **read_arms(a)}
     if a.only:
         missing = [x for x in a.only if x not in arms]
         if missing:
             raise UserError(f"--only {missing[0]}: no such arm; there are: {', '.join(arms)}")
         arms = {k: v for k, v in arms.items() if k in a.only}
-    reference = e.reference if e.reference in arms else next(iter(arms))
-    return {k: {**common, **v} for k, v in arms.items()}, common, list(range(a.first_seed, a.first_seed + a.seeds)), reference
+    reference = e.reference if any(reference_of(arm, arms, e.reference) for arm in arms) else next(iter(arms))
+    return {k: {**common, **v} for k, v in arms.items()}, common, seeds, reference
 
 
 def cmd_run(a) -> None:
@@ -619,7 +732,8 @@ def show(out: Path) -> None:
         raise UserError(f"{out}: no finished run yet")
     text = ("PILOT: short runs, few seeds; to see the machinery work, not to decide anything\n" if spec.get("pilot") else "") + table(name, rows, arms, seeds, spec["reference"])
     if name == "E5":
-        text += "\n\n" + track_table(out, arms, seeds)
+        text += "\n\n" + track_table(rows)
+        (out / "track.json").write_text(json.dumps(track(rows), indent=1) + "\n")
     (out / "summary.json").write_text(json.dumps(summarize(rows, arms, seeds, spec["reference"]), indent=1) + "\n")
     (out / "table.txt").write_text(text + "\n")
     figure(out, name, rows, arms, seeds)
@@ -639,10 +753,11 @@ def main() -> None:
     c.add_argument("--only", nargs="+", metavar="ARM", help="these arms alone")
     c.add_argument("--arm", action="append", default=[], metavar="NAME=JSON", help="your own arm")
     c.add_argument("--arms", metavar="FILE", help="your own arms: a JSON object of objects")
+    c.add_argument("--tuned", type=Path, metavar="FOLDER", help="E7: keep the best clock of each setting, by this folder's E7 on other seeds")
     c.add_argument("--jobs", type=int, default=0, help="runs at a time; 0: one, or four small ones on a GPU")
     c.add_argument("--pilot", action="store_true", help="mark the table as a pilot")
     c.add_argument("--dry-run", action="store_true")
-    for name, kind in (("task", str), ("preset", str), ("data", str), ("device", str), ("steps", int), ("eval_every", int), ("score_clips", int), ("clips", int)):
+    for name, kind in COMMON.items():
         c.add_argument("--" + name.replace("_", "-"), dest=name, type=kind, choices=train.CHOICES.get(name), help="as in train.py, for all arms")
     c.set_defaults(run_command=cmd_run)
     c = sub.add_parser("table", help="table and figure again")

@@ -97,6 +97,10 @@ class Config:
     sample_steps: int = 16       # Euler steps of previews and scores
     eval_every: int = 550        # steps between validation, previews and checkpoints
     score_clips: int = 500       # clips of the final table
+    clap: str = ""               # a CLAP model (folder or hub id) for the final table's CLAP score
+    audio_model: str = ""        # any audio model, for the final table's KID and Frechet distance
+    trust_remote_code: bool = False  # run Python code that comes with a pretrained model
+    allow_pickle: bool = False   # read pretrained weights that are not safetensors
     workers: int = -1            # processes that prepare data; -1: one a core
     profile: bool = False        # print each part's share of the time at the end
 
@@ -429,7 +433,8 @@ def train(given: dict, resume: str = "") -> Path:
         print(laps.table())
 
     print(f"trained {step} steps; {prepared - began:.0f} s of preparation, {time.time() - prepared:.0f} s of training and previews")
-    evaluate.score([run], clips=cfg.score_clips, out=out / "scores.json", prepare_s=round(prepared - began), train_s=round(time.time() - prepared))
+    evaluate.score([run], clips=cfg.score_clips, out=out / "scores.json", clap=cfg.clap, audio_model=cfg.audio_model, trust=cfg.trust_remote_code,
+                   pickles=cfg.allow_pickle, device=cfg.device, prepare_s=round(prepared - began), train_s=round(time.time() - prepared))
     evaluate.dashboard(out)
     print(f"total {time.time() - began:.0f} s. Sounds: {out / 'samples'}   dashboard: {out / 'dashboard.png'}")
     return out

@@ -1,13 +1,21 @@
 """Claims about the experiments: statistics on simulated arms, the runner, the user's own arms."""
+import base64
+import html.parser
+import io
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io.wavfile
 import scipy.stats
+import torch
 
 import data
 import evaluate
@@ -126,10 +134,10 @@ def test_the_rate_correlation_sees_a_tie_and_not_two_common_trends():
 
 def test_every_arm_is_valid_and_arms_of_an_experiment_differ():
     for name, e in E.EXPERIMENTS.items():
-        assert e.reference in e.arms and len({json.dumps(o, sort_keys=True) for o in e.arms.values()}) == len(e.arms)
+        assert all(E.reference_of(arm, e.arms, e.reference) for arm in e.arms) and len({json.dumps(o, sort_keys=True) for o in e.arms.values()}) == len(e.arms)
         for options in e.arms.values():
             probe = {**e.base, **options}
-            if probe.get("regime", "").split(":")[0] in ("warped", "yoked", "ramp", "frozen"):
+            if E.derived(probe):
                 probe["regime"] = "clock"
             train.resolve({**probe, "out": "unused"})
 
@@ -149,11 +157,52 @@ def test_replayed_sources_are_made_of_the_runs_they_name(tmp_path):
     read = lambda kind, seed: regime.read_r(E.source_file(kind, {"steps": 100}, tmp_path, "x", seed, [0, 1]).removeprefix("replay:"))[1]
     assert read("yoked:slope", 0)[49] == 1.0 and read("yoked:slope", 1)[49] == 0.5, "the other seed's"
     assert abs(read("ramp:0.5", 0)[24] - 0.5) < 1e-12 and read("ramp:0.5", 0)[99] == 1
-    assert read("frozen", 0)[99] == 100 / train.Config().steps
     with pytest.raises(data.UserError, match="run arm 'fast' first"):
         E.source_file("warped:fast", {"steps": 100}, tmp_path, "x", 0, [0])
     with pytest.raises(data.UserError, match="at least --seeds 2"):
         E.source_file("yoked:slope", {"steps": 100}, tmp_path, "x", 0, [0])
+
+
+def fabricated(arms, seeds, final, curve=lambda arm, seed, k: 0.5, steps=(10, 20, 40, 80), **more):
+    """Rows as `collect` writes them, of runs that never were."""
+    return [{"experiment": "x", "arm": arm, "seed": seed, "step": k, "seconds": k / 2, "event_accuracy": curve(arm, seed, k), "r": 0.0,
+             **{name: f(arm, seed, k) for name, f in more.items()}, **({"final": {"exact": final(arm, seed)}} if k == steps[-1] else {})}
+            for arm in arms for seed in seeds for k in steps]
+
+
+def test_an_arm_of_a_setting_is_compared_within_its_setting():
+    arms = {"home: stage": {}, "home: clock": {}, "away: stage": {}, "away: clock": {}, "stage": {}, "mine": {}}
+    assert [E.reference_of(a, arms, "stage") for a in arms] == ["home: stage"] * 2 + ["away: stage"] * 2 + ["stage"] * 2
+    level = {"home: stage": 0.5, "home: clock": 0.6, "away: stage": 0.3, "away: clock": 0.1}
+    rows = fabricated(level, [0, 1, 2], lambda arm, seed: level[arm] + 0.01 * seed)
+    found = {r["arm"]: r.get("against", {}).get("difference") for r in E.summarize(rows, {k: {} for k in level}, [0, 1, 2], "stage")}
+    assert found["home: stage"] is None and abs(found["home: clock"] - 0.1) < 1e-9 and abs(found["away: clock"] + 0.2) < 1e-9
+
+
+def test_the_clocks_of_e7_are_chosen_by_setting_on_seeds_that_the_table_does_not_use(tmp_path):
+    arms, (home, away) = E.EXPERIMENTS["E7"].arms, ("home", "batch 16")
+    level = lambda arm, seed: {f"{home}: clock to 0.5 K": 0.9, f"{away}: clock to 2 K": 0.8}.get(arm, 0.5)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in fabricated(arms, [0, 1], level)))
+    (tmp_path / "experiment.json").write_text(json.dumps({"experiment": "E7", "arms": arms, "seeds": [0, 1], "reference": "stage", "pilot": False}))
+    chosen = E.tuned_clocks(arms, tmp_path, [2, 3])
+    assert [a for a in chosen if a.startswith(home)] == [f"{home}: stage", f"{home}: static", f"{home}: clock to 0.5 K (frozen, re-tuned)"]
+    assert [a for a in chosen if a.startswith(away)] == [f"{away}: stage", f"{away}: static", f"{away}: clock to 0.5 K (frozen)", f"{away}: clock to 2 K (re-tuned)"]
+    assert chosen[f"{away}: clock to 2 K (re-tuned)"] == {"batch": 16, "recipe": "stage", "regime": "ramp:2"}
+    with pytest.raises(data.UserError, match="chosen on seed 1 too.*--first-seed 2"):
+        E.tuned_clocks(arms, tmp_path, [1, 2])
+
+
+def test_e5_tells_semantics_from_detail_and_leaves_out_what_was_not_asked():
+    """Runs whose recall follows D and whose pitch does not; order was asked of nobody at the first evaluations."""
+    rng, arms, steps = np.random.default_rng(0), [f"run {k}" for k in range(10)], (25, 50, 100, 200, 400, 800)
+    ahead = {a: dict(zip(steps, rng.standard_normal(6).cumsum() * 0.05)) for a in arms}
+    free = {a: dict(zip(steps, rng.standard_normal(6).cumsum() * 0.05)) for a in arms}
+    rows = fabricated(arms, [0], lambda a, s: 0.5, lambda a, s, k: 0.1 * np.log2(k) + ahead[a][k], steps, D=lambda a, s, k: 1 - 0.08 * np.log2(k) - ahead[a][k],
+                      recall=lambda a, s, k: 0.1 * np.log2(k) + ahead[a][k] + 0.01 * free[a][k], pitch=lambda a, s, k: 0.1 * np.log2(k) + free[a][k],
+                      order=lambda a, s, k: None if k < 400 else 0.5)
+    found = E.track(rows)
+    assert found["recall"]["interval"][0] > 0.5 and found["pitch"]["interval"][0] < 0.2 and "order" not in found and found["recall"]["points"] == 5
+    assert "recall (semantic)" in E.track_table(rows) and "pitch (detail)" in E.track_table(rows)
 
 
 # --- the runner
@@ -180,7 +229,7 @@ def run(*argv):
 
 def rows_of(out):
     """Rows without what differs between two machines or moments."""
-    return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "config", "commit")} for line in (out / "rows.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "config", "commit", "threads")} for line in (out / "rows.jsonl").read_text().splitlines()]
 
 
 def test_an_experiment_continues_where_it_stopped_and_gives_the_same_rows(small, tmp_path, monkeypatch, capsys):
@@ -205,6 +254,95 @@ def test_an_experiment_continues_where_it_stopped_and_gives_the_same_rows(small,
     assert len(whole) == 8 and whole == half
     text = capsys.readouterr().out
     assert "DESCRIPTIVE" in text and "smallest p that 2 seeds can reach: 0.5" in text and (tmp_path / "half" / "figure.png").exists()
+
+
+def test_the_table_is_made_again_from_the_rows_where_the_runs_are_gone(small, tmp_path, capsys):
+    run("run", "E1", "--seeds", 1, "--out", tmp_path, *SMALL)
+    before, rows = (tmp_path / "table.txt").read_text(), (tmp_path / "rows.jsonl").read_text()
+    shutil.rmtree(tmp_path / "runs")
+    run("table", tmp_path)
+    assert (tmp_path / "table.txt").read_text() == before and (tmp_path / "rows.jsonl").read_text() == rows
+    made = json.loads(rows.splitlines()[-1])
+    assert made["commit"] and made["torch"] and made["machine"] and made["threads"] and made["config"]["recipe"] == "static"
+
+
+TWO = [x for name, lr in (("a", 1e-3), ("b", 2e-3)) for x in ("--arm", f"{name}=" + json.dumps({**json.loads(OWN), "lr": lr}))]
+
+
+def test_packed_runs_killed_with_their_parent_continue_to_the_rows_of_a_serial_experiment(tmp_path):
+    """kill -9 of the parent while both of its workers train: they save and end by themselves; the same command goes on."""
+    argv = ["run", "E1", "--only", "a", "b", *TWO, "--seeds", "1", "--steps", "60", "--eval-every", "30", "--score-clips", "8", "--clips", "100"]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(max(1, data.cores() // 2))
+        run(*argv, "--out", tmp_path / "serial")
+    finally:
+        torch.set_num_threads(threads)
+    parent = subprocess.Popen([sys.executable, ROOT / "experiments.py", *argv, "--jobs", "2", "--out", tmp_path / "packed"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    logs = [E.folder_of(tmp_path / "packed", arm, 0) / "log.jsonl" for arm in "ab"]
+    until(lambda: all(log.is_file() and '"eval"' in log.read_text() for log in logs))
+    parent.kill()
+    parent.wait()
+    until(lambda: not [p for p in Path("/proc").glob("[0-9]*/cmdline") if readable(p) and f"--parent_pid={parent.pid}" in p.read_bytes().decode()] if Path("/proc").is_dir() else True)
+    assert not any((log.parent / "scores.json").exists() for log in logs), "killed too late to prove anything"
+    run(*argv, "--jobs", "2", "--out", tmp_path / "packed")
+    serial, packed = rows_of(tmp_path / "serial"), rows_of(tmp_path / "packed")
+    assert len(serial) == 4 and serial == packed
+    assert "trained 60 steps" in logs[0].parent.with_name("a-s0.txt").read_text(), "each run's own lines are beside it"
+
+
+def until(condition, seconds=120):
+    for _ in range(10 * seconds):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def readable(path):
+    try:
+        return path.read_bytes() is not None
+    except OSError:
+        return False
+
+
+def test_a_report_is_one_page_that_asks_nobody_and_cannot_be_written_into(t2a_run, sr_run, tmp_path, monkeypatch):
+    """Results, curves, sounds of both tasks, differing settings; a caption that is markup stays text."""
+    monkeypatch.setattr(data.SoundWorld, "caption", lambda self, i, k=0: f"<script>alert({i})</script> & bell")
+    page = Page(tmp_path / "r.html", t2a_run, sr_run)
+    assert page.count("audio") == 2 * 3 + 2 * 4 and page.count("script") == 0 and "<script>alert" in page.text and "& bell" in page.text
+    assert all(url.startswith("data:") for url in page.urls) and page.count("title") == 1
+    wav = base64.b64decode(page.sources("audio")[0].split(",")[1])
+    rate, x = scipy.io.wavfile.read(io.BytesIO(wav))
+    assert rate == data.RATE and len(x) == 40_960
+    assert "event set" in page.text and "energy score" in page.text and "codec ceiling" in page.text and "muffled input" in page.text
+    assert page.differing >= {"t2a", "sr"} - {page.first_task} and "Validation loss" in page.text and "Regime r" in page.text
+
+
+class Page(html.parser.HTMLParser):
+    """A report made of runs, and what a browser would find in it."""
+
+    def __init__(self, path, *runs):
+        super().__init__()
+        self.tags, self.text, self.urls, self.differing, self.inside, self.first_task = [], "", [], set(), False, json.loads((runs[0] / "config.json").read_text())["task"]
+        E.report([Path(r) for r in runs], path, clips=2)
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.urls += [v for k, v in attrs if k in ("src", "href")]
+        self.inside = ("class", "differs") in attrs
+
+    def handle_data(self, text):
+        self.text += text
+        if self.inside:
+            self.differing.add(text)
+
+    def count(self, tag):
+        return sum(t == tag for t, _ in self.tags)
+
+    def sources(self, tag):
+        return [a["src"] for t, a in self.tags if t == tag]
 
 
 def test_your_own_arm_joins_the_table_and_a_failing_one_costs_nothing_else(small, tmp_path, capsys, monkeypatch):
@@ -239,6 +377,10 @@ def test_a_dry_run_tells_arms_and_hours_and_leaves_nothing(tmp_path):
     (("run", "E1", "--seeds", "0"), "--seeds 0: must be positive"),
     (("run", "E1", "--arms", "none.json"), "none.json: not a JSON file"),
     (("table", "."), "no experiment.json"),
+    (("run", "E1", "--tuned", "x"), "--tuned belongs to E7"),
+    (("run", "E7", "--tuned", "x"), "--tuned x: no experiment.json"),
+    (("report", ".", "--out", "x.txt"), "--out x.txt: must name an .html file"),
+    (("report", "."), "not a run folder"),
 ])
 def test_bad_input_ends_with_status_2_and_one_line(tmp_path, argv, message):
     done = in_process(E, *argv, cwd=tmp_path)

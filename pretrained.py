@@ -1,0 +1,264 @@
+"""Other people's components behind the interfaces of the embedded ones, through `transformers`: SSL teachers, and models that judge.
+
+Idea.  Research runs replace the toy parts by pretrained ones. Each slot has one loader that takes a hub id or a local folder, and the
+rest of the project does not know which part it got.
+
+    wav (B, N) at 16 kHz --PretrainedTeacher--> phi (B, T', F), T' frames a clip whose times are known    (guidance.Ear aligns them with tokens)
+    wav, caption         --Clap--> embeddings (B, E) of unit length: CLAP score, KID
+    wav                  --Embedder--> embeddings (B, E) of any audio model: KID, Frechet distance
+
+Nothing here runs code that came with a download, or reads pickled weights, unless a flag asked for it. `transformers` is imported
+only when a pretrained part is used: the default path needs none of this file.
+
+Conventions: B batch, N samples, T frames, F features. Times in s, rates in Hz.
+"""
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchaudio.functional as TAF
+from torch import Tensor, nn
+
+from data import RATE, UserError
+
+WAVE_MODELS = ("hubert", "wavlm", "wav2vec2", "data2vec-audio", "unispeech", "unispeech-sat")  # conv front, then a transformer
+
+
+# --- loading ------------------------------------------------------------------------------------------------------------------
+
+def load(kind: str, name: str, flag: str, trust: bool = False, pickles: bool = False, **options):
+    """transformers.KIND.from_pretrained(name), its many failures each turned into one line that says what to do.
+
+    name: a folder, or a hub id (looked up among what is on this machine first). Weights are read from safetensors; `pickles` also admits
+    pytorch_model.bin, `trust` the repository's own Python code."""
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(f"--{flag} {name}: needs the package transformers: pip install transformers") from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    local = Path(name).expanduser().is_dir()
+    if not local and (name.count("/") > 1 or name.startswith((".", "/", "~")) or not name):
+        raise UserError(f"--{flag} {name}: no such folder")
+    if kind not in ("AutoConfig", "AutoFeatureExtractor", "AutoTokenizer"):
+        options |= {"use_safetensors": None if pickles else True}
+    where = str(Path(name).expanduser()) if local else name
+    for only_here in (True, False):
+        if not only_here and not hub_in_reach():
+            break
+        try:
+            return getattr(transformers, kind).from_pretrained(where, trust_remote_code=trust, local_files_only=only_here, **options)
+        except Exception as e:  # OSError, ValueError, KeyError, hub and safetensors errors: the text is all they have in common
+            why = str(e)
+            if "trust_remote_code" in why or "custom code" in why:
+                raise UserError(f"--{flag} {name}: comes with Python code of its own, which would run on this machine; read it, then add --trust-remote-code") from None
+            if local:
+                if not pickles and any(Path(where).glob("*.bin")) and not any(Path(where).glob("*.safetensors")):
+                    raise UserError(f"--{flag} {name}: its weights are pickled (.bin), a format that can carry code; convert them to safetensors, or add --allow-pickle") from None
+                raise UserError(f"--{flag} {name}: can't be loaded ({type(e).__name__}: {(why.splitlines() or [''])[0][:160]})") from None
+    folder = "models/" + name.split("/")[-1]
+    raise UserError(f"--{flag} {name}: not on this machine, and the hub can't be reached or has no such model. With a network: hf download {name} --local-dir {folder}; then --{flag} {folder}")
+
+
+def hub_in_reach() -> bool:
+    """Can the hub's name be looked up (or is there a proxy that may)? Its client would retry for half a minute to find out."""
+    import os
+    import socket
+    from huggingface_hub import constants
+    if constants.HF_HUB_OFFLINE or any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return not constants.HF_HUB_OFFLINE
+    try:
+        return bool(socket.getaddrinfo(constants.ENDPOINT.split("//")[-1].split("/")[0].split(":")[0], 443))
+    except OSError:
+        return False
+
+
+def has_own(name: str, file: str) -> bool:
+    """Does a model folder or cached repository hold this file?"""
+    if Path(name).expanduser().is_dir():
+        return (Path(name).expanduser() / file).is_file()
+    from huggingface_hub import try_to_load_from_cache
+    return isinstance(try_to_load_from_cache(name, file), str)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Of the weights: what a cache of features or latents is keyed by."""
+    h = hashlib.sha256()
+    for name, v in model.state_dict().items():
+        h.update(name.encode())
+        h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()[:16]
+
+
+def settle(model: nn.Module, device: str) -> nn.Module:
+    """Frozen, eval mode, on the device; bfloat16 on a GPU (a teacher's features need no more, and float16 overflows in some)."""
+    return model.to(device, torch.bfloat16 if device.startswith("cuda") else torch.float32).eval().requires_grad_(False)
+
+
+# --- teachers -----------------------------------------------------------------------------------------------------------------
+
+class PretrainedTeacher(nn.Module):
+    """phi of a pretrained audio encoder: __call__(wav (B, N) at 16 kHz) -> (B, T', F) float32 on the input's device.
+
+    Frame j is centred at `first + j / rate` seconds; T' = ceil(N rate / 16000), so the last frames reach the end of the clip. Long clips
+    are heard in windows of the length that the model was made for.
+
+    hubert, wavlm, wav2vec2, data2vec-audio: the conv front eats 400 samples and moves by 320, so it yields one frame less than there are
+    320-sample cells, each centred 40 samples late; the clip is therefore padded by 40 samples on each side, and frame j is cell j.
+    whisper: encoder frames at 50 Hz, its 30 s window cut to the clip. AST: patches, mean over frequency, 10 Hz. CLAP: the audio tower's last
+    map, mean over frequency, 3.2 Hz. Others (USAD): model(wav) -> dict with `x` and `hidden_states`, the rate measured.
+
+    layer: hidden layer to listen to, from 1; 0: the last."""
+    takes = "wave"
+
+    def __init__(self, name: str, layer: int = 0, flag: str = "teacher", trust: bool = False, pickles: bool = False, device: str = "cpu"):
+        super().__init__()
+        how = dict(flag=flag, trust=trust, pickles=pickles)
+        self.name, self.layer = name, layer
+        self.config = load("AutoConfig", name, **how)
+        self.kind = self.config.model_type
+        known = self.kind in (*WAVE_MODELS, "whisper", "audio-spectrogram-transformer", "clap", "clap_audio_model")
+        if not known and not getattr(self.config, "auto_map", None):
+            raise UserError(f"--{flag} {name}: a {self.kind} model is no audio encoder known here; use {', '.join(WAVE_MODELS[:4])}, whisper, audio-spectrogram-transformer, clap or USAD")
+        model = load("AutoModel", name, **how)
+        model = model.get_encoder() if self.kind == "whisper" else model.audio_model if self.kind == "clap" else model
+        self.model = settle(model, device)
+        self.extractor = self._extractor(how) if known else None
+        self.rate_in = self.extractor.sampling_rate if self.extractor else RATE
+        depth = getattr(self.config, "num_hidden_layers", None) or getattr(self.config, "encoder_layers", None)
+        if layer and (self.kind.startswith("clap") or depth and not 1 <= layer <= depth):
+            raise UserError(f"--{flag}-layer {layer}: {name} has " + ("only its last map to offer; use 0" if self.kind.startswith("clap") else f"layers 1 to {depth}"))
+        self.window_s, self.rate, self.first = 30.0, 50.0, 0.01
+        if self.kind in WAVE_MODELS:
+            field, stride = 1, 1
+            for k, s in zip(self.config.conv_kernel, self.config.conv_stride):
+                field, stride = field + (k - 1) * stride, stride * s
+            self.stride, self.pad, self.rate = stride, field - stride, self.rate_in / stride
+            self.first = 0.5 / self.rate
+        elif self.kind == "whisper":
+            self.first = 0.0                                       # mel frames are centred on multiples of the hop, and so are every second of them
+        elif self.kind == "audio-spectrogram-transformer":         # 10 ms frames of 25 ms; a patch spans 16 of them
+            self.rate, self.first, self.window_s = 100 / self.config.time_stride, 0.0125 + 0.005 * (self.config.patch_size - 1), 10.0
+        elif self.kind.startswith("clap"):
+            self.window_s = float(self.extractor.max_length_s)
+        if not known or self.kind.startswith("clap"):              # measured: how many frames does a window (or two seconds) give?
+            seconds = self.window_s if known else 2.0
+            frames = self._frames(torch.zeros(1, round(seconds * RATE))).shape[1]
+            self.rate = frames / seconds if known else float(round(frames / seconds))
+            self.first = 0.5 / self.rate
+        self.features = self._frames(torch.zeros(1, RATE)).shape[2]
+        self.key = f"{self.kind}-{layer}-{fingerprint(self.model)}"
+        self.eval()
+
+    def _extractor(self, how: dict):
+        if has_own(self.name, "preprocessor_config.json") or has_own(self.name, "processor_config.json"):
+            return load("AutoFeatureExtractor", self.name, **how)
+        import transformers  # weights alone: the family's usual front end
+        audio = getattr(self.config, "audio_config", self.config)
+        return {"whisper": lambda: transformers.WhisperFeatureExtractor(feature_size=self.config.num_mel_bins),
+                "audio-spectrogram-transformer": lambda: transformers.ASTFeatureExtractor(num_mel_bins=self.config.num_mel_bins, max_length=self.config.max_length),
+                "clap": lambda: transformers.ClapFeatureExtractor(feature_size=audio.num_mel_bins, truncation="rand_trunc"),
+                }.get(self.kind.removesuffix("_audio_model"), transformers.Wav2Vec2FeatureExtractor)()
+
+    def _frames(self, wav: Tensor) -> Tensor:
+        """One window: (B, N) at 16 kHz -> all frames the model gives, (B, T', F)."""
+        p = next(self.model.parameters())
+        wav = TAF.resample(wav.float(), RATE, self.rate_in) if self.rate_in != RATE else wav.float()
+        if self.kind in WAVE_MODELS:
+            if self.extractor.do_normalize:
+                wav = (wav - wav.mean(1, keepdim=True)) / (wav.var(1, keepdim=True, unbiased=False) + 1e-7).sqrt()
+            n = -(-wav.shape[1] // self.stride) * self.stride - wav.shape[1]
+            wav = F.pad(wav, (self.pad // 2, n + self.pad - self.pad // 2))
+            out = self.model(wav.to(p.device, p.dtype), output_hidden_states=True)
+            return out.hidden_states[self.layer or -1]
+        if self.extractor is None:                                 # USAD and other models that bring their own code
+            out = self.model(wav.to(p.device, p.dtype))            # what frames it gives is its own affair; forward() cuts
+            return out["hidden_states"][self.layer - 1] if self.layer else out["x"]
+        x = self.extractor([w.cpu().numpy() for w in wav], sampling_rate=self.rate_in, return_tensors="pt")
+        if self.kind.startswith("clap"):
+            last = self.model(x["input_features"].to(p.device, p.dtype), is_longer=nothing_longer(len(x["input_features"]), p.device)).last_hidden_state
+            return last.mean(2).mT                                 # (B, F, frequencies, times) -> (B, times, F)
+        if self.kind == "whisper":
+            return self.model(x["input_features"].to(p.device, p.dtype), output_hidden_states=True).hidden_states[self.layer or -1]
+        h = self.model(x["input_values"].to(p.device, p.dtype), output_hidden_states=True).hidden_states[self.layer or -1]
+        bands = (self.config.num_mel_bins - self.config.patch_size) // self.config.frequency_stride + 1
+        return h[:, 2:].unflatten(1, (bands, -1)).mean(1)          # two special tokens, then bands x times
+
+    @torch.no_grad()
+    def forward(self, wav: Tensor) -> Tensor:
+        window, out = round(self.window_s * RATE), []
+        for start in range(0, wav.shape[1], window):
+            part = wav[:, start : start + window]
+            silence = max(0, RATE // 10 - part.shape[1])           # 100 ms at least: the front must have something to stand on
+            if self.extractor is None:                             # a front of unknown padding may owe the last frame
+                silence = max(silence, round(2 * RATE / self.rate))
+            full = F.pad(part, (0, silence))
+            out.append(self._frames(full)[:, : -(-part.shape[1] * round(self.rate * 100) // (RATE * 100))])
+        return torch.cat(out, 1).float().to(wav.device)
+
+
+# --- models that judge ----------------------------------------------------------------------------------------------------------
+
+def nothing_longer(n: int, device) -> Tensor:
+    """CLAP's is_longer (n, 1). Clips are cut to its window before it sees them; left to itself the front end of a fusion model declares a
+    random one too long, and scores would change from call to call."""
+    return torch.zeros(n, 1, dtype=torch.bool, device=device)
+
+
+def _pooled(out) -> Tensor:
+    """get_text_features and get_audio_features: a tensor in transformers 4, an output with pooler_output in 5."""
+    return F.normalize((out if isinstance(out, Tensor) else out.pooler_output).float(), dim=-1)
+
+
+class Clap(nn.Module):
+    """A CLAP model: text and audio in one space. CLAP score = mean cosine of each clip with its caption; scores of different
+    checkpoints can't be compared."""
+
+    def __init__(self, name: str, flag: str = "clap", trust: bool = False, pickles: bool = False, device: str = "cpu"):
+        super().__init__()
+        how = dict(flag=flag, trust=trust, pickles=pickles)
+        self.name, config = name, load("AutoConfig", name, **how)
+        if config.model_type != "clap":
+            raise UserError(f"--{flag} {name}: a {config.model_type} model; a CLAP model (text and audio towers) is needed")
+        self.model = load("ClapModel", name, **how).to(device).eval().requires_grad_(False)  # float32: a metric should not depend on the device
+        self.extractor, self.tokenizer = load("AutoFeatureExtractor", name, **how), load("AutoTokenizer", name, **how)
+        self.rate_in, self.key = self.extractor.sampling_rate, f"clap-{fingerprint(self.model)}"
+        self.eval()
+
+    @torch.no_grad()
+    def text(self, captions: list[str], batch: int = 64) -> np.ndarray:
+        """Captions -> (n, E)."""
+        device, out = next(self.model.parameters()).device, []
+        for k in range(0, len(captions), batch):
+            x = self.tokenizer(captions[k : k + batch], padding=True, truncation=True, return_tensors="pt")
+            out.append(_pooled(self.model.get_text_features(input_ids=x["input_ids"].to(device), attention_mask=x["attention_mask"].to(device))).cpu())
+        return torch.cat(out).numpy()
+
+    @torch.no_grad()
+    def audio(self, waves, batch: int = 16) -> np.ndarray:
+        """Waveforms (n, N) at 16 kHz -> (n, E). Of clips longer than the model's window the first part is heard, always the same."""
+        device, out = next(self.model.parameters()).device, []
+        for k in range(0, len(waves), batch):
+            x = TAF.resample(torch.as_tensor(np.ascontiguousarray(waves[k : k + batch])).float(), RATE, self.rate_in)[:, : self.extractor.nb_max_samples]
+            x = self.extractor([w.numpy() for w in x], sampling_rate=self.rate_in, return_tensors="pt")
+            out.append(_pooled(self.model.get_audio_features(input_features=x["input_features"].to(device), is_longer=nothing_longer(len(x["input_features"]), device))).cpu())
+        return torch.cat(out).numpy()
+
+
+class Embedder:
+    """Any audio model as the space of KID and Frechet distances: clip embeddings (n, E), a CLAP's projected ones, else the last
+    layer's mean over time."""
+
+    def __init__(self, name: str, flag: str = "audio-model", trust: bool = False, pickles: bool = False, device: str = "cpu"):
+        clap = load("AutoConfig", name, flag, trust, pickles).model_type == "clap"
+        self.net = (Clap if clap else PretrainedTeacher)(name, flag=flag, trust=trust, pickles=pickles, device=device)
+        self.name, self.key, self.rate_in = name, self.net.key, self.net.rate_in
+
+    def audio(self, waves, batch: int = 16) -> np.ndarray:
+        if isinstance(self.net, Clap):
+            return self.net.audio(waves, batch)
+        return torch.cat([self.net(torch.as_tensor(np.ascontiguousarray(waves[k : k + batch]))).mean(1) for k in range(0, len(waves), batch)]).numpy()
