@@ -28,6 +28,7 @@ import json
 import multiprocessing as mp
 import multiprocessing.connection
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -654,6 +655,11 @@ def fill_array(folder: Path, name: str, shape, dtype, fn, n: int, args=(), chunk
     n_chunks = -(-n // chunk)
     with _alone(folder / f"{name}.lock"):  # two runs that start together must not fill one cache at once
         if not (path.exists() and flags_path.exists() and flags_path.stat().st_size == n_chunks):
+            size, free = int(np.prod([int(k) for k in shape])) * np.dtype(dtype).itemsize, shutil.disk_usage(folder).free
+            if size > 0.95 * free:  # the file is sparse: a disk that fills up under it would end this process without a word
+                raise UserError(f"{folder}: {desc} needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room, or set STAGE_AUDIO_CACHE to another disk")
+            if size > 2e8:
+                print(f"{desc}: writing {size / 1e9:.1f} GB to {folder}")
             tmp = folder / f"{name}.tmp{os.getpid()}"
             np.lib.format.open_memmap(tmp, "w+", dtype, tuple(map(int, shape))).flush()  # numpy integers would spoil the header
             os.replace(tmp, path)
@@ -1072,7 +1078,7 @@ class LatentCache:
         shape = (self.where[-1], self.c * max(1, variants))
         # Band-limiting is scipy work and spreads over processes; plain encoding is one batched STFT and stays here.
         self.z = fill_array(folder, "z", shape, np.float16, _encode_chunk, len(data), (data, codec, variants), where=self.where,
-                            workers=workers if variants else 0, desc="encoding" + (" muffled" if variants else ""))
+                            workers=workers if variants and getattr(codec, "spreads", False) else 0, desc="encoding" + (" muffled" if variants else ""))
 
     def __len__(self) -> int:
         return len(self.where) - 1

@@ -473,13 +473,35 @@ class Laps:
         return "\n".join([f"{'part':20s} seconds  share"] + [f"{k:20s} {v:7.1f}  {100 * v / total:4.1f} %" for k, v in rows] + [f"{'all':20s} {total:7.1f}"])
 
 
-def load_run(path: str | Path, device: str = "cpu") -> Run:
-    """Open a run folder for use."""
+def open_codec(config: dict, device: str = "cpu", trust: bool = False, pickles: bool = False):
+    """The codec that a configuration names, not yet fitted: the embedded one, or a pretrained one (trust, pickles: see pretrained.load)."""
+    if config.get("codec", "mel") == "mel":
+        return Codec(config["channels"])
+    import pretrained
+    return pretrained.PretrainedCodec(config["codec"], config["channels"], trust=trust, pickles=pickles, device=device)
+
+
+def open_text(config: dict, words: list[str], device: str = "cpu", trust: bool = False, pickles: bool = False):
+    """The text encoder that a configuration names: the embedded vocabulary `words`, or a pretrained encoder."""
+    if config.get("text", "words") == "words":
+        return Words(words)
+    import pretrained
+    return pretrained.PretrainedText(config["text"], trust=trust, pickles=pickles, device=device)
+
+
+def build_model(config: dict, words) -> DiT:
+    """The network of a configuration; words: from open_text, or None for super-resolution."""
+    features = getattr(words, "features", 0)
+    return DiT(config["channels"], config["width"], config["depth"], config["heads"], len(words) if words is not None and not features else 0, config["task"] == "sr", features)
+
+
+def load_run(path: str | Path, device: str = "cpu", trust: bool = False, pickles: bool = False) -> Run:
+    """Open a run folder for use. Whether code or pickles of its pretrained parts may be loaded is the caller's to say, never the folder's."""
     device = pick_device(device)
     cfg, ckpt = load_checkpoint(Path(path))
-    words = Words(ckpt["words"]) if cfg["task"] == "t2a" else None
-    model = DiT(cfg["channels"], cfg["width"], cfg["depth"], cfg["heads"], len(words) if words else 0, cfg["task"] == "sr")
-    codec = Codec(cfg["channels"])
+    words = open_text(cfg, ckpt["words"], device, trust, pickles) if cfg["task"] == "t2a" else None
+    model = build_model(cfg, words)
+    codec = open_codec(cfg, device, trust, pickles)
     load_weights(path, model, {k: v.float() for k, v in ckpt["ema"].items()})
     load_weights(path, codec, ckpt["codec"])
     return Run(Path(path), cfg, model.to(device).eval().requires_grad_(False), codec, words, ckpt["step"])
@@ -1046,7 +1068,7 @@ def check_out(path: Path) -> None:
 
 def cmd_generate(a) -> None:
     check_out(a.out)
-    run = load_run(a.run, a.device)
+    run = load_run(a.run, a.device, a.trust_remote_code, a.allow_pickle)
     if run.config["task"] != "t2a":
         raise UserError(f"{a.run}: trained for super-resolution; use: python evaluate.py upsample {a.run} --input FILE")
     unknown = run.words.unknown(a.prompt)
@@ -1071,7 +1093,7 @@ def cmd_generate(a) -> None:
 
 def cmd_upsample(a) -> None:
     check_out(a.out)
-    run = load_run(a.run, a.device)
+    run = load_run(a.run, a.device, a.trust_remote_code, a.allow_pickle)
     if run.config["task"] != "sr":
         raise UserError(f"{a.run}: trained for captions; use: python evaluate.py generate {a.run} --prompt ...")
     x = data.read_audio(a.input)
@@ -1094,13 +1116,13 @@ def cmd_sounds(a) -> None:
         for family in data.FAMILIES:
             print(f"{family:12s} " + "; ".join(" | ".join(p.replace("~ ", "") for p in s.one) for s in SOUNDS if s.family == family))
         print("how          low high (pitched sounds), near far distant, two three four; then, followed by, after, while, over, in the background")
-    print(f"all {len(run.words.words)} words: {' '.join(run.words.words)}")
+    print(f"all {len(run.words.words)} words: {' '.join(run.words.words)}" if run.words.words else f"any words: captions are read by {run.config['text']}")
 
 
 def cmd_score(a) -> None:
     if not 500 <= a.cutoff <= 7_500 or a.clips < 2:
         raise UserError(f"--cutoff {a.cutoff} --clips {a.clips}: needs a cutoff from 500 to 7500 Hz and at least 2 clips")
-    score([load_run(r, a.device) for r in a.runs], a.clips, a.judge, a.split, a.cutoff, a.cfg, a.steps, a.out, a.clap, a.audio_model, a.trust_remote_code, a.allow_pickle,
+    score([load_run(r, a.device, a.trust_remote_code, a.allow_pickle) for r in a.runs], a.clips, a.judge, a.split, a.cutoff, a.cfg, a.steps, a.out, a.clap, a.audio_model, a.trust_remote_code, a.allow_pickle,
           pick_device(a.device))
 
 
@@ -1166,8 +1188,6 @@ def main() -> None:
     c.add_argument("--out", type=Path, help="JSON")
     c.add_argument("--clap", default="", metavar="MODEL", help="a CLAP model, folder or hub id: CLAP score")
     c.add_argument("--audio-model", default="", metavar="MODEL", help="any audio model, folder or hub id: KID and Frechet distance in its space")
-    c.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a model")
-    c.add_argument("--allow-pickle", action="store_true", help="read weights that are not safetensors")
     c.set_defaults(run_command=cmd_score)
     c = sub.add_parser("sounds", help="what a model can be asked for")
     c.add_argument("run")
@@ -1189,6 +1209,9 @@ def main() -> None:
     c.add_argument("--esc10", type=Path, help="folder with file_name, category and fold in its metadata")
     c.add_argument("--out", type=Path, help="JSON")
     c.set_defaults(run_command=cmd_probe_teacher)
+    for name in ("generate", "upsample", "score"):
+        sub.choices[name].add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a pretrained part")
+        sub.choices[name].add_argument("--allow-pickle", action="store_true", help="read pretrained weights that are not safetensors")
     args = p.parse_args()
     args.run_command(args)
 

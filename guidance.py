@@ -27,6 +27,7 @@ import hashlib
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -78,7 +79,8 @@ def gradient_agreement(loss_a: Tensor, loss_b: Tensor, params) -> float:
 # --- the teacher ------------------------------------------------------------------------------------------------------------
 
 class Teacher(nn.Module):
-    """Small convolutional encoder: log-mel (B, 2 T, 64) -> features (B, T, F), one a token. Frozen after pretraining."""
+    """Small convolutional encoder: log-mel (B, 2 T, 64) -> features (B, T, F), 25 a second. Frozen after pretraining."""
+    takes, rate, first = "mel", 25.0, 0.02                         # what it hears; frames a second; centre of the first (s)
 
     def __init__(self, features: int = 192):
         super().__init__()
@@ -98,23 +100,66 @@ class Teacher(nn.Module):
         return self.norm(h.mT)                                     # (B, T, F)
 
 
-class Ear(nn.Module):
-    """phi on the codec's latents: z (B, T, C) -> (B, T, F), by way of the mel frames that they stand for. Also a codec in the sense of
-    data.LatentCache (key, channels, tokens, encode), so that the features of a data set are cached as its latents are."""
+def at_tokens(phi: Tensor, rate: float, first: float, token_rate: float, T: int) -> Tensor:
+    """Features at the times of tokens: frame j of phi (B, T', F) is centred at first + j / rate seconds, token i spans [i, i + 1) / token_rate.
 
-    def __init__(self, codec: nn.Module, teacher: Teacher):
+    Frames finer than tokens are averaged over each token's span (exactly: parts of frames count in part); coarser ones are
+    interpolated linearly at its centre. At the ends the nearest frame stands in. -> (B, T, F)"""
+    frames = phi.shape[1]
+    if rate == token_rate and frames == T and abs(first - 0.5 / rate) < 1e-6:
+        return phi
+    centre = (torch.arange(T, dtype=torch.float64) + 0.5) / token_rate
+    if rate < token_rate:
+        x = ((centre - first) * rate).clamp(0, frames - 1)
+        a = x.floor().long().clamp(max=max(0, frames - 2))
+        b = (a + 1).clamp(max=frames - 1)
+        part = (x - a).to(phi)[:, None]
+        return phi[:, a] * (1 - part) + phi[:, b] * part
+    edges = (torch.arange(frames + 1, dtype=torch.float64) - 0.5) / rate + first  # frame j spans [edges_j, edges_j+1)
+    overlap = (torch.minimum(edges[1:], centre[:, None] + 0.5 / token_rate) - torch.maximum(edges[:-1], centre[:, None] - 0.5 / token_rate)).clamp_min(0)
+    none = overlap.sum(1) < 1e-9
+    overlap[none, (centre[none, None] - (edges[1:] + edges[:-1]) / 2).abs().argmin(1)] = 1.0
+    return (overlap / overlap.sum(1, keepdim=True)).to(phi) @ phi
+
+
+class Ear(nn.Module):
+    """phi on the codec's latents: z (B, T, C) -> (B, T, F), one feature vector a token, by way of the mel frames or the sound that they
+    stand for. Also a codec in the sense of data.LatentCache (key, channels, tokens, encode), so that features are cached as latents are.
+
+    A teacher has takes ("mel" frames or a "wave"), features, rate and first (see at_tokens), and is called with what it takes."""
+
+    def __init__(self, codec: nn.Module, teacher: nn.Module):
         super().__init__()
         self.codec, self.teacher, self.channels, self.tokens = copy.deepcopy(codec), teacher, teacher.features, codec.tokens
-        state = b"".join(v.cpu().numpy().tobytes() for v in teacher.state_dict().values())
-        self.key = f"{codec.key}-phi-{hashlib.sha256(state).hexdigest()[:16]}"
+        key = getattr(teacher, "key", None) or hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in teacher.state_dict().values())).hexdigest()[:16]
+        self.key = f"{codec.key}-phi-{key}"
+
+    def _at_tokens(self, phi: Tensor, T: int) -> Tensor:
+        return at_tokens(phi, self.teacher.rate, self.teacher.first, self.codec.rate, T)
 
     @torch.no_grad()
     def forward(self, z: Tensor) -> Tensor:
-        return self.teacher(self.codec.decode_mel(z.float()))
+        heard = self.codec.decode_mel(z.float()) if self.teacher.takes == "mel" else self.codec.decode(z.float())
+        return self._at_tokens(self.teacher(heard), z.shape[1])
 
+    @torch.no_grad()
     def encode(self, wav: Tensor) -> Tensor:
-        """(B, N) -> (B, T, F)."""
-        return self(self.codec.encode(wav))
+        """(B, N) -> (B, T, F) on the input's device. A teacher of waves hears the recording itself, not what the codec leaves of it."""
+        if self.teacher.takes == "mel":
+            return self(self.codec.encode(wav).to(self.codec.mean.device)).to(wav.device)
+        return self._at_tokens(self.teacher(wav.to(self.codec.mean.device)), self.tokens(wav.shape[-1])).to(wav.device)
+
+
+def feature_mean(ear: Ear, latents, data, device: str) -> Tensor:
+    """phi's data-set mean (F,): over twenty minutes of cached latents (latents.z), or of recordings for a teacher of waves."""
+    minutes = 20 * 60
+    if ear.teacher.takes == "mel":
+        some = latents.z[: int(ear.codec.rate * minutes)]
+        parts = [ear(torch.from_numpy(z.astype("float32"))[None])[0] for z in np.array_split(some, max(1, len(some) // 1_500))]
+    else:
+        some = np.flatnonzero(np.cumsum(data.lengths()) <= minutes * 16_000)
+        parts = [ear.encode(torch.from_numpy(data.wave(int(i)))[None])[0] for i in (some if len(some) else [0])]
+    return torch.cat(parts).mean(0).to(device)
 
 
 def pool(phi: Tensor) -> Tensor:

@@ -77,42 +77,32 @@ def griffin_lim(mag: Tensor, n: int, iters: int = 32, momentum: float = 0.99, lo
     return istft(spec, n)
 
 
-class Codec(nn.Module):
-    """Log-mel frames, two a token, projected on `channels` principal components (buffers; fitted by `fit`, never trained).
+class PCA(nn.Module):
+    """The linear half of a codec: frames (..., d) <-> channels (..., C), as buffers; fitted by `fit_rows`, never trained.
 
     Channel scale: std^whiten is divided out, then one global scale gives mean variance 1. ASSUMED: whiten = 0.5. With 1 every
     component is equally loud and the loss spends most of itself on inaudible ones; with 0 the small ones drown in noise."""
 
-    def __init__(self, channels: int = 64, whiten: float = 0.5):
+    def __init__(self, d: int, channels: int, whiten: float = 0.5):
         super().__init__()
         self.channels, self.whiten = channels, whiten
-        d = PER_TOKEN * N_MELS
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("basis", torch.eye(d)[:, :channels].contiguous())
         self.register_buffer("scale", torch.ones(channels))
 
-    @property
-    def key(self) -> str:
-        """Changes when the latent space changes: part of the name of a latent cache. Raise the leading 1 with the code."""
-        h = hashlib.sha256(f"1,{N_FFT},{HOP},{N_MELS},{FLOOR}".encode())
+    def fingerprint(self, *what) -> str:
+        """Of the fitted buffers and whatever else the latent space depends on."""
+        h = hashlib.sha256(",".join(map(str, what)).encode())
         for b in (self.mean, self.basis, self.scale):
             h.update(b.cpu().numpy().tobytes())
         return h.hexdigest()[:16]
 
-    def tokens(self, n: int) -> int:
-        """Tokens of n samples (the last one may be padded)."""
-        return max(1, -(-int(n) // (PER_TOKEN * HOP)))
-
-    def _frames(self, wav: Tensor) -> Tensor:
-        wav = F.pad(wav, (0, self.tokens(wav.shape[-1]) * PER_TOKEN * HOP - wav.shape[-1]))
-        return rearrange(log_mel(wav), "b (t p) m -> b t (p m)", p=PER_TOKEN)  # (B, T, 128)
-
     @torch.no_grad()
-    def fit(self, waves) -> "Codec":
-        """PCA of the mel frames of an iterable of waveforms (N,)."""
-        x = torch.cat([self._frames(torch.as_tensor(w)[None])[0] for w in waves]).double()
+    def fit_rows(self, x: Tensor) -> None:
+        """Principal components of x (n, d); sets `explained`, the share of variance that they hold."""
         if len(x) <= self.channels:
             raise ValueError(f"{len(x)} tokens can't fit {self.channels} principal components")
+        x = x.double().cpu()
         self.mean.copy_(x.mean(0))
         var, vec = torch.linalg.eigh(torch.cov(x.T))
         order = torch.argsort(var, descending=True)[: self.channels]
@@ -123,15 +113,46 @@ class Codec(nn.Module):
         self.basis.copy_(vec)
         scale = std**self.whiten
         self.scale.copy_(scale * ((std / scale) ** 2).mean().sqrt())
+
+    def project(self, x: Tensor) -> Tensor:
+        return (x - self.mean) @ self.basis / self.scale
+
+    def restore(self, z: Tensor) -> Tensor:
+        return (z * self.scale) @ self.basis.T + self.mean
+
+
+class Codec(PCA):
+    """Log-mel frames, two a token, projected on `channels` principal components."""
+    rate, spreads = RATE / (PER_TOKEN * HOP), True                 # tokens a second; small enough to be sent to worker processes
+
+    def __init__(self, channels: int = 64, whiten: float = 0.5):
+        super().__init__(PER_TOKEN * N_MELS, channels, whiten)
+
+    @property
+    def key(self) -> str:
+        """Changes when the latent space changes: part of the name of a latent cache. Raise the leading 1 with the code."""
+        return self.fingerprint(1, N_FFT, HOP, N_MELS, FLOOR)
+
+    def tokens(self, n: int) -> int:
+        """Tokens of n samples (the last one may be padded)."""
+        return max(1, -(-int(n) // (PER_TOKEN * HOP)))
+
+    def _frames(self, wav: Tensor) -> Tensor:
+        wav = F.pad(wav, (0, self.tokens(wav.shape[-1]) * PER_TOKEN * HOP - wav.shape[-1]))
+        return rearrange(log_mel(wav), "b (t p) m -> b t (p m)", p=PER_TOKEN)  # (B, T, 128)
+
+    def fit(self, waves) -> "Codec":
+        """PCA of the mel frames of an iterable of waveforms (N,)."""
+        self.fit_rows(torch.cat([self._frames(torch.as_tensor(w)[None])[0] for w in waves]))
         return self
 
     def encode(self, wav: Tensor) -> Tensor:
         """(B, N) -> z (B, T, C), N is padded with silence to whole tokens."""
-        return (self._frames(wav) - self.mean) @ self.basis / self.scale
+        return self.project(self._frames(wav))
 
     def decode_mel(self, z: Tensor) -> Tensor:
         """z (B, T, C) -> log-mel (B, 2 T, 64)."""
-        return rearrange((z * self.scale) @ self.basis.T + self.mean, "b t (p m) -> b (t p) m", p=PER_TOKEN).clamp(np.log(FLOOR), 7.0)
+        return rearrange(self.restore(z), "b t (p m) -> b (t p) m", p=PER_TOKEN).clamp(np.log(FLOOR), 7.0)
 
     def magnitude(self, mel: Tensor) -> Tensor:
         """Log-mel (B, F, 64) -> non-negative STFT magnitude (B, F, 513): multiplicative updates for min |S fb - mel|, S >= 0."""
@@ -157,7 +178,18 @@ class Codec(nn.Module):
             keep = freqs < 0.96 * cutoff
             mag = torch.where(freqs < cutoff, torch.maximum(mag, low.abs()), mag)
         y = griffin_lim(mag, n, iters, low=low, keep=keep, generator=torch.Generator().manual_seed(seed))
-        return y if low is not None else y * (0.95 / y.abs().amax(1, keepdim=True).clamp_min(1e-9)).clamp_max(1)
+        return y if low is not None else tame(y)
+
+
+def tame(y: Tensor) -> Tensor:
+    """Scale the clips of (B, N) whose peak is over 0.95 down to it."""
+    return y * (0.95 / y.abs().amax(1, keepdim=True).clamp_min(1e-9)).clamp_max(1)
+
+
+def keep_low_band(y: Tensor, muffled: Tensor, cutoff: float) -> Tensor:
+    """y (B, N) with everything under cutoff (Hz) replaced by that of muffled (B, <= N), level included."""
+    low, freqs = stft(F.pad(muffled, (0, y.shape[-1] - muffled.shape[-1]))), torch.linspace(0, RATE / 2, N_FFT // 2 + 1, device=y.device)
+    return istft(torch.where(freqs < 0.96 * cutoff, low, stft(y)), y.shape[-1])
 
 
 # --------------------------------------------------------------------------------------------------------------------------
@@ -185,6 +217,10 @@ class Words:
     def unknown(self, caption: str) -> dict[str, list[str]]:
         """{unknown word: closest known words}; what the user is told before a prompt is used without them."""
         return {w: difflib.get_close_matches(w, self.words, 3, 0.6) for w in self.split(caption) if w not in self.ids}
+
+    def cache(self, captions: list[list[str]]) -> list[list[Tensor]]:
+        """Wordings of each clip -> their ids; pretrained text encoders keep embeddings on disk behind the same call."""
+        return [[self.encode([c])[0] for c in cs] for cs in captions]
 
     def encode(self, captions: list[str], max_words: int = 40) -> Tensor:
         """Captions -> ids (B, S) int64, padded with 0; a caption without a known word becomes the empty caption."""
@@ -216,11 +252,34 @@ class TextEncoder(nn.Module):
         self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.pool = nn.Linear(width, width)
 
-    def forward(self, ids: Tensor) -> Text:
+    def forward(self, ids: Tensor, drop: Tensor | None = None) -> Text:
+        """Rows where drop (B,) is True become the empty caption."""
+        if drop is not None:
+            empty = torch.zeros_like(ids)
+            empty[:, 0] = 1
+            ids = torch.where(drop[:, None], empty, ids)
         mask = ids > 0
         h = self.layers(self.embed(ids) + self.pos[: ids.shape[1]], src_key_padding_mask=~mask)  # (B, S, D)
         mean = (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return Text(h, mask, self.pool(mean))
+
+
+class TextAdapter(nn.Module):
+    """Embeddings of a frozen text encoder (pretrained.PretrainedText) -> Text: (B, 1 + S, E), row 0 pooled, all-zero rows are padding. A
+    caption without a token, or dropped, becomes a learned vector."""
+
+    def __init__(self, features: int, width: int):
+        super().__init__()
+        self.norm, self.project, self.pool = nn.LayerNorm(features), nn.Linear(features, width), nn.Linear(features, width)  # T5's features have outliers
+        self.null = nn.Parameter(0.02 * torch.randn(features))
+
+    def forward(self, e: Tensor, drop: Tensor | None = None) -> Text:
+        mask = e[:, 1:].abs().sum(-1) > 0                          # (B, S)
+        gone = ~mask.any(1) if drop is None else drop | ~mask.any(1)
+        e = torch.where(gone[:, None, None], self.null, e)
+        mask = torch.where(gone[:, None], torch.arange(mask.shape[1], device=e.device) == 0, mask)
+        h = self.norm(e)
+        return Text(self.project(h[:, 1:]), mask, self.pool(h[:, 0]))
 
 
 # --------------------------------------------------------------------------------------------------------------------------
@@ -277,21 +336,23 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Velocity network. vocab = 0: no text (super-resolution); cond: latents of the muffled input join on the channel axis.
+    """Velocity network. vocab: words of the embedded text encoder; or text_features: width of a frozen one's embeddings; both 0: no
+    text (super-resolution). cond: latents of the muffled input join on the channel axis.
 
     Preconditioned as EDM does for its own parametrisation, here derived for velocities: if x0 were N(0, 1), then Var x_t =
     r^2 = (1-t)^2 + t^2, E[v | x_t] = (2t - 1) x_t / r^2 and Var[v | x_t] = 1 / r^2. The network F sees x_t / r and predicts what is
     left, v_hat = ((2t - 1) x_t / r + F) / r: it need not learn to copy its input.  # ASSUMED (same form as EDM, eq. 7)"""
 
-    def __init__(self, channels: int = 64, width: int = 128, depth: int = 4, heads: int = 4, vocab: int = 0, cond: bool = False):
+    def __init__(self, channels: int = 64, width: int = 128, depth: int = 4, heads: int = 4, vocab: int = 0, cond: bool = False,
+                 text_features: int = 0):
         super().__init__()
         self.channels, self.head_dim = channels, width // heads
-        self.text = TextEncoder(vocab, width) if vocab else None
+        self.text = TextAdapter(text_features, width) if text_features else TextEncoder(vocab, width) if vocab else None
         self.null_cond = nn.Parameter(torch.zeros(channels)) if cond else None  # stands for "no input given"
         self.embed = nn.Linear(channels * (1 + cond), width)
         self.place = nn.Linear(64, width)  # RoPE tells how far apart two tokens are; "first" and "then" need where they are
         self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
-        self.blocks = nn.ModuleList(Block(width, heads, bool(vocab)) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, self.text is not None) for _ in range(depth))
         self.norm, self.ada, self.head = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6), nn.Linear(width, 2 * width), nn.Linear(width, channels)
         self.init()
 
@@ -300,7 +361,7 @@ class DiT(nn.Module):
             if isinstance(m, nn.Linear):
                 nn.init.xavier_uniform_(m.weight)
                 nn.init.zeros_(m.bias)
-        if self.text is not None:
+        if isinstance(self.text, TextEncoder):
             nn.init.normal_(self.text.embed.weight, std=0.5)  # far enough apart that a caption shows in adaLN from step 1
         for b in self.blocks:  # adaLN-zero: each block starts as the identity, so depth costs no early instability
             nn.init.zeros_(b.ada.weight)
@@ -322,12 +383,8 @@ class DiT(nn.Module):
         return torch.cat([a.cos(), a.sin()], -1)
 
     def encode_text(self, ids: Tensor, drop: Tensor | None = None) -> Text:
-        """ids (B, S) -> Text; rows where drop (B,) is True become the empty caption."""
-        if drop is not None:
-            empty = torch.zeros_like(ids)
-            empty[:, 0] = 1
-            ids = torch.where(drop[:, None], empty, ids)
-        return self.text(ids)
+        """ids (B, S), or embeddings (B, 1 + S, E) -> Text; rows where drop (B,) is True become the empty caption."""
+        return self.text(ids, drop)
 
     def forward(self, x_t: Tensor, t: Tensor, text: Text | None = None, cond: Tensor | None = None, mask: Tensor | None = None,
                 drop: Tensor | None = None, return_blocks: bool = False):

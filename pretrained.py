@@ -1,9 +1,10 @@
-"""Other people's components behind the interfaces of the embedded ones, through `transformers`: SSL teachers, and models that judge.
+"""Other people's components behind the interfaces of the embedded ones, through `transformers`: teachers, codecs, text encoders, judges.
 
 Idea.  Research runs replace the toy parts by pretrained ones. Each slot has one loader that takes a hub id or a local folder, and the
 rest of the project does not know which part it got.
 
     wav (B, N) at 16 kHz --PretrainedTeacher--> phi (B, T', F), T' frames a clip whose times are known    (guidance.Ear aligns them with tokens)
+    wav (B, N) <--PretrainedCodec--> z (B, T, C), caption --PretrainedText--> (1 + S, E)
     wav, caption         --Clap--> embeddings (B, E) of unit length: CLAP score, KID
     wav                  --Embedder--> embeddings (B, E) of any audio model: KID, Frechet distance
 
@@ -22,8 +23,10 @@ import torch
 import torch.nn.functional as F
 import torchaudio.functional as TAF
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from data import RATE, UserError
+from data import RATE, UserError, cache_dir, digest, fill_array
+from model import PCA, keep_low_band, log_mel, tame
 
 WAVE_MODELS = ("hubert", "wavlm", "wav2vec2", "data2vec-audio", "unispeech", "unispeech-sat")  # conv front, then a transformer
 
@@ -199,6 +202,173 @@ class PretrainedTeacher(nn.Module):
             full = F.pad(part, (0, silence))
             out.append(self._frames(full)[:, : -(-part.shape[1] * round(self.rate * 100) // (RATE * 100))])
         return torch.cat(out, 1).float().to(wav.device)
+
+
+# --- codecs -------------------------------------------------------------------------------------------------------------------
+
+CODECS = {  # model_type -> (samples a latent frame, of a config; wav (B, 1, n) -> z (B, D, T); z -> wav)
+    "dac": (lambda c: int(np.prod(c.downsampling_ratios)), lambda m, x: m.encoder(x), lambda m, z: m.decoder(z)),
+    "encodec": (lambda c: int(np.prod(c.upsampling_ratios)), lambda m, x: m.encoder(x), lambda m, z: m.decoder(z)),
+    "mimi": (lambda c: round(c.sampling_rate / c.frame_rate), lambda m, x: m.encoder(x).latents, lambda m, z: m.decoder(z).audio_values),
+    "vibevoice_acoustic_tokenizer": (lambda c: c.hop_length, lambda m, x: m.encode(x, sample=False).latents.mT, lambda m, z: m.decode(z.mT).audio),
+    "pocket_tts_audio_tokenizer": (lambda c: c.frame_size, lambda m, x: m.encode(x).latents.mT, lambda m, z: m.decode(z.mT).audio_values),
+}
+
+
+class PretrainedCodec(PCA):
+    """A neural codec's latents before quantization, projected on `channels` principal components where they are wider, as a latent space
+    with the interface of model.Codec: fit, encode (B, N) -> (B, T, C), decode, tokens, rate (tokens a second), key.
+
+    DAC's and EnCodec's decoders were trained on quantized latents, and PCA drops what the decoder might need: read the round trip
+    (`evaluate.py score --codec`) before a model is trained in such a space. Only the PCA is kept in a checkpoint, not the codec."""
+
+    def __init__(self, name: str, channels: int = 64, flag: str = "codec", trust: bool = False, pickles: bool = False, device: str = "cpu"):
+        how = dict(flag=flag, trust=trust, pickles=pickles)
+        config = load("AutoConfig", name, **how)
+        if config.model_type not in CODECS:
+            raise UserError(f"--{flag} {name}: a {config.model_type} model is no codec known here; use {', '.join(CODECS)}")
+        if getattr(config, "normalize", False) or getattr(config, "audio_channels", 1) > 1:
+            raise UserError(f"--{flag} {name}: normalizes each chunk (or is stereo), which latents alone can't undo; use the mono model, for example facebook/encodec_24khz")
+        hop, encode, _ = CODECS[config.model_type]
+        model = load("AutoModel", name, **how).to(device).eval().requires_grad_(False)  # float32: what it rounds off is heard
+        rate_in = getattr(config, "sampling_rate", None) or (load("AutoFeatureExtractor", name, **how).sampling_rate if has_own(name, "preprocessor_config.json") else 24_000)
+        with torch.no_grad():
+            d = encode(model, torch.zeros(1, 1, 8 * hop(config), device=device)).shape[1]
+        super().__init__(d, min(channels, d))
+        self.model, self.name, self.kind, self.rate_in, self.hop = model, name, config.model_type, rate_in, hop(config)
+        self.rate, self._model_key = rate_in / self.hop, fingerprint(model)
+        self.to(device)
+
+    def state_dict(self, *args, **kwargs) -> dict:
+        return {name: getattr(self, name) for name in ("mean", "basis", "scale")}
+
+    def load_state_dict(self, state: dict, strict: bool = True):
+        for name, v in self.state_dict().items():
+            if state[name].shape != v.shape:
+                raise RuntimeError(f"codec\n{name}: {tuple(state[name].shape)} in the file, {tuple(v.shape)} here: another codec than {self.name}")
+            v.copy_(state[name])
+
+    @property
+    def key(self) -> str:
+        return self.fingerprint(1, self._model_key)
+
+    def tokens(self, n: int) -> int:
+        """Tokens of n samples at 16 kHz (the last one may be padded)."""
+        return max(1, -(-int(n) * self.rate_in // (RATE * self.hop)))
+
+    @torch.no_grad()
+    def native(self, wav: Tensor) -> Tensor:
+        """(B, N) at 16 kHz -> the codec's own latents (B, T, D)."""
+        device, T = self.mean.device, self.tokens(wav.shape[-1])
+        x = TAF.resample(wav.to(device), RATE, self.rate_in)
+        x = F.pad(x, (0, max(0, T * self.hop - x.shape[-1])))[:, None, : T * self.hop]
+        return CODECS[self.kind][1](self.model, x)[..., :T].mT
+
+    def fit(self, waves) -> "PretrainedCodec":
+        """PCA of the latents of an iterable of waveforms (N,)."""
+        self.fit_rows(torch.cat([self.native(torch.as_tensor(w)[None])[0] for w in tqdm(list(waves), desc="fitting PCA", unit="clip", dynamic_ncols=True)]))
+        return self
+
+    def encode(self, wav: Tensor) -> Tensor:
+        """(B, N) -> z (B, T, C) on the input's device."""
+        return self.project(self.native(wav)).to(wav.device)
+
+    @torch.no_grad()
+    def wave(self, native: Tensor) -> Tensor:
+        """The codec's own latents (B, T, D) -> wav (B, T 16000 / rate)."""
+        y = CODECS[self.kind][2](self.model, native.mT.contiguous())[:, 0]
+        lost = native.shape[1] * self.hop - y.shape[-1]            # DAC's odd strides lose a few samples at each end
+        y = F.pad(y, (max(0, lost // 2), max(0, lost - lost // 2)))[:, : native.shape[1] * self.hop]
+        return TAF.resample(y, self.rate_in, RATE)
+
+    def decode(self, z: Tensor, muffled: Tensor | None = None, cutoff: float | None = None) -> Tensor:
+        """z (B, T, C) -> wav; with muffled (B, N) and cutoff (Hz) the band under the cutoff is the recording's own."""
+        y = self.wave(self.restore(z.to(self.mean.device))).to(z.device)
+        return tame(y) if muffled is None else keep_low_band(y, muffled, cutoff)
+
+    def decode_mel(self, z: Tensor) -> Tensor:
+        """z (B, T, C) -> log-mel (B, F, 64) of what it decodes to: the embedded teacher hears mel frames."""
+        return log_mel(self.decode(z))
+
+
+# --- text ---------------------------------------------------------------------------------------------------------------------
+
+class PretrainedText(nn.Module):
+    """A frozen text encoder with the interface of model.Words: encode(captions) -> (B, 1 + S, E), row 0 the pooled embedding, then one row a
+    token, all-zero rows behind the end; the empty caption is all zeros (model.TextAdapter has a learned vector for it).
+
+    t5 family: pooled = mean over tokens. BERT-like and CLAP text towers: their own pooled output, or the mean where they have none."""
+    words: list[str] = []                                          # any word may be asked for
+
+    def __init__(self, name: str, flag: str = "text", trust: bool = False, pickles: bool = False, device: str = "cpu", max_tokens: int = 64):
+        super().__init__()
+        how = dict(flag=flag, trust=trust, pickles=pickles)
+        self.name, config = name, load("AutoConfig", name, **how)
+        if config.model_type in ("t5", "mt5", "umt5", "longt5"):
+            model = load({"t5": "T5", "mt5": "MT5", "umt5": "UMT5", "longt5": "LongT5"}[config.model_type] + "EncoderModel", name, **how)
+        else:
+            model = load("AutoModel", name, **how)
+            model = model.text_model if config.model_type == "clap" else model.get_encoder() if getattr(config, "is_encoder_decoder", False) else model
+        self.model, self.tokenizer = settle(model, device), load("AutoTokenizer", name, **how)
+        self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
+        self.features = self.encode(["a"]).shape[2]
+        self.key = f"{config.model_type}-{self.max_tokens}-{fingerprint(self.model)}"
+        self.eval()
+
+    def lengths(self, captions: list[str]) -> list[int]:
+        """Rows of each caption: 1 + its tokens; 0 for the empty one. Says how many were too long."""
+        ids = [self.tokenizer(c)["input_ids"] if c.strip() else [] for c in captions]
+        cut = sum(len(i) > self.max_tokens for i in ids)
+        if cut:
+            print(f"warning: {cut} of {len(captions)} captions have more than {self.max_tokens} tokens; the rest of each is left out")
+        return [1 + min(len(i), self.max_tokens) if i else 0 for i in ids]
+
+    @torch.no_grad()
+    def encode(self, captions: list[str]) -> Tensor:
+        some = [k for k, c in enumerate(captions) if c.strip()]
+        if not some:
+            return torch.zeros(len(captions), 2, getattr(self, "features", 1))
+        x = self.tokenizer([captions[k] for k in some], padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        device = next(self.model.parameters()).device
+        out = self.model(input_ids=x["input_ids"].to(device), attention_mask=x["attention_mask"].to(device))
+        h, mask = out.last_hidden_state.float().cpu(), x["attention_mask"].bool()[..., None]
+        pooled = getattr(out, "pooler_output", None)
+        pooled = (h * mask).sum(1) / mask.sum(1) if pooled is None else pooled.float().cpu()
+        rows = torch.zeros(len(captions), 1 + h.shape[1], h.shape[2])
+        rows[some] = torch.cat([pooled[:, None], h * mask], 1)
+        return rows
+
+    def cache(self, captions: list[list[str]]) -> "CachedText":
+        """Wordings of each clip -> their embeddings."""
+        return CachedText(self, captions)
+
+    def unknown(self, caption: str) -> dict:
+        return {}
+
+    def split(self, caption: str) -> list[str]:
+        return caption.split()
+
+
+class CachedText:
+    """Encoded captions of a data set, in one float16 memory map: text[i][k] -> (1 + S, E) of wording k of clip i. Equal captions are
+    encoded once."""
+
+    def __init__(self, encoder: PretrainedText, captions: list[list[str]]):
+        self.captions, unique = captions, sorted({c for cs in captions for c in cs})
+        self.row = {c: k for k, c in enumerate(unique)}
+        self.where = np.concatenate([[0], np.cumsum([max(2, n) for n in encoder.lengths(unique)])])
+        self.z = fill_array(cache_dir() / f"text-{digest(encoder.key, *unique)}", "z", (self.where[-1], encoder.features), np.float16, self._chunk, len(unique),
+                            (encoder, unique), where=self.where, workers=0, desc="encoding captions")
+
+    @staticmethod
+    def _chunk(indices, encoder, unique):
+        rows = encoder.encode([unique[i] for i in indices])
+        keep = rows.abs().sum(-1) > 0
+        keep[:, :2] = True                                         # an empty caption keeps two empty rows
+        return rows[keep].clamp(-6e4, 6e4).numpy().astype(np.float16)
+
+    def __getitem__(self, i: int) -> list[Tensor]:
+        return [torch.from_numpy(np.asarray(self.z[self.where[r] : self.where[r + 1]], np.float32)) for r in (self.row[c] for c in self.captions[i])]
 
 
 # --- models that judge ----------------------------------------------------------------------------------------------------------

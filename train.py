@@ -37,7 +37,7 @@ import regime
 import sampler
 import structure_reg
 from data import RATE, UserError
-from model import Codec, DiT, Words, flow_matching_loss, interpolate, make_optimizers
+from model import DiT, Words, flow_matching_loss, interpolate, make_optimizers
 
 
 class Stopped(UserError):
@@ -78,7 +78,10 @@ class Config:
     cond_drop: float = 0.1       # share of samples trained without condition, for classifier-free guidance
     recipe: str = "stage"        # vanilla | static | stop | clock | stage: a row of RECIPES; single flags are laid over it
     guidance: str = "adaptive"   # off | constant | adaptive: lambda(r)
-    teacher: str = "tiny"        # tiny: the shipped one | its controls: random (not pretrained) | shuffled (what it hears in other clips)
+    codec: str = "mel"           # the latent space; mel: log-mel + PCA, or a neural codec (folder or hub id)
+    text: str = "words"          # words: the embedded encoder, trained along, or a frozen one (folder or hub id)
+    teacher: str = "tiny"        # tiny: the shipped one | its controls: random (not pretrained) | shuffled (what it hears in other clips) | folder or hub id
+    teacher_layer: int = 0       # of a pretrained teacher, from 1; 0: the last
     lambda0: float = 0.5         # weight of the alignment loss (REPA: 0.5)
     gamma: float = 1.0           # exponent of its decay
     stop_at: float = 0.0         # share of the steps after which constant guidance ends at once (HASTE); 0: never
@@ -118,9 +121,10 @@ RECIPES = {  # who drives what; the other settings are the same in every row
     "clock": {"guidance": "adaptive", "timesteps": "adaptive", "structure": "adaptive", "regime": "clock"},
     "stage": {"guidance": "adaptive", "timesteps": "adaptive", "structure": "adaptive", "regime": "slope"},
 }
+TRUST = ("trust_remote_code", "allow_pickle")  # said anew each time: a folder from elsewhere must not say it for the user
 MODES = ("off", "constant", "adaptive")
 CHOICES = {"task": ("t2a", "sr"), "preset": ("auto", *PRESETS), "precision": ("auto", "fp32", "bf16"), "optimizer": ("muon", "adamw"),
-           "recipe": tuple(RECIPES), "guidance": MODES, "timesteps": MODES, "structure": MODES, "struct_loss": tuple(structure_reg.LOSSES), "teacher": ("tiny", "random", "shuffled"),
+           "recipe": tuple(RECIPES), "guidance": MODES, "timesteps": MODES, "structure": MODES, "struct_loss": tuple(structure_reg.LOSSES),
            "signal": regime.SIGNALS, "probe": ("auto", "always", "never")}
 
 
@@ -135,7 +139,7 @@ def parse(argv: list[str]) -> tuple[dict, str]:
         p.add_argument("--" + f.name.replace("_", "-"), dest=f.name, help=f"default {f.default!r}", **how)
     given = {k: v for k, v in vars(p.parse_args(argv)).items() if v is not None}
     resume = given.pop("resume")
-    extra = sorted(set(given) - {"steps", "device", "workers", "profile"})
+    extra = sorted(set(given) - {"steps", "device", "workers", "profile", *TRUST})
     if resume and extra:
         raise UserError(f"--resume continues with the run's own settings; only --steps, --device, --workers and --profile may be added, not --{extra[0].replace('_', '-')}")
     return given, resume
@@ -230,6 +234,16 @@ def measure(model: DiT, b: dict, hear, target: torch.Tensor, mean: torch.Tensor 
     return D, other
 
 
+def open_teacher(cfg: Config) -> torch.nn.Module:
+    """The SSL teacher that the configuration names."""
+    if cfg.teacher in ("tiny", "shuffled"):
+        return guidance.load_teacher()
+    if cfg.teacher == "random":
+        return guidance.random_teacher(cfg.seed)
+    import pretrained
+    return pretrained.PretrainedTeacher(cfg.teacher, cfg.teacher_layer, trust=cfg.trust_remote_code, pickles=cfg.allow_pickle, device=cfg.device)
+
+
 def circuits(model: DiT) -> list[tuple]:
     """(W_O, W_V, W_1, W_2, C) of each block: what structure_reg.py compares."""
     return [(b.out.weight, b.qkv.weight.chunk(3)[2], b.mlp[0].weight, b.mlp[2].weight, b.ada.weight) for b in model.blocks]
@@ -244,7 +258,7 @@ def train(given: dict, resume: str = "") -> Path:
         cfg, ckpt = evaluate.load_checkpoint(Path(resume))
         if "optimizer" not in ckpt or set(cfg) != {f.name for f in dataclasses.fields(Config)}:
             raise UserError(f"--resume {resume}: an exported or foreign checkpoint (no optimizer state, or other settings); it can be used, not continued")
-        cfg = dataclasses.replace(Config(**cfg), out=resume, **given)
+        cfg = dataclasses.replace(Config(**cfg), out=resume, **dict.fromkeys(TRUST, False) | given)
         cfg.device = evaluate.pick_device(cfg.device)
         if cfg.steps <= ckpt["step"] and "steps" in given:
             raise UserError(f"--steps {cfg.steps}: {resume} already has {ckpt['step']} steps; give a larger number")
@@ -254,6 +268,15 @@ def train(given: dict, resume: str = "") -> Path:
             raise UserError(f"--out {cfg.out}: folder is not empty; resume it with --resume {cfg.out}, or choose another")
     workers = None if cfg.workers < 0 else cfg.workers
 
+    # parts that may be missing come first: that should cost nobody the minutes of preparation
+    foreign = (cfg.device, cfg.trust_remote_code, cfg.allow_pickle)
+    codec = evaluate.open_codec(dataclasses.asdict(cfg), *foreign)
+    cfg.channels = codec.channels  # a neural codec may have fewer
+    words = evaluate.open_text(dataclasses.asdict(cfg), [], *foreign) if cfg.task == "t2a" and cfg.text != "words" else None
+    where = regime.Regime(cfg.regime, cfg.steps)
+    probing = cfg.probe == "always" or cfg.probe == "auto" and where.source == "slope" and "adaptive" in (cfg.guidance, cfg.timesteps, cfg.structure)
+    teacher = open_teacher(cfg) if cfg.guidance != "off" or probing else None
+
     # data: waveforms, codec, latents
     print(f"cache: {data.cache_dir()} (safe to delete at any time)")
     train_set = data.open_data(cfg.data, "train", cfg.clips, cfg.val_fold, cfg.seconds)
@@ -262,41 +285,38 @@ def train(given: dict, resume: str = "") -> Path:
     (out / "samples").mkdir(parents=True, exist_ok=True)  # claims the name before the minutes of preparation
     train_set.prepare(workers)
     val_set.prepare(workers)
-    codec = Codec(cfg.channels)
     if ckpt:
-        codec.load_state_dict(ckpt["codec"])
+        evaluate.load_weights(resume, codec, ckpt["codec"])
     else:
         codec.fit(train_set.wave(i)[: 10 * RATE] for i in np.random.default_rng(cfg.seed).permutation(len(train_set))[:500])
-        print(f"codec: {cfg.channels} components hold {100 * codec.explained:.1f} % of the log-mel variance")
+        print(f"codec {cfg.codec}: {cfg.channels} components hold {100 * codec.explained:.1f} % of the variance; {codec.rate:g} tokens a second")
     latents, val_latents = data.LatentCache(train_set, codec), data.LatentCache(val_set, codec)
     muffled, val_muffled = (data.LatentCache(d, codec, cfg.variants, workers) if cfg.task == "sr" else None for d in (train_set, val_set))
     T = codec.tokens(round(cfg.seconds * RATE))
-    words, ids = None, []
+    ids, val_ids = [], []
     if cfg.task == "t2a":
         captions = [[train_set.caption(i, k) for k in range(train_set.wordings)] for i in range(len(train_set))]
-        words = Words(ckpt["words"]) if ckpt else Words.fit(c for cs in captions for c in cs)
-        ids = [[words.encode([c])[0] for c in cs] for cs in captions]
-    val_ids = [[words.encode([val_set.caption(i)])[0]] for i in range(len(val_set))] if words else []
+        if words is None:
+            words = Words(ckpt["words"]) if ckpt else Words.fit(c for cs in captions for c in cs)
+        ids, val_ids = words.cache(captions), words.cache([[val_set.caption(i)] for i in range(len(val_set))])
     val_batches = [batch_to(data.draw_batch(val_latents, val_muffled, 64, T, np.random.default_rng([cfg.seed, 9, k])), val_ids, cfg,
                             torch.Generator().manual_seed(9_000 + k)) for k in range(2)]
 
     # model, EMA, optimizer
     torch.manual_seed(cfg.seed)
-    model = DiT(cfg.channels, cfg.width, cfg.depth, cfg.heads, len(words) if words else 0, cfg.task == "sr").to(cfg.device)
+    model = evaluate.build_model(dataclasses.asdict(cfg), words).to(cfg.device)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     model_opts = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.muon_lr, cfg.weight_decay)
 
     # regime and mechanisms; each draws from a generator of its own
-    where, latch = regime.Regime(cfg.regime, cfg.steps), structure_reg.Structure(cfg.depth, cfg.seed)
-    probing = cfg.probe == "always" or cfg.probe == "auto" and where.source == "slope" and "adaptive" in (cfg.guidance, cfg.timesteps, cfg.structure)
-    watching, ear, phi, projector, opts = cfg.structure == "adaptive" or cfg.probe == "always", None, None, None, list(model_opts)
-    if cfg.guidance != "off" or probing:
-        ear = guidance.Ear(codec, guidance.random_teacher(cfg.seed) if cfg.teacher == "random" else guidance.load_teacher())
+    latch = structure_reg.Structure(cfg.depth, cfg.seed)
+    watching, phi, projector, opts = cfg.structure == "adaptive" or cfg.probe == "always", None, None, list(model_opts)
+    if teacher is not None:
+        ear = guidance.Ear(codec, teacher)
         if cfg.guidance != "off":
             phi, projector = data.LatentCache(train_set, ear), guidance.Projector(cfg.width, ear.channels, cfg.seed).to(cfg.device)
             opts.append(torch.optim.AdamW(projector.parameters(), cfg.lr, (0.9, 0.99), weight_decay=cfg.weight_decay))
-        some = latents.z[: 25 * 60 * 20]                           # twenty minutes are enough for a mean
-        phi_mean = torch.cat([ear(torch.from_numpy(z.astype(np.float32))[None])[0] for z in np.array_split(some, max(1, len(some) // 1_500))]).mean(0).to(cfg.device)
+        phi_mean = guidance.feature_mean(ear, latents, train_set, cfg.device)
         ear = ear.to(cfg.device)
         hear, mean = (torch.nn.Identity(), None) if cfg.signal == "latent" else (ear, phi_mean)
         probe_batch = {k: v[:48] for k, v in val_batches[0].items()}
@@ -335,7 +355,7 @@ def train(given: dict, resume: str = "") -> Path:
 
     def checkpoint():
         evaluate.save_checkpoint(out / "checkpoint.pt", step=step, config=dataclasses.asdict(cfg), model=model.state_dict(), ema=ema.state_dict(),
-                                 optimizer=[opt.state_dict() for opt in opts], codec=codec.state_dict(), words=words.words if words else [], seconds=seconds(),
+                                 optimizer=[opt.state_dict() for opt in opts], codec=codec.state_dict(), words=words.words if words is not None else [], seconds=seconds(),
                                  regime=where.state_dict(), structure=latch.state_dict(), projector=projector.state_dict() if projector else {})
 
     bar, prepared = tqdm(total=cfg.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5), time.time()

@@ -141,6 +141,24 @@ def tiny_model(kind, folder):
             saved["auto_map"] = {"AutoConfig": "usad_model.UsadConfig", "AutoModel": "usad_model.UsadModel"}
             (folder / "config.json").write_text(json.dumps(saved))
             return folder
+        elif kind == "dac":
+            model = tf.DacModel(tf.DacConfig(encoder_hidden_size=4, decoder_hidden_size=32, downsampling_ratios=[2, 4, 5, 8], codebook_size=16, n_codebooks=2))
+        elif kind == "encodec":
+            model = tf.EncodecModel(tf.EncodecConfig(num_filters=4, hidden_size=24, codebook_size=16))
+        elif kind == "mimi":
+            model = tf.MimiModel(tf.MimiConfig(num_filters=4, hidden_size=16, num_hidden_layers=1, intermediate_size=32, num_attention_heads=2, num_key_value_heads=2, head_dim=8, codebook_size=16,
+                                               codebook_dim=8, vector_quantization_hidden_dimension=8, num_quantizers=4, upsample_groups=16))
+        elif kind == "vibevoice_acoustic_tokenizer":
+            model = tf.VibeVoiceAcousticTokenizerModel(tf.VibeVoiceAcousticTokenizerConfig(hidden_size=16, num_filters=2, depths=[1] * 7))
+        elif kind == "pocket_tts_audio_tokenizer":
+            model = tf.PocketTTSAudioTokenizerModel(tf.PocketTTSAudioTokenizerConfig(num_filters=4, hidden_size=16, num_hidden_layers=1, intermediate_size=32, num_attention_heads=2,
+                                                                                     num_key_value_heads=2, upsample_groups=16, latent_dim=8))
+        elif kind == "t5":
+            model = tf.T5EncoderModel(tf.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, pad_token_id=0, eos_token_id=2, decoder_start_token_id=0))
+            word_tokenizer(folder, "t5")
+        elif kind == "bert":
+            model = tf.BertModel(tf.BertConfig(**small, vocab_size=40, pad_token_id=0))
+            word_tokenizer(folder)
         else:
             raise ValueError(kind)
     model.save_pretrained(folder)
