@@ -28,6 +28,7 @@ import json
 import multiprocessing as mp
 import multiprocessing.connection
 import os
+import re
 import shutil
 import signal
 import sys
@@ -883,15 +884,36 @@ def write_wav(path: str | Path, x: np.ndarray) -> None:
     scipy.io.wavfile.write(path, RATE, np.round(x / max(1.0, np.abs(x).max(initial=0)) * 32_767).astype(np.int16))
 
 
-def _rows(folder: Path) -> tuple[Path, list[dict]]:
-    """The metadata rows of a folder, each with its row number in '#'."""
-    found = sorted({p for pattern in ("*.jsonl", "*.csv", "meta/*.csv") for p in folder.glob(pattern)})
-    found = [p for p in found if p.name.startswith("metadata.")] or found
-    if not found:
-        raise UserError(f"{folder}: no metadata found; expected metadata.csv or metadata.jsonl with columns file_name and caption")
-    if len(found) > 1:
-        raise UserError(f"{folder}: several metadata files ({', '.join(p.name for p in found)}); keep one")
-    meta, rows = found[0], []
+SPLIT_WORDS = {"train": ("train", "training", "development"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "eval", "evaluation")}
+
+
+def _split_of(meta: Path, folder: Path) -> str | None:
+    """The split that a metadata file is for, by the words of its name or of its own folder."""
+    words = re.split(r"[^a-z]+", str(meta.relative_to(folder).with_suffix("")).lower())
+    return next((split for split, known in SPLIT_WORDS.items() if set(known) & set(words)), None)
+
+
+def _metadata(folder: Path, split: str) -> tuple[Path | None, bool]:
+    """(the metadata file for a split or None, is it that split's own?). One file for all, or one a split: train.csv, val.csv, test.csv;
+    clotho_captions_development.csv ...; train/metadata.csv ... . Without a val file the test file is used, and the other way round."""
+    kinds = lambda *places: sorted({p for place in places for kind in ("csv", "jsonl") for p in folder.glob(f"{place}.{kind}")})
+    found = kinds("metadata") or kinds("*", "meta/*") or kinds("*/metadata")
+    if len(found) <= 1:
+        return (found[0] if found else None), False
+    by_split = {}
+    for p in found:
+        by_split.setdefault(_split_of(p, folder), []).append(p)
+    for name in {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}[split]:
+        if len(by_split.get(name, ())) == 1 and "train" in by_split:
+            return by_split[name][0], True
+    if split != "train" and len(by_split.get("train", ())) == 1 and not {"val", "test"} & set(by_split):
+        return by_split["train"][0], False
+    raise UserError(f"{folder}: several metadata files ({', '.join(str(p.relative_to(folder)) for p in found)}); keep one, or one a split named train, val and test")
+
+
+def _rows(meta: Path) -> list[dict]:
+    """The rows of a metadata file, each with its row number in '#'."""
+    rows = []
     try:
         text = meta.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -913,7 +935,7 @@ def _rows(folder: Path) -> tuple[Path, list[dict]]:
             rows.append({**row, "#": k})
     if not rows:
         raise UserError(f"{meta}: no rows")
-    return meta, rows
+    return rows
 
 
 def _column(meta: Path, row: dict, names) -> str:
@@ -923,50 +945,124 @@ def _column(meta: Path, row: dict, names) -> str:
     return hit
 
 
+@dataclass
+class _Entry:
+    """One row of a data set: its file (None: missing), how it is called, its captions, and whether it is held out (None: by hash)."""
+    path: Path | None
+    name: str
+    captions: list[str]
+    held: bool | None = None
+
+
+def _vctk(folder: Path) -> list[_Entry]:
+    """VCTK: wav48_silence_trimmed/p225/p225_001_mic1.flac (or wav48/p225/p225_001.wav) and txt/p225/p225_001.txt. Held out: the last 8 of
+    108 speakers, without p280 and p315 (NU-Wave2's split); of fewer speakers, the same share."""
+    root = next(d for d in (folder / "wav48_silence_trimmed", folder / "wav48") if d.is_dir())
+    speakers = sorted(d for d in root.iterdir() if d.is_dir() and d.name not in ("p280", "p315"))
+    if len(speakers) < 2:
+        raise UserError(f"{root}: fewer than two speakers; one must be held out")
+    held = set(speakers[-max(1, round(8 / 108 * len(speakers))):])
+    out = []
+    for speaker in speakers:
+        for p in sorted(p for p in speaker.iterdir() if p.suffix.lower() in AUDIO_TYPES and not p.stem.endswith("_mic2")):
+            text = folder / "txt" / speaker.name / f"{p.stem.removesuffix('_mic1')}.txt"
+            out.append(_Entry(p, p.name, [text.read_text(encoding="utf-8", errors="replace")] if text.is_file() else ["speech"], speaker in held))
+    return out
+
+
+def _class_folders(folder: Path) -> list[_Entry]:
+    """FOLDER/CLASS/FILE without metadata: the class is the caption. (train/CLASS/FILE, test/CLASS/FILE: with these splits.)"""
+    out = []
+    for p in sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_TYPES):
+        parts = p.relative_to(folder).parts[:-1]
+        if parts:
+            split = next((s for s, known in SPLIT_WORDS.items() if parts[0].lower() in known), None)
+            out.append(_Entry(p, str(p.relative_to(folder)), [parts[-1]], None if split is None or len(parts) == 1 else split != "train"))
+    return out
+
+
 class AudioFolder:
-    """A folder of captioned recordings. Reads Hugging Face audiofolder metadata (csv or jsonl: file_name + caption|text), the
-    AudioCaps csv (youtube_id, start_time, caption; files named ID.* or ID_START.*) and the ESC-50 csv (filename, category).
+    """A folder of captioned recordings. Layouts, told apart by what is there:
 
-    val_fold: rows with that `fold` are the validation split; without it, a tenth of the *files*, chosen by a hash of the name (where
-    several files are cuts of one recording, as in ESC-50, use the fold: the hash would put siblings on both sides)."""
+    audiofolder   metadata.csv | metadata.jsonl with file_name and caption | text, for all or one a split; or FOLDER/CLASS/FILE without
+    AudioCaps     csv with youtube_id, start_time, caption; clips named ID, YID, ID_START ..., any extension; train.csv, val.csv, test.csv
+    Clotho        csv with file_name, caption_1 ... caption_5, one a split
+    ESC-50        csv with filename, category, fold; files in audio/
+    VCTK          wav48_silence_trimmed/ or wav48/, txt/
 
-    def __init__(self, folder: str | Path, split: str = "train", val_fold: int | None = None):
-        self.folder = Path(folder)
+    Several rows of one file, and columns caption_1 ..., are several wordings. val_fold: rows with that `fold` are the validation split; where
+    nothing says which clips are held out, a tenth of the *files* is, by a hash of the name (where several files are cuts of one
+    recording, as in ESC-50, use the fold: the hash would put siblings on both sides). max_missing: share of the rows whose file may be
+    missing; their names are in `missing`."""
+
+    def __init__(self, folder: str | Path, split: str = "train", val_fold: int | None = None, max_missing: float = 0.0):
+        self.folder, self.split = Path(folder), split
         if not self.folder.is_dir():
             raise UserError(f"--data {folder}: no such folder")
-        meta, rows = _rows(self.folder)
-        text_col = _column(meta, rows[0], ("caption", "text", "category"))
-        file_col = _column(meta, rows[0], ("file_name", "filename", "youtube_id", "audiocap_id"))
-        if val_fold is not None and "fold" not in rows[0]:
-            raise UserError(f"{meta}: --val-fold needs a column 'fold'")
-        want = (file_col, text_col) + (("fold",) if val_fold is not None else ())
-        for row in rows:
-            missing = next((c for c in want if row.get(c) is None or not str(row[c]).strip()), None)
-            if missing:
-                raise UserError(f"{meta}, row {row['#']}: empty {missing}; fill it in or remove the row")
-        index = {p.stem: p for p in self.folder.rglob("*") if p.suffix.lower() in AUDIO_TYPES} if file_col != "file_name" else {}
-        paths = [self._find(str(row[file_col]), row, index, meta) for row in rows]
-        by_hash = sorted(set(paths), key=lambda p: zlib.crc32(p.name.encode()))
+        if any((self.folder / d).is_dir() for d in ("wav48_silence_trimmed", "wav48")):
+            meta, entries = self.folder, _vctk(self.folder)
+        else:
+            meta, own = _metadata(self.folder, split)
+            entries = self._read(meta, own and split != "train" if own else None, val_fold) if meta else _class_folders(self.folder)
+        if not entries:
+            raise UserError(f"{self.folder}: no metadata found; expected metadata.csv or metadata.jsonl with columns file_name and caption")
+        self.missing = [e.name for e in entries if e.path is None]
+        if len(self.missing) > max_missing * len(entries):
+            many = f"; {len(self.missing)} of {len(entries)} are missing, the share {max_missing:g} is allowed (--max-missing)" if max_missing or len(self.missing) > 1 else ""
+            raise UserError(f"{self.missing[0]}{many}")
+        entries = [e for e in entries if e.path is not None]
+        by_hash = sorted({e.path for e in entries}, key=lambda p: zlib.crc32(p.name.encode()))
         tenth = set(by_hash[: max(1, len(by_hash) // 10)])  # at least one file is held out
         clips: dict[Path, list] = {}
-        for row, path in zip(rows, paths):
-            held = (str(row["fold"]) == str(val_fold)) if val_fold is not None else path in tenth
-            if held == (split != "train"):
-                clips.setdefault(path, []).append(" ".join(str(row[text_col]).replace("_", " ").split()))
+        for e in entries:
+            if (e.path in tenth if e.held is None else e.held) == (split != "train"):
+                clips.setdefault(e.path, []).extend(" ".join(c.replace("_", " ").split()) for c in e.captions)
         if not clips:
-            raise UserError(f"{meta}: no clips in the {split} split" + (f" (no row has fold {val_fold})" if val_fold is not None else ""))
-        self.paths, self.captions, self.split = list(clips), list(clips.values()), split
+            raise UserError(f"{meta or self.folder}: no clips in the {split} split" + (f" (no row has fold {val_fold})" if val_fold is not None else ""))
+        self.paths, self.captions = list(clips), list(clips.values())
         self.wordings = max(map(len, self.captions))
         self.key = "folder-" + digest(self.folder.resolve(), split, *((p, p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths))
         self._waves = self._where = None
 
-    def _find(self, name: str, row: dict, index: dict, meta: Path) -> Path:
-        """The file of a row. ESC-50 keeps its files in audio/, AudioCaps names no extension."""
-        start = str(row.get("start_time", "")).strip()
-        for p in (self.folder / name, self.folder / "audio" / name, index.get(name), index.get(f"{name}_{start}"), index.get(Path(name).stem)):
-            if p is not None and p.is_file() and p.suffix.lower() in AUDIO_TYPES:
+    def _read(self, meta: Path, held: bool | None, val_fold: int | None) -> list[_Entry]:
+        """Rows of a metadata file -> entries. held: the whole file is (not) held out; None: it says so by fold, or not at all."""
+        rows = _rows(meta)
+        several = [c for c in rows[0] if re.fullmatch(r"caption_\d+", c)]
+        text = several or [_column(meta, rows[0], ("caption", "text", "category"))]
+        file = _column(meta, rows[0], ("file_name", "filename", "youtube_id", "audiocap_id"))
+        if val_fold is not None and "fold" not in rows[0]:
+            raise UserError(f"{meta}: --val-fold needs a column 'fold'")
+        want = (file, *text[:1]) + (("fold",) if val_fold is not None else ())
+        for row in rows:
+            empty = next((c for c in want if row.get(c) is None or not str(row[c]).strip()), None)
+            if empty:
+                raise UserError(f"{meta}, row {row['#']}: empty {empty}; fill it in or remove the row")
+        files = {}
+        for p in self.folder.rglob("*"):
+            if p.suffix.lower() in AUDIO_TYPES:
+                files[p.stem] = files[p.name] = p
+        out = []
+        for row in rows:
+            path = self._find(str(row[file]), row, files, meta)
+            name = f"{meta}, row {row['#']}: no audio file for {str(row[file])!r} (looked in {self.folder} and its subfolders)" if path is None else str(row[file])
+            out.append(_Entry(path, name, [str(row[c]) for c in text if str(row[c]).strip()], str(row["fold"]) == str(val_fold) if val_fold is not None else held))
+        return out
+
+    def _find(self, name: str, row: dict, files: dict, meta: Path) -> Path | None:
+        """The file of a row: as written, beside the metadata or in audio/, or anywhere by its name. AudioCaps names no extension, and
+        downloaders write ID, YID, ID_30, ID_30.000, ID_30000, ID_30_40 ... ."""
+        for p in (meta.parent / name, self.folder / name, self.folder / "audio" / name):
+            if p.is_file() and p.suffix.lower() in AUDIO_TYPES:
                 return p
-        raise UserError(f"{meta}, row {row['#']}: no audio file for {name!r} (looked in {self.folder} and {self.folder / 'audio'})")
+        stems = [name]
+        if "youtube_id" in row:
+            try:
+                start = float(row.get("start_time") or 0)
+            except ValueError:
+                raise UserError(f"{meta}, row {row['#']}: start_time {row['start_time']!r} is no number") from None
+            times = [f"{start:g}", f"{start:.1f}", f"{start:.3f}", f"{1e3 * start:.0f}", f"{start:g}_{start + 10:g}", f"{start:.3f}_{start + 10:.3f}", f"{1e3 * start:.0f}_{1e3 * (start + 10):.0f}"]
+            stems = [f"{y}{name}{sep}{t}" for y in ("", "Y") for sep, t in [("_", t) for t in times] + [("", "")]] + [str(row.get("audiocap_id") or name)]
+        return next((files[s] for s in stems if s in files), files.get(Path(name).name))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -1021,11 +1117,56 @@ def _decode_chunk(indices, paths, lengths):
     return np.concatenate(out)
 
 
-def open_data(data: str, split: str, n: int = 0, val_fold: int | None = None, seconds: float = CLIP_S):
-    """`soundworld` or the path of a folder -> a data set (see the module docstring for its interface)."""
+class Mixed:
+    """Several data sets as one: part k gives the share weights[k] of the clips that training draws, whatever its size. Clips of the parts
+    take turns, so that the first n of a validation set are of all kinds."""
+
+    def __init__(self, parts: list, weights: list[float]):
+        self.parts, self.weights = parts, weights
+        turns = [(i / len(d), k, i) for k, d in enumerate(parts) for i in range(len(d))]
+        self.index = [(k, i) for _, k, i in sorted(turns)]
+        share = np.array(weights, float) / sum(weights)
+        p = np.array([share[k] / len(parts[k]) for k, _ in self.index])
+        self.p = p / p.sum()                                       # draw_batch's probability of each clip
+        self.key = "mixed-" + digest(*(d.key for d in parts))
+        self.wordings = max(d.wordings for d in parts)
+        self.missing = [name for d in parts for name in getattr(d, "missing", [])]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def wave(self, i: int) -> np.ndarray:
+        k, j = self.index[i]
+        return self.parts[k].wave(j)
+
+    def caption(self, i: int, wording: int = 0) -> str:
+        k, j = self.index[i]
+        return self.parts[k].caption(j, wording)
+
+    def lengths(self) -> list[int]:
+        each = [d.lengths() for d in self.parts]
+        return [each[k][j] for k, j in self.index]
+
+    def prepare(self, workers: int | None = None) -> "Mixed":
+        for d in self.parts:
+            d.prepare(workers)
+        return self
+
+
+def open_data(data: str, split: str, n: int = 0, val_fold: int | None = None, seconds: float = CLIP_S, max_missing: float = 0.0):
+    """`soundworld`, the path of a folder, or several of them as NAME=WEIGHT,NAME=WEIGHT -> a data set (see the module docstring)."""
     if data == "soundworld":
         return SoundWorld(split, n, seconds=seconds)
-    return AudioFolder(data, "train" if split == "train" else "val", val_fold or None)  # 0, the flag's default, names no fold
+    if "=" in data and not Path(data).is_dir():
+        names, weights = zip(*(part.strip().rpartition("=")[::2] for part in data.split(",")))
+        try:
+            weights = [float(w) for w in weights]
+            if not all(names) or min(weights) <= 0:
+                raise ValueError
+        except ValueError:
+            raise UserError(f"--data {data}: a mixture reads NAME=WEIGHT,NAME=WEIGHT with positive weights") from None
+        return Mixed([open_data(name, split, n, val_fold if name != "soundworld" else None, seconds, max_missing) for name in names], weights)
+    return AudioFolder(data, split, val_fold or None, max_missing)  # 0, the flag's default, names no fold
 
 
 # --------------------------------------------------------------------------------------------------------------------------
@@ -1071,7 +1212,7 @@ class LatentCache:
     input; version r of clip i depends on (i, r) alone), channels side by side: (sum T, R C)."""
 
     def __init__(self, data, codec, variants: int = 0, workers: int | None = None):
-        self.variants, self.c = variants, codec.channels
+        self.variants, self.c, self.p = variants, codec.channels, getattr(data, "p", None)
         tokens = [codec.tokens(n) for n in data.lengths()]
         self.where = np.concatenate([[0], np.cumsum(tokens)])
         folder = cache_dir() / f"latents-{digest(data.key, codec.key, variants, BAND_LIMIT_VERSION)}"
@@ -1110,7 +1251,7 @@ def draw_batch(latents: LatentCache, muffled: LatentCache | None, batch: int, le
 
     Returns arrays: i (B,) clip indices, wording (B,), x0 (B, T, C), mask (B, T) True where there is sound; for super-resolution
     cond (B, T, C), the same crop of a muffled version; with `phi` (cached teacher features) phi (B, T, F), the same crop of them."""
-    b = {"i": rng.integers(0, len(latents), batch), "wording": rng.integers(0, 1 << 16, batch),
+    b = {"i": rng.integers(0, len(latents), batch) if latents.p is None else rng.choice(len(latents), batch, p=latents.p), "wording": rng.integers(0, 1 << 16, batch),
          "x0": np.zeros((batch, length, latents.c), np.float32), "mask": np.zeros((batch, length), bool)}
     if muffled is not None:
         b["cond"] = np.zeros_like(b["x0"])

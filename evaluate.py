@@ -348,7 +348,7 @@ def probe_teacher(teacher: nn.Module, esc10: Path | None, clips: int = 3_000, in
     sets = {"soundworld": ([torch.from_numpy(w.wave(i)) for w in worlds for i in range(len(w))],
                            torch.cat([torch.from_numpy(factor_table(w)["presence"]) for w in worlds]), np.r_[np.zeros(len(worlds[0])), np.ones(len(worlds[1]))], ranking)}
     if esc10:
-        meta, rows = data._rows(esc10)
+        rows = data._rows(data._metadata(esc10, "train")[0])
         classes = sorted({r["category"] for r in rows})
         sets["esc10"] = ([torch.from_numpy(data.read_audio(esc10 / r["file_name"])) for r in tqdm(rows, desc="reading", unit="clip")],
                          torch.tensor([classes.index(r["category"]) for r in rows]), np.array([int(r["fold"]) for r in rows]), correct)
@@ -720,7 +720,7 @@ def score_t2a(run: Run, clips: int, kind: str, split: str, w: float | None, step
 def score_folder(run: Run, clips: int, judge: Judge, w, steps, clap=None, embedder=None) -> list[dict]:
     """Caption-to-sound on recordings: no true factors, so KID, in an embedding trained on other (synthetic) sounds, and what pretrained
     models say."""
-    sets = [data.open_data(run.config["data"], s, 0, run.config["val_fold"]).prepare() for s in ("val", "train")]
+    sets = [open_set(run.config, s) for s in ("test", "train")]
     rng, n = np.random.default_rng(0), min(clips, len(sets[0]))
     crop = lambda d, i: _first(d.wave(i), run.config["seconds"])
     real = np.stack([crop(sets[0], i) for i in range(n)])
@@ -730,6 +730,11 @@ def score_folder(run: Run, clips: int, judge: Judge, w, steps, clap=None, embedd
     made = generate(run, captions, list(range(n)), progress="generating", w=w, steps=steps)
     return [{"row": name, "n": n, "kid": kid(listen(judge, waves)["embedding"], reference), **foreign_scores(waves, captions, others, clap, embedder)}
             for name, waves in (("real", real), ("codec ceiling", trip), ("model", made))]
+
+
+def open_set(config: dict, split: str, n: int = 0):
+    """A split of the data that a run was trained on, prepared."""
+    return data.open_data(config["data"], split, n, config["val_fold"], config["seconds"], config.get("max_missing", 0.0)).prepare()
 
 
 def _first(x: np.ndarray, seconds: float) -> np.ndarray:
@@ -753,8 +758,7 @@ def summary(rows: list[dict], minus: list[dict] | None = None) -> dict:
 def score_sr(run: Run, clips: int, cutoff: int, steps: int | None, split: str = "test") -> list[dict]:
     """Rows of the super-resolution table on unseen clips: Chebyshev order 8 at `cutoff`, two samples a clip where sampled."""
     seconds = run.config["seconds"]
-    test = data.open_data(run.config["data"], split, clips, run.config["val_fold"], seconds).prepare()
-    fit = data.open_data(run.config["data"], "train", run.config["clips"], run.config["val_fold"], seconds).prepare()
+    test, fit = open_set(run.config, split, clips), open_set(run.config, "train", run.config["clips"])
     n = min(clips, len(test))
     reals = [_first(test.wave(i), seconds) for i in range(n)]
     muffled = [data.band_limit(x, cutoff) for x in reals]
@@ -806,6 +810,32 @@ def foreign_table(rows: list[dict]) -> str:
     if not shown:
         return ""
     return "\n".join(["", f"{'':14s}" + "".join(f"{cells[k][0]:>26s}" for k in shown)] + [f"{r['row']:14s}" + "".join(f"{cells[k][1](r[k]):>26s}" for k in shown) for r in rows])
+
+
+def score_codec(config: dict, clips: int = 100, **foreign) -> dict:
+    """Round trip of held-out clips of config["data"] through a latent space of config["channels"]: LSD, its high half from 4 kHz up, and
+    SI-SDR, before and after the PCA. To be read before a model is trained in that space: it is the ceiling."""
+    train, test, codec = open_set(config, "train", 2_000), open_set(config, "test", clips), open_codec(config, **foreign)
+    crop = lambda d, i: _first(d.wave(i), config["seconds"])
+    codec.fit(crop(train, i) for i in np.random.default_rng(0).permutation(len(train))[:300])
+    trips, n = {f"{codec.channels} channels": lambda x: codec.decode(codec.encode(x))}, min(clips, len(test))
+    if hasattr(codec, "native") and codec.channels < codec.mean.shape[0]:
+        trips = {f"all {codec.mean.shape[0]}": lambda x: codec.wave(codec.native(x))} | trips
+    out = {"protocol": {"codec": config.get("codec", "mel"), "data": config["data"], "n": n, "seconds": config["seconds"], "tokens_per_s": codec.rate, "explained": codec.explained,
+                        "stft": "Hann 2048/512, power floor 1e-8"}, "rows": []}
+    for name, trip in trips.items():
+        rows = []
+        for i in tqdm(range(n), desc=name, unit="clip", dynamic_ncols=True):
+            x = crop(test, i)
+            y = trip(torch.as_tensor(x)[None])[0, : len(x)].cpu().numpy()
+            rows.append(lsd(log_power(x), log_power(y), 4_000) | {"si_sdr": si_sdr(x, y)})
+        out["rows"].append({"row": name, **summary(rows), "n": n})
+    return out
+
+
+def codec_table(result: dict) -> str:
+    lines = [", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in result["protocol"].items()), f"{'round trip':16s}" + "".join(f"{k:>26s}" for k in ("LSD", "LSD from 4 kHz up", "SI-SDR dB"))]
+    return "\n".join(lines + [f"{r['row']:16s}" + "".join(f"{r[k]['mean']:9.3f} [{r[k]['interval'][0]:6.3f},{r[k]['interval'][1]:6.3f}]" for k in ("lsd", "lsd_hf", "si_sdr")) for r in result["rows"]])
 
 
 def text_table(rows: list[dict]) -> str:
@@ -1122,6 +1152,15 @@ def cmd_sounds(a) -> None:
 def cmd_score(a) -> None:
     if not 500 <= a.cutoff <= 7_500 or a.clips < 2:
         raise UserError(f"--cutoff {a.cutoff} --clips {a.clips}: needs a cutoff from 500 to 7500 Hz and at least 2 clips")
+    if bool(a.runs) == bool(a.codec):
+        raise UserError("score: name runs, or a latent space with --codec mel|MODEL (and --data FOLDER)")
+    if a.codec:
+        result = score_codec({"codec": a.codec, "channels": a.channels, "data": a.data, "val_fold": a.val_fold, "seconds": data.CLIP_S}, a.clips,
+                             device=pick_device(a.device), trust=a.trust_remote_code, pickles=a.allow_pickle)
+        print(codec_table(result))
+        if a.out:
+            a.out.write_text(json.dumps(result, indent=1) + "\n")
+        return
     score([load_run(r, a.device, a.trust_remote_code, a.allow_pickle) for r in a.runs], a.clips, a.judge, a.split, a.cutoff, a.cfg, a.steps, a.out, a.clap, a.audio_model, a.trust_remote_code, a.allow_pickle,
           pick_device(a.device))
 
@@ -1177,7 +1216,11 @@ def main() -> None:
     c.add_argument("--device", default="cpu")
     c.set_defaults(run_command=cmd_upsample)
     c = sub.add_parser("score", help="metrics with intervals")
-    c.add_argument("runs", nargs="+")
+    c.add_argument("runs", nargs="*")
+    c.add_argument("--codec", metavar="mel|MODEL", help="no run, but the round trip through this latent space")
+    c.add_argument("--channels", type=positive(int), default=64, help="with --codec: principal components kept")
+    c.add_argument("--data", default="soundworld", help="with --codec: soundworld or a folder of recordings")
+    c.add_argument("--val-fold", type=int, default=0, help="with --codec: the fold that is held out")
     c.add_argument("--clips", type=positive(int), default=500)
     c.add_argument("--judge", choices=("dev", "final"), default="dev")
     c.add_argument("--split", choices=("val", "test", "combos"), default="test")

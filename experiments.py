@@ -491,7 +491,7 @@ def _sounds(runs: list[tuple], n: int) -> str:
     """The same test clips, captions and noise for every (name, run) of a task: real, codec ceiling, (muffled input,) each run."""
     from html import escape
     first = runs[0][1]
-    test = data.open_data(first.config["data"], "test", 64, first.config["val_fold"], first.config["seconds"])
+    test = evaluate.open_set(first.config, "test", 64)
     rows = sorted(range(min(64, len(test))), key=lambda i: (len(test.caption(i)), i))[:: max(1, min(64, len(test)) // n)][:n]
     real = np.stack([evaluate._first(test.wave(i), first.config["seconds"]) for i in rows])
     captions = [test.caption(i) for i in rows]

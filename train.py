@@ -52,7 +52,8 @@ warnings.filterwarnings("ignore", message="Mismatch dtype between input and weig
 @dataclass
 class Config:
     task: str = "t2a"            # t2a: caption -> sound; sr: band-limited -> full-band sound
-    data: str = "soundworld"     # soundworld, or a folder of recordings with metadata.csv|jsonl
+    data: str = "soundworld"     # soundworld, a folder of recordings (layouts: data.AudioFolder), or a mixture: a=3,soundworld=1
+    max_missing: float = 0.0     # share of a folder's clips that its metadata may name and the disk not hold
     val_fold: int = 0            # folder data: the value of column `fold` that is held out; 0: a tenth of the files
     out: str = ""                # run folder; empty: runs/<task>, numbered when taken
     preset: str = "auto"         # smoke (CPU, MPS) | small (one GPU) | full; auto: by device
@@ -160,7 +161,7 @@ def resolve(given: dict) -> Config:
     for name, ok, why in (("steps", cfg.steps > 0, "positive"), ("batch", cfg.batch > 0, "positive"), ("lr", cfg.lr > 0, "positive"), ("muon_lr", cfg.muon_lr > 0, "positive"),
                           ("heads", cfg.heads > 0 and cfg.width % (2 * cfg.heads) == 0, "such that width / heads is an even number"),
                           ("channels", 0 < cfg.channels <= 128, "from 1 to 128"), ("seconds", 0.5 <= cfg.seconds <= 30, "from 0.5 to 30"),
-                          ("seed", cfg.seed >= 0, "0 or more"), ("warmup", cfg.warmup > 0, "positive"), ("score_clips", cfg.score_clips >= 2, "at least 2"),
+                          ("seed", cfg.seed >= 0, "0 or more"), ("max_missing", 0 <= cfg.max_missing < 1, "in [0, 1)"), ("warmup", cfg.warmup > 0, "positive"), ("score_clips", cfg.score_clips >= 2, "at least 2"),
                           ("clips", cfg.clips >= 100, "at least 100"), ("variants", cfg.variants > 0, "positive"), ("eval_every", cfg.eval_every > 0, "positive"),
                           ("cond_drop", 0 <= cfg.cond_drop < 1, "in [0, 1)"), ("sample_steps", cfg.sample_steps > 0, "positive"),
                           ("lambda0", cfg.lambda0 >= 0, "0 or more"), ("mu0", cfg.mu0 >= 0, "0 or more"), ("gamma", cfg.gamma > 0, "positive"),
@@ -279,10 +280,13 @@ def train(given: dict, resume: str = "") -> Path:
 
     # data: waveforms, codec, latents
     print(f"cache: {data.cache_dir()} (safe to delete at any time)")
-    train_set = data.open_data(cfg.data, "train", cfg.clips, cfg.val_fold, cfg.seconds)
-    val_set = data.open_data(cfg.data, "val", 256, cfg.val_fold, cfg.seconds)
+    train_set, val_set = (data.open_data(cfg.data, split, n, cfg.val_fold, cfg.seconds, cfg.max_missing) for split, n in (("train", cfg.clips), ("val", 256)))
     out = Path(cfg.out)
     (out / "samples").mkdir(parents=True, exist_ok=True)  # claims the name before the minutes of preparation
+    missing = sorted({*getattr(train_set, "missing", []), *getattr(val_set, "missing", [])})
+    if missing:
+        (out / "missing.txt").write_text("\n".join(missing) + "\n", encoding="utf-8")
+        print(f"{len(missing)} clips are missing and left out; they are listed in {out / 'missing.txt'}")
     train_set.prepare(workers)
     val_set.prepare(workers)
     if ckpt:

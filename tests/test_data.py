@@ -212,6 +212,85 @@ def test_esc50_and_audiocaps_layouts(tmp_path):
     assert sorted(c for d in sets for cs in d.captions for c in cs) == ["a dog, barking", "heavy rain", "rain"]
 
 
+def captions_of(folder, split, **how):
+    d = AudioFolder(folder, split, **how)
+    return {p.name: c for p, c in zip(d.paths, d.captions)}
+
+
+def test_audiocaps_splits_and_the_names_that_downloaders_give(tmp_path):
+    """train.csv, val.csv, test.csv; ID, YID, ID_START and ID_START_END in ms; several captions of one clip; missing clips only as allowed."""
+    names = ["abc.wav", "Yd-_f.flac", "ghi_30.wav", "jkl_30000_40000.wav", "Ymno_30.000.wav", "v1.wav", "t1.wav"]
+    head, row = "audiocap_id,youtube_id,start_time,caption\n", "{},{},30,{}\n".format
+    make_folder(tmp_path, names, [], ("x",), "train.csv")
+    (tmp_path / "train.csv").write_text(head + "".join(row(k, i, f"sound {i}") for k, i in enumerate(("abc", "d-_f", "ghi", "jkl", "mno", "gone"))))
+    (tmp_path / "val.csv").write_text(head + row(7, "v1", "one") + row(8, "v1", "two"))
+    (tmp_path / "test.csv").write_text(head + row(9, "t1", "three"))
+    with pytest.raises(UserError, match="train.csv, row 7: no audio file for 'gone'"):
+        AudioFolder(tmp_path)
+    d = AudioFolder(tmp_path, max_missing=0.2)
+    assert sorted(p.name for p in d.paths) == sorted(names[:5]) and len(d.missing) == 1 and "'gone'" in d.missing[0]
+    with pytest.raises(UserError, match="1 of 6 are missing, the share 0.1 is allowed"):
+        AudioFolder(tmp_path, max_missing=0.1)
+    assert captions_of(tmp_path, "val") == {"v1.wav": ["one", "two"]} and captions_of(tmp_path, "test") == {"t1.wav": ["three"]}
+
+
+def test_clotho_has_five_wordings_and_its_own_splits(tmp_path):
+    head = "file_name," + ",".join(f"caption_{k}" for k in range(1, 6)) + "\n"
+    for split, name in (("development", "Rain 1.wav"), ("validation", "Dog.wav")):
+        make_folder(tmp_path, [f"{split}/{name}"], [], ("x",), f"clotho_captions_{split}.csv")
+        (tmp_path / f"clotho_captions_{split}.csv").write_text(head + name + ",a,b,c,d,e\n")
+    assert captions_of(tmp_path, "train") == {"Rain 1.wav": list("abcde")}
+    assert captions_of(tmp_path, "val") == captions_of(tmp_path, "test") == {"Dog.wav": list("abcde")}, "no test file: validation stands in"
+
+
+def test_vctk_holds_out_the_last_speakers_and_two_are_left_out(tmp_path):
+    root = tmp_path / "wav48_silence_trimmed"
+    for k in [*range(225, 245), 280, 315]:
+        (root / f"p{k}").mkdir(parents=True)
+        for mic in (1, 2):
+            soundfile.write(root / f"p{k}" / f"p{k}_001_mic{mic}.flac", tone(0.2), 48_000)
+    (tmp_path / "txt" / "p225").mkdir(parents=True)
+    (tmp_path / "txt" / "p225" / "p225_001.txt").write_text("Please call Stella.\n")
+    train, test = captions_of(tmp_path, "train"), captions_of(tmp_path, "test")
+    assert len(train) == 19 and list(test) == ["p244_001_mic1.flac"] and not any("mic2" in n or "p280" in n or "p315" in n for n in [*train, *test])
+    assert train["p225_001_mic1.flac"] == ["Please call Stella."] and train["p226_001_mic1.flac"] == ["speech"]
+
+
+def test_audiofolders_with_one_metadata_file_a_split_or_none_at_all(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        make_folder(tmp_path / "a" / split, ["x.wav"], [("x.wav", f"of {split}")], ("file_name", "text"))
+    assert captions_of(tmp_path / "a", "train") == {"x.wav": ["of train"]} and captions_of(tmp_path / "a", "val") == {"x.wav": ["of validation"]}
+    for name in ("train/sea_waves/1.wav", "train/dog/2.wav", "test/dog/3.wav"):
+        (tmp_path / "b" / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / "b" / name, tone(), RATE)
+    assert captions_of(tmp_path / "b", "train") == {"1.wav": ["sea waves"], "2.wav": ["dog"]} and captions_of(tmp_path / "b", "val") == {"3.wav": ["dog"]}
+    make_folder(tmp_path / "c", ["x.wav"], [("x.wav", "a")], ("file_name", "text"), "one.csv")
+    (tmp_path / "c" / "two.csv").write_text("file_name,text\nx.wav,b\n")
+    with pytest.raises(UserError, match="several metadata files .one.csv, two.csv."):
+        AudioFolder(tmp_path / "c")
+
+
+def test_a_mixture_draws_its_parts_by_weight_whatever_their_size(tmp_path):
+    """3 of 4 draws from 20 clips, 1 of 4 from 100; validation clips take turns; a single data set draws exactly as before."""
+    names = [f"{k}.wav" for k in range(22)]
+    folder = make_folder(tmp_path / "own", names, [(n, "a tone") for n in names], ("file_name", "caption"))
+    mix = data.open_data(f"{folder}=3, soundworld=1", "train", 100)
+    own = len(AudioFolder(folder))
+    assert isinstance(mix, data.Mixed) and len(mix) == own + 100 and len(mix.lengths()) == len(mix)
+    codec = Codec(8).fit(SoundWorld("val", 4).wave(i) for i in range(4))
+    z = data.LatentCache(mix.prepare(0), codec)
+    i = np.concatenate([data.draw_batch(z, None, 64, 16, np.random.default_rng(k))["i"] for k in range(40)])
+    assert abs(np.mean([mix.index[j][0] == 0 for j in i]) - 0.75) < 0.03
+    assert np.array_equal(mix.wave(5), mix.parts[mix.index[5][0]].wave(mix.index[5][1])) and mix.caption(0) in ("a tone", SoundWorld("train", 100).caption(0))
+    assert {mix.index[j][0] for j in range(12)} == {0, 1}
+    for bad in ("soundworld=0", f"{folder}=x", "=1", "soundworld=1,"):
+        with pytest.raises(UserError, match="NAME=WEIGHT"):
+            data.open_data(bad, "train", 100)
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        data.open_data("nowhere=1,soundworld=1", "train", 100)
+
+
 def _nonempty(folder, split):
     try:
         return len(AudioFolder(folder, split)) > 0

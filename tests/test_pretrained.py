@@ -228,6 +228,23 @@ def test_super_resolution_keeps_the_recordings_own_low_band(codec, waves):
     assert np.abs(low[0] - low[2]).max() < 0.02 * np.abs(low[2]).max() and np.abs(low[1] - low[3]).max() < 0.02 * np.abs(low[3]).max()
 
 
+@pytest.mark.parametrize("kind", ["mel", "dac"])
+def test_the_round_trip_of_a_latent_space_is_scored_before_anything_is_trained(recordings, tmp_path, kind):
+    """Oracle: the same metrics of the codec itself, clip by clip. Wide latents also without the PCA."""
+    name = "mel" if kind == "mel" else str(tiny_model("dac", tmp_path / "dac"))
+    done = in_process(evaluate, "score", "--codec", name, "--data", recordings, "--val-fold", 3, "--channels", 16, "--out", tmp_path / "s.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "s.json").read_text())
+    assert [r["row"] for r in result["rows"]] == (["16 channels"] if kind == "mel" else ["all 64", "16 channels"]) and result["protocol"]["tokens_per_s"] == {"mel": 25, "dac": 50}[kind]
+    if kind == "mel":
+        train, test = data.AudioFolder(recordings, "train", 3).prepare(0), data.AudioFolder(recordings, "test", 3).prepare(0)
+        crop = lambda x: evaluate._first(x, data.CLIP_S)
+        c = model.Codec(16).fit(crop(train.wave(i)) for i in range(len(train)))
+        own = [evaluate.lsd(evaluate.log_power(x), evaluate.log_power(c.decode(c.encode(torch.from_numpy(x)[None]))[0, : len(x)].numpy()))["lsd"] for x in map(crop, map(test.wave, range(len(test))))]
+        assert abs(result["rows"][0]["lsd"]["mean"] - np.mean(own)) < 1e-3
+    assert in_process(evaluate, "score", cwd=tmp_path).returncode == 2
+
+
 def test_codecs_that_rescale_chunks_and_models_that_are_none_are_refused(tmp_path):
     for config, message in ((dict(model_type="encodec", normalize=True, audio_channels=2), "use the mono model"), (dict(model_type="hubert"), "no codec known here")):
         (tmp_path / "config.json").write_text(json.dumps(config))
