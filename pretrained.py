@@ -28,6 +28,7 @@ from tqdm import tqdm
 from data import RATE, UserError, cache_dir, digest, fill_array
 from model import PCA, keep_low_band, log_mel, tame
 
+AT_ONCE = 8  # clips in one call of a pretrained encoder or decoder: their activations are the size of the waveform times channels
 WAVE_MODELS = ("hubert", "wavlm", "wav2vec2", "data2vec-audio", "unispeech", "unispeech-sat")  # conv front, then a transformer
 
 
@@ -200,7 +201,8 @@ class PretrainedTeacher(nn.Module):
             if self.extractor is None:                             # a front of unknown padding may owe the last frame
                 silence = max(silence, round(2 * RATE / self.rate))
             full = F.pad(part, (0, silence))
-            out.append(self._frames(full)[:, : -(-part.shape[1] * round(self.rate * 100) // (RATE * 100))])
+            frames = torch.cat([self._frames(some) for some in full.split(AT_ONCE)])
+            out.append(frames[:, : -(-part.shape[1] * round(self.rate * 100) // (RATE * 100))])
         return torch.cat(out, 1).float().to(wav.device)
 
 
@@ -262,7 +264,7 @@ class PretrainedCodec(PCA):
         device, T = self.mean.device, self.tokens(wav.shape[-1])
         x = TAF.resample(wav.to(device), RATE, self.rate_in)
         x = F.pad(x, (0, max(0, T * self.hop - x.shape[-1])))[:, None, : T * self.hop]
-        return CODECS[self.kind][1](self.model, x)[..., :T].mT
+        return torch.cat([CODECS[self.kind][1](self.model, part) for part in x.split(AT_ONCE)])[..., :T].mT
 
     def fit(self, waves) -> "PretrainedCodec":
         """PCA of the latents of an iterable of waveforms (N,)."""
@@ -276,7 +278,7 @@ class PretrainedCodec(PCA):
     @torch.no_grad()
     def wave(self, native: Tensor) -> Tensor:
         """The codec's own latents (B, T, D) -> wav (B, T 16000 / rate)."""
-        y = CODECS[self.kind][2](self.model, native.mT.contiguous())[:, 0]
+        y = torch.cat([CODECS[self.kind][2](self.model, part) for part in native.mT.contiguous().split(AT_ONCE)])[:, 0]
         lost = native.shape[1] * self.hop - y.shape[-1]            # DAC's odd strides lose a few samples at each end
         y = F.pad(y, (max(0, lost // 2), max(0, lost - lost // 2)))[:, : native.shape[1] * self.hop]
         return TAF.resample(y, self.rate_in, RATE)

@@ -335,6 +335,7 @@ def test_pretrained_parts_in_every_slot_train_score_and_are_used_from_their_run_
     given = {**tiny, "task": task, "data": str(recordings), "val_fold": 3, "out": str(tmp_path / "run"), "teacher": str(hubert), "teacher_layer": 1, "codec": str(dac), "text": str(t5),
              "channels": 8, "steps": 6, "eval_every": 6, "seconds": 1.0, "score_clips": 4, "probe": "always", "recipe": "static"}
     monkeypatch.setattr(regime, "probe_steps", lambda K: [2, 4])
+    monkeypatch.setattr(evaluate, "dashboard", lambda *a: None)    # drawn elsewhere, and slow
     out = train.train(given)
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if "D" in r] == [2, 4] and all(-1e-5 < r["D"] < 2 for r in rows if "D" in r) and any(r.get("loss_ssl", 0) > 0 for r in rows)
@@ -359,9 +360,12 @@ def test_a_part_that_is_missing_is_named_before_anything_is_prepared(tmp_path):
         assert done.returncode == 2 and f"{flag} ./nowhere: no such folder" in done.stderr and not (tmp_path / "run").exists()
 
 
-def test_a_run_folder_cannot_ask_for_its_own_code_to_be_run(tiny, recordings, tmp_path):
+def test_a_run_folder_cannot_ask_for_its_own_code_to_be_run(tiny, recordings, tmp_path, monkeypatch):
     """trust_remote_code in a config.json counts for nothing: resuming needs the flag again."""
     import train
+    for name in ("dashboard", "score"):
+        monkeypatch.setattr(evaluate, name, lambda *a, **k: None)
+    monkeypatch.setattr(evaluate, "preview", lambda *a: {})
     usad = tiny_model("usad", tmp_path / "usad")
     given = {**tiny, "data": str(recordings), "val_fold": 3, "out": str(tmp_path / "run"), "teacher": str(usad), "steps": 2, "eval_every": 2, "score_clips": 2, "recipe": "static"}
     with pytest.raises(data.UserError, match="--trust-remote-code"):
