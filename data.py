@@ -1246,24 +1246,28 @@ def _encode_chunk(indices, data, codec, variants):
     return np.concatenate(out).astype(np.float16)
 
 
-def draw_batch(latents: LatentCache, muffled: LatentCache | None, batch: int, length: int, rng, phi: LatentCache | None = None) -> dict:
-    """Random clips, random crops, padding with a mask. rng is a numpy Generator (one a step: resuming needs no state).
+def draw_batch(latents: LatentCache, muffled: LatentCache | None, batch: int, length: int, rng, phi: LatentCache | None = None, rows: slice = slice(None)) -> dict:
+    """Random clips, random crops, padding with a mask. rng is a numpy Generator (one a step: resuming needs no state). All of the batch
+    is drawn, its `rows` are read and returned: on several devices each reads its own.
 
     Returns arrays: i (B,) clip indices, wording (B,), x0 (B, T, C), mask (B, T) True where there is sound; for super-resolution
     cond (B, T, C), the same crop of a muffled version; with `phi` (cached teacher features) phi (B, T, F), the same crop of them."""
-    b = {"i": rng.integers(0, len(latents), batch) if latents.p is None else rng.choice(len(latents), batch, p=latents.p), "wording": rng.integers(0, 1 << 16, batch),
-         "x0": np.zeros((batch, length, latents.c), np.float32), "mask": np.zeros((batch, length), bool)}
+    clips = rng.integers(0, len(latents), batch) if latents.p is None else rng.choice(len(latents), batch, p=latents.p)
+    wording, drawn = rng.integers(0, 1 << 16, batch), []
+    for i in clips:
+        start = int(rng.integers(0, max(0, int(latents.where[i + 1] - latents.where[i]) - length) + 1))
+        drawn.append((i, start, int(rng.integers(max(1, muffled.variants))) if muffled is not None else 0))
+    drawn = drawn[rows]
+    b = {"i": clips[rows], "wording": wording[rows], "x0": np.zeros((len(drawn), length, latents.c), np.float32), "mask": np.zeros((len(drawn), length), bool)}
     if muffled is not None:
         b["cond"] = np.zeros_like(b["x0"])
     if phi is not None:
-        b["phi"] = np.zeros((batch, length, phi.c), np.float32)
-    for j, i in enumerate(b["i"]):
-        t = int(latents.where[i + 1] - latents.where[i])
-        start = int(rng.integers(0, max(0, t - length) + 1))
+        b["phi"] = np.zeros((len(drawn), length, phi.c), np.float32)
+    for j, (i, start, variant) in enumerate(drawn):
         x = latents.crop(i, start, length)
         b["x0"][j, : len(x)], b["mask"][j, : len(x)] = x, True
         if muffled is not None:
-            b["cond"][j, : len(x)] = muffled.crop(i, start, length, int(rng.integers(max(1, muffled.variants))))
+            b["cond"][j, : len(x)] = muffled.crop(i, start, length, variant)
         if phi is not None:  # draws nothing: the batch is the same with and without it
             b["phi"][j, : len(x)] = phi.crop(i, start, length)
     return b

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -38,6 +39,7 @@ import scipy.stats
 import torch
 from tqdm import tqdm
 
+import config
 import data
 import evaluate
 import regime
@@ -64,7 +66,7 @@ HOME, CLOCK = "home", "clock to"  # E7: the setting that a frozen clock was tune
 _MECHANISMS = ("guidance", "timesteps", "structure")
 _RUNS_OF_E5 = {f"lr x {a:g}, width {w}": {"lr": 2e-3 * a, "muon_lr": 5e-3 * a, "width": w} for a in (0.25, 1.0, 2.0) for w in (64, 128)}
 EXPERIMENTS = {
-    "E1": Experiment("Does stage-aware training beat the static baseline?", {name: {"recipe": name} for name in train.RECIPES}, "static"),
+    "E1": Experiment("Does stage-aware training beat the static baseline?", {name: {"recipe": name} for name in config.RECIPES}, "static"),
     "E2": Experiment("Which mechanism helps, and do they add up?",
                      {"+".join(n for n, on in zip(_MECHANISMS, mask) if on) or "none":
                       {"recipe": "stage", **{n: "adaptive" if on else "constant" if n == "timesteps" else "off" for n, on in zip(_MECHANISMS, mask)}}
@@ -278,7 +280,7 @@ def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
         if not (path / "scores.json").is_file():
             rows += kept.get((arm, seed), [])
             continue
-        config = json.loads((path / "config.json").read_text())
+        made_with = json.loads((path / "config.json").read_text())
         made = json.loads((path / "made.json").read_text()) if (path / "made.json").is_file() else {}
         log = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
         evals, probes, follows = [r for r in log if "eval" in r], [(r["step"], r["D"]) for r in log if "D" in r], regime.read_r(path / "log.jsonl")
@@ -287,7 +289,7 @@ def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
             rows.append({"experiment": name, "arm": arm, "seed": seed, "step": r["step"], **{m: v for m, v in r["eval"].items() if m != "val_loss_t"},
                          "r": float(regime.held(*follows, r["step"])), **({"D": float(np.interp(np.log2(r["step"]), *zip(*((np.log2(k), d) for k, d in probes))))} if probes else {}),
                          **({"final": {m: v["mean"] if isinstance(v, dict) and "mean" in v else v for m, v in final.items()}} if k == len(evals) - 1 else {}),
-                         "config": {m: v for m, v in config.items() if m != "out"}, **made})
+                         "config": {m: v for m, v in made_with.items() if m != "out"}, **made})
     tmp = out / "rows.tmp"
     tmp.write_text("".join(json.dumps(r) + "\n" for r in rows))
     tmp.replace(out / "rows.jsonl")
@@ -452,7 +454,7 @@ STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;padding:1rem;max-width:1200px;color:#222;background:#fff}
 h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2rem}img{max-width:100%;height:auto}figcaption,.note{color:#555;font-size:.9rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}th,td{border-bottom:1px solid #ddd;padding:.35rem .7rem;text-align:left;vertical-align:top}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(240px,1fr));gap:1rem;margin:.5rem 0 1.5rem}.big{grid-template-columns:repeat(auto-fill,minmax(320px,1fr))}.cards figure{margin:0;min-width:0;border:1px solid #ddd;border-radius:6px;padding:.5rem}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:1rem;margin:.5rem 0 1.5rem}.big{grid-template-columns:repeat(auto-fill,minmax(320px,1fr))}.cards figure{margin:0;min-width:0;border:1px solid #ddd;border-radius:6px;padding:.5rem}
 audio{width:100%}figcaption,blockquote{overflow-wrap:anywhere}table{min-width:100%}th,td{min-width:8rem;max-width:24rem;overflow-wrap:anywhere}td.differs{background:#fff3c4}blockquote{margin:.8rem 0 .2rem;font-weight:600}
 """
 
@@ -546,7 +548,8 @@ def _curve_figures(runs: list, names: list[str]) -> list[tuple[str, str]]:
     out = drawn("Validation loss", "mean squared velocity error", of("val_loss"), marker="o", ms=3)
     for metric, text in (("event_accuracy", "event-set accuracy"), ("lsd_hf", "LSD-HF at 2 kHz")):
         out += drawn("Quick metric on validation clips", text, of(metric), marker="o", ms=3)
-    return out + drawn("Regime r", "r (0 acquires, 1 refines)", lambda log: [(x["step"], x["r"]) for x in log if "r" in x], (-0.03, 1.03), drawstyle="steps-post")
+    moved = lambda log: [(x["step"], x["r"]) for x in log if "r" in x] if any(x.get("r") for x in log) else []  # nothing to see where r was never measured
+    return out + drawn("Regime r", "r (0 acquires, 1 refines)", moved, (-0.03, 1.03), drawstyle="steps-post")
 
 
 def report(paths: list[Path], out: Path, clips: int = 4) -> None:
@@ -593,7 +596,7 @@ def estimate_hours(options: list[dict]) -> float:
     from model import DiT, flow_matching_loss
     known, total = {}, 0.0
     for given in options:
-        cfg = train.resolve({**given, "out": "unused", "regime": "clock"})
+        cfg = config.resolve({**given, "out": "unused", "regime": "clock"})
         shape = (cfg.device, cfg.channels, cfg.width, cfg.depth, cfg.heads, cfg.batch, cfg.task, round(25 * cfg.seconds))
         if shape not in known:
             model = DiT(cfg.channels, cfg.width, cfg.depth, cfg.heads, 200 if cfg.task == "t2a" else 0, cfg.task == "sr").to(cfg.device)
@@ -622,7 +625,7 @@ def read_arms(a) -> dict:
             own |= json.loads(Path(a.arms).read_text())
         except (OSError, json.JSONDecodeError, TypeError) as e:
             raise UserError(f"--arms {a.arms}: not a JSON file of arms ({e})") from None
-    fields = {f.name for f in train.dataclasses.fields(train.Config)} - {"out", "seed"}
+    fields = {f.name for f in dataclasses.fields(config.Config)} - {"out", "seed"}
     for name, options in own.items():
         if not isinstance(options, dict) or not name:
             raise UserError(f"arm {name!r}: must be an object of train.py options")
@@ -681,7 +684,7 @@ def cmd_run(a) -> None:
     arms, common, seeds, reference = plan(a)
     resolved = {}
     for name, options in arms.items():  # every arm is checked before any is run
-        resolved[name] = train.resolve({**options, **({"regime": "clock"} if derived(options) else {}), "out": "unused"})
+        resolved[name] = config.resolve({**options, **({"regime": "clock"} if derived(options) else {}), "out": "unused"})
         arms[name] = {**options, "steps": resolved[name].steps}
     hours = estimate_hours([o for o in arms.values() for _ in seeds])
     print(f"{a.experiment}: {EXPERIMENTS[a.experiment].question}\n{len(arms)} arms x {len(seeds)} seeds, {next(iter(resolved.values())).steps} steps, about {hours:.1f} hours of training here")
@@ -758,7 +761,7 @@ def main() -> None:
     c.add_argument("--pilot", action="store_true", help="mark the table as a pilot")
     c.add_argument("--dry-run", action="store_true")
     for name, kind in COMMON.items():
-        c.add_argument("--" + name.replace("_", "-"), dest=name, type=kind, choices=train.CHOICES.get(name), help="as in train.py, for all arms")
+        c.add_argument("--" + name.replace("_", "-"), dest=name, type=kind, choices=config.CHOICES.get(name), help="as in train.py, for all arms")
     c.set_defaults(run_command=cmd_run)
     c = sub.add_parser("table", help="table and figure again")
     c.add_argument("folder", type=Path)

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 import torchaudio.functional as TAF
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 RATE, N_FFT, HOP, N_MELS, PER_TOKEN = 16_000, 1_024, 320, 64, 2
 FLOOR = 1e-4  # STFT magnitude under which everything is silence; 80 dB under a full-scale tone's main lobe and more
@@ -346,7 +347,7 @@ class DiT(nn.Module):
     def __init__(self, channels: int = 64, width: int = 128, depth: int = 4, heads: int = 4, vocab: int = 0, cond: bool = False,
                  text_features: int = 0):
         super().__init__()
-        self.channels, self.head_dim = channels, width // heads
+        self.channels, self.head_dim, self.checkpointing = channels, width // heads, False
         self.text = TextAdapter(text_features, width) if text_features else TextEncoder(vocab, width) if vocab else None
         self.null_cond = nn.Parameter(torch.zeros(channels)) if cond else None  # stands for "no input given"
         self.embed = nn.Linear(channels * (1 + cond), width)
@@ -405,7 +406,10 @@ class DiT(nn.Module):
             c = c + text.pooled
         c, rope, hs = F.silu(c), rope_table(h.shape[1], self.head_dim, h.device), [h]
         for block in self.blocks:
-            h = block(h, c, rope, text, mask)                      # (B, T, D)
+            if self.checkpointing and torch.is_grad_enabled():     # keep h alone and compute the rest again in the backward pass
+                h = checkpoint(block, h, c, rope, text, mask, use_reentrant=False)
+            else:
+                h = block(h, c, rope, text, mask)                  # (B, T, D)
             if return_blocks:
                 hs.append(h)
         shift, scale = self.ada(c).chunk(2, -1)

@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["STAGE_AUDIO_CACHE"] = tempfile.mkdtemp(prefix="stage-audio-test-")  # before data.py is used; workers inherit it
 os.environ["MPLBACKEND"] = "Agg"
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes side by side: their threads would fight over the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 TINY = dict(clips=100, width=32, depth=2, heads=2, batch=8, steps=12, eval_every=6, warmup=4, score_clips=8, sample_steps=3,
             precision="fp32", device="cpu", workers=0, variants=1, channels=16)

@@ -17,6 +17,7 @@ import scipy.io.wavfile
 import scipy.stats
 import torch
 
+import config
 import data
 import evaluate
 import experiments as E
@@ -139,7 +140,7 @@ def test_every_arm_is_valid_and_arms_of_an_experiment_differ():
             probe = {**e.base, **options}
             if E.derived(probe):
                 probe["regime"] = "clock"
-            train.resolve({**probe, "out": "unused"})
+            config.resolve({**probe, "out": "unused"})
 
 
 def test_a_warped_regime_keeps_its_range_and_order_and_differs_by_seed():

@@ -1,4 +1,5 @@
 """Claims about the training loop and its command line."""
+import dataclasses
 import json
 import re
 import signal
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import config
 import data
 import evaluate
 import model as M
@@ -41,7 +43,7 @@ def test_a_run_folder_holds_what_tools_expect(t2a_run, sr_run):
         assert all(set(r) == keys for r in rows if "loss" in r)
         evals = [r for r in rows if "eval" in r]
         assert [r["step"] for r in evals] == [6, 12] and len(evals[0]["eval"]["val_loss_t"]) == 10
-        assert set(json.loads((run / "config.json").read_text())) == {f.name for f in train.dataclasses.fields(train.Config)}
+        assert set(json.loads((run / "config.json").read_text())) == {f.name for f in dataclasses.fields(config.Config)}
 
 
 def test_training_beats_the_constant_predictor(tiny, tmp_path):
@@ -219,7 +221,7 @@ def test_guidance_costs_nothing_after_it_has_decayed(tiny, tmp_path, monkeypatch
 
 def test_negative_control_a_regime_turned_round_drives_everything_the_other_way():
     """drive: r up means lambda down, m towards its late value, mu up; with 1 - r for r each of these claims fails."""
-    cfg, latch = train.Config(steps=100), train.structure_reg.Structure(8)
+    cfg, latch = config.Config(steps=100), train.structure_reg.Structure(8)
     latch.latched, latch.groups = 0, [0, 0, 0, 1, 1, 1, 2, 2]
     def holds(turn):
         (l0, m0, mu0, _), (l1, m1, mu1, groups) = (train.drive(cfg, turn(r), 50, latch) for r in (0.1, 0.8))
@@ -289,7 +291,7 @@ def test_the_default_split_holds_out_files_without_a_fold_column(tmp_path):
     from test_data import make_folder
     names = [f"{k}.wav" for k in range(5)]
     folder = make_folder(tmp_path / "mine", names, [(n, "a tone") for n in names], ("file_name", "caption"))
-    sizes = [len(data.open_data(str(folder), s, 0, train.Config().val_fold)) for s in ("train", "val")]
+    sizes = [len(data.open_data(str(folder), s, 0, config.Config().val_fold)) for s in ("train", "val")]
     assert sizes == [4, 1]
 
 
@@ -349,7 +351,7 @@ def test_every_command_in_the_readme_exists():
     text = (ROOT / "README.md").read_text()
     commands = re.findall(r"python (train|evaluate|guidance)\.py([^\n`#]*)", text)
     assert len(commands) > 8
-    known = {"train": {f"--{f.name.replace('_', '-')}" for f in train.dataclasses.fields(train.Config)} | {"--resume", "--help"},
+    known = {"train": {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(config.Config)} | {"--resume", "--help"},
              **{name: set(re.findall(r'"(--[a-z0-9-]+)"', (ROOT / f"{name}.py").read_text())) for name in ("evaluate", "guidance")}}
     for script, rest in commands:
         assert set(re.findall(r"(?<!\S)--[a-z0-9-]+", rest)) <= known[script], rest
