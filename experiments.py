@@ -548,7 +548,7 @@ def _curve_figures(runs: list, names: list[str]) -> list[tuple[str, str]]:
     out = drawn("Validation loss", "mean squared velocity error", of("val_loss"), marker="o", ms=3)
     for metric, text in (("event_accuracy", "event-set accuracy"), ("lsd_hf", "LSD-HF at 2 kHz")):
         out += drawn("Quick metric on validation clips", text, of(metric), marker="o", ms=3)
-    moved = lambda log: [(x["step"], x["r"]) for x in log if "r" in x] if any(x.get("r") for x in log) else []  # nothing to see where r was never measured
+    moved = lambda log: [(x["step"], x["r"]) for x in log if "r" in x] if any("D" in x or x.get("r") for x in log) else []  # nothing to see where r was never measured
     return out + drawn("Regime r", "r (0 acquires, 1 refines)", moved, (-0.03, 1.03), drawstyle="steps-post")
 
 
@@ -724,6 +724,13 @@ def cmd_run(a) -> None:
         sys.exit(1)
 
 
+def cmd_bench(a) -> None:
+    import bench
+    if a.rounds < 3:
+        raise UserError(f"--rounds {a.rounds}: must be at least 3")
+    bench.bench(a.device, a.preset, a.rounds, a.compile, a.out)
+
+
 def show(out: Path) -> None:
     """Table (also table.txt), figure and rows of an experiment's folder."""
     if not (out / "experiment.json").is_file():
@@ -766,6 +773,13 @@ def main() -> None:
     c = sub.add_parser("table", help="table and figure again")
     c.add_argument("folder", type=Path)
     c.set_defaults(run_command=lambda a: show(a.folder))
+    c = sub.add_parser("bench", help="speed of training, generation and data against a plain DiT")
+    c.add_argument("--device", default="auto")
+    c.add_argument("--preset", choices=config.CHOICES["preset"], default="auto")
+    c.add_argument("--rounds", type=int, default=20)
+    c.add_argument("--compile", action="store_true", help="compiled rows too")
+    c.add_argument("--out", type=Path, help="JSON")
+    c.set_defaults(run_command=cmd_bench)
     c = sub.add_parser("report", help="one HTML file about runs")
     c.add_argument("runs", nargs="+", type=Path)
     c.add_argument("--out", type=Path, default=Path("report.html"))

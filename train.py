@@ -357,7 +357,7 @@ def train(given: dict, resume: str = "") -> Path:
         print(f"{cfg.task} on {cfg.data}: {len(train_set)} clips, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, recipe {cfg.recipe}, {cfg.steps} steps of {cfg.batch} "
               f"on {f'{WORLD} x ' * (WORLD > 1)}{cfg.device}, run folder {out}")
         bar = tqdm(total=cfg.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)
-    stop = []  # Ctrl-C or SIGTERM: finish the step, save, leave
+    stop, agreed = [], False  # Ctrl-C or SIGTERM: finish the step, save, leave; several processes leave at the same step
     old = {s: signal.signal(s, lambda *a: stop.append(a[0])) for s in (signal.SIGINT, signal.SIGTERM)}
     laps, prepared = evaluate.Laps(cfg.device if cfg.profile else ""), time.time()
     seconds = lambda: before + sum(v for k, v in laps.seconds.items() if k != "log and evaluation")  # what training itself took
@@ -369,7 +369,7 @@ def train(given: dict, resume: str = "") -> Path:
 
     rows = slice(RANK * cfg.batch // WORLD, (RANK + 1) * cfg.batch // WORLD)
     ahead = Ahead(cfg, latents, muffled, T, phi, rows)
-    while step < cfg.steps and not stop:
+    while step < cfg.steps and not (agreed if WORLD > 1 else stop):
         start, step = time.perf_counter(), step + 1
 
         # where is training? Before the step, so that a replay of the log drives each step as it was driven here
@@ -415,7 +415,7 @@ def train(given: dict, resume: str = "") -> Path:
                  "step_s": time.perf_counter() - start, **found, **({"slope": where.s} if j is not None and where.s is not None else {}),
                  **({"no_signal": 1} if where.no_signal else {})})
             bar.set_postfix(loss=f"{sums['total'].item():.3f}", r=f"{r:.2f}", refresh=False)
-            stop = shared(stop)
+            agreed = bool(shared(stop)) if WORLD > 1 else False
         bar.update()
         if first and (step % cfg.eval_every == 0 or step == cfg.steps):
             run.step, by_t = step, validation_loss(ema, val_batches)
@@ -430,7 +430,7 @@ def train(given: dict, resume: str = "") -> Path:
         signal.signal(s, handler)
     if WORLD > 1:
         dist.destroy_process_group()
-    if stop:
+    if agreed if WORLD > 1 else stop:
         checkpoint()
         raise Stopped(f"stopped at step {step}; continue with: python train.py --resume {out}")
     if not first:
