@@ -58,6 +58,7 @@ class Config:
     lambda0: float = 0.5         # weight of the alignment loss (REPA: 0.5)
     gamma: float = 1.0           # exponent of its decay
     stop_at: float = 0.0         # share of the steps after which constant guidance ends at once (HASTE); 0: never
+    guide_every: int = 2         # guidance looks at every n-th token of a clip, another one each step: neighbours resemble each other
     align: int = 0               # aligned block, from 1; 0: round(0.4 L)
     timesteps: str = "adaptive"  # off: reference density (m = 0) | constant: centre t_mean | adaptive: from t_early to t_mean with r
     t_mean: float = 1.5          # m of the constant mode; > 0 is towards noise
@@ -138,6 +139,7 @@ def resolve(given: dict) -> Config:
                           ("cond_drop", 0 <= cfg.cond_drop < 1, "in [0, 1)"), ("sample_steps", cfg.sample_steps > 0, "positive"),
                           ("lambda0", cfg.lambda0 >= 0, "0 or more"), ("mu0", cfg.mu0 >= 0, "0 or more"), ("gamma", cfg.gamma > 0, "positive"),
                           ("stop_at", 0 <= cfg.stop_at <= 1, "in [0, 1]"), ("align", 0 <= cfg.align <= cfg.depth, f"a block from 1 to {cfg.depth}, or 0"),
+                          ("guide_every", 0 < cfg.guide_every <= 8, "from 1 to 8"),
                           ("t_std", cfg.t_std > 0, "positive"), ("depth", cfg.depth > 0, "positive"),
                           ("probe", cfg.probe != "never" or cfg.regime != "slope" or "adaptive" not in (cfg.guidance, cfg.timesteps, cfg.structure),
                            "auto or always where an adaptive mechanism follows the slope")):

@@ -544,7 +544,7 @@ def generate_latents(run: Run, captions: list[str], seeds: list[int], tokens: in
         return integrate(field, noise(run, seeds, tokens or run.tokens).to(device), steps, method).cpu()
 
 
-def generate(run: Run, captions: list[str], seeds: list[int], batch: int = 50, progress: str = "", **how) -> np.ndarray:
+def generate(run: Run, captions: list[str], seeds: list[int], batch: int = 16, progress: str = "", **how) -> np.ndarray:
     """Captions -> waveforms (B, N) float32. `how`: see generate_latents."""
     out = []
     for i in tqdm(range(0, len(captions), batch), desc=progress, disable=not progress, unit="batch", dynamic_ncols=True):
@@ -552,7 +552,7 @@ def generate(run: Run, captions: list[str], seeds: list[int], batch: int = 50, p
     return np.concatenate(out)
 
 
-def upsample(run: Run, muffled: np.ndarray, cutoff: float, seeds: list[int], steps: int | None = None, batch: int = 32) -> np.ndarray:
+def upsample(run: Run, muffled: np.ndarray, cutoff: float, seeds: list[int], steps: int | None = None, batch: int = 16) -> np.ndarray:
     """Muffled waves (B, N), one cutoff (Hz) -> full band (B, N): the band under the cutoff is the input's own."""
     x, n, device = torch.as_tensor(np.ascontiguousarray(muffled)), muffled.shape[-1], next(run.model.parameters()).device
     out = []

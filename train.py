@@ -118,7 +118,7 @@ def predict(model: DiT, b: dict, drop: bool = True, return_blocks: bool = False,
     x_t, v = interpolate(b["x0"], b["eps"], b["t"])
     gone = b["drop"] if drop else None
     text = model.encode_text(b["ids"], gone) if "ids" in b else None
-    out = (net or model)(x_t, b["t"], text, b.get("cond"), b.get("mask"), gone if "cond" in b else None, return_blocks)
+    out = (model if net is None else net)(x_t, b["t"], text, b.get("cond"), b.get("mask"), gone if "cond" in b else None, return_blocks)
     return (*out, v) if return_blocks else (out, v)
 
 
@@ -191,11 +191,11 @@ class Learner:
         total, ssl, struct = fm, torch.zeros(()), torch.zeros(())
         lap("forward")
         if lam:
-            half = slice(step % 2, None, 2)  # even and odd tokens in turn: neighbours resemble each other, and P on all of them costs 10 % of a step
+            some = slice(step % cfg.guide_every, None, cfg.guide_every)  # all tokens in turn: P on every one of them costs 10 % of a step
             with self.autocast():
-                z = self.project(hs[cfg.align][:, half])
+                z = self.project(hs[cfg.align][:, some])
             heard = b["phi"].roll(1, 0) if cfg.teacher == "shuffled" else b["phi"]
-            ssl = guidance.alignment_loss(z, heard[:, half] - self.phi_mean, b["mask"][:, half] if "mask" in b else None)
+            ssl = guidance.alignment_loss(z, heard[:, some] - self.phi_mean, b["mask"][:, some] if "mask" in b else None)
             total = total + lam * ssl
         lap("guidance")
         if mu:
