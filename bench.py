@@ -14,6 +14,7 @@ share of what one large matrix product reaches in this process. "Saved" is what 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -177,14 +178,15 @@ def saved_bytes(loss_of) -> int:
 
 
 def bench_steps(task: str, base: dict, batches: list[dict], words, compiled: bool, rounds: int) -> list[dict]:
-    """Rows of the training step: plain, vanilla, stage; in fp32 and bf16; eager, and compiled if asked."""
+    """Rows of the training step: plain, vanilla, stage, vanilla under AdamW; in fp32 and bf16; eager, and compiled if asked."""
     rows, features = [], guidance.load_teacher().features
     for precision in ("fp32", "bf16"):
         arms = {}
         for how in ("eager", "compiled")[: 1 + compiled]:
             cfg = config.resolve({**base, "task": task, "precision": precision, "compile": how == "compiled", "out": "unused"})
             arms |= {("plain", how): Plain(cfg, len(words) if words else 0, batches[0]["x0"].shape[1], how == "compiled"),
-                     ("vanilla", how): Ours(cfg, words, features, 0.0, 0.0), ("stage", how): Ours(cfg, words, features, cfg.lambda0, cfg.mu0)}
+                     ("vanilla", how): Ours(cfg, words, features, 0.0, 0.0), ("stage", how): Ours(cfg, words, features, cfg.lambda0, cfg.mu0),
+                     ("AdamW", how): Ours(dataclasses.replace(cfg, optimizer="adamw"), words, features, 0.0, 0.0)}  # vanilla with the peer's optimizer
         turn = {name: 0 for name in arms}
         def one(name):
             b = batches[turn[name] % len(batches)]                 # all arms see the same batches
@@ -240,10 +242,10 @@ def bench_run_cost(task: str, base: dict, batches: list[dict], words, codec, rou
 
 
 def bench_generation(run, rounds: int, sizes=(4, 16, 64)) -> list[dict]:
-    """Seconds to make n clips, from caption (or muffled clip) to waveform, all in one go."""
+    """Seconds to make n clips, from caption (or muffled clip) to waveform."""
     captions = [data.SoundWorld("val", 64).caption(i) for i in range(64)]
     muffled = np.zeros((64, round(run.config["seconds"] * data.RATE)), np.float32)
-    make = (lambda n: evaluate.generate(run, captions[:n], list(range(n)), batch=n)) if run.config["task"] == "t2a" else (lambda n: evaluate.upsample(run, muffled[:n], 2_000, list(range(n)), batch=n))
+    make = (lambda n: evaluate.generate(run, captions[:n], list(range(n)))) if run.config["task"] == "t2a" else (lambda n: evaluate.upsample(run, muffled[:n], 2_000, list(range(n))))
     seconds = in_turns({str(n): (lambda n=n: make(n)) for n in (1, *sizes)}, max(3, rounds // 5), 1)
     return [{"clips": int(n), "s": float(np.median(s)), "s_a_clip": float(np.median(s)) / int(n), "times_real_time": run.config["seconds"] * int(n) / float(np.median(s))} for n, s in seconds.items()]
 
@@ -284,6 +286,44 @@ def bench(device: str = "auto", preset: str = "auto", rounds: int = 20, compiled
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(result, indent=1) + "\n")
     return result
+
+
+def estimate(task: str = "t2a", clips: int = 2) -> list[dict]:
+    """For each preset, from its network at `clips` clips in bfloat16: FLOP of a step, memory it needs, and how that splits. No GPU needed.
+
+    memory = weights, gradients, average, optimizer (16 bytes a parameter under AdamW, 12 under Muon) + what autograd saves, which grows with the
+    clips that are in flight at once: batch / (devices x accumulate). time = steps x FLOP / (peak FLOP/s x share of it that is reached)."""
+    rows = []
+    for preset in config.PRESETS:
+        cfg = config.resolve({"task": task, "preset": preset, "device": "cpu", "recipe": "static", "precision": "bf16", "batch": clips, "out": "unused"})
+        full = config.resolve({"task": task, "preset": preset, "device": "cpu", "out": "unused"})
+        T, features = Codec(cfg.channels).tokens(round(cfg.seconds * data.RATE)), guidance.load_teacher().features
+        b = {"x0": torch.randn(clips, T, cfg.channels), "eps": torch.randn(clips, T, cfg.channels), "t": torch.rand(clips), "drop": torch.zeros(clips, dtype=torch.bool), "phi": torch.randn(clips, T, features)}
+        b |= {"ids": torch.ones(clips, 16, dtype=torch.long)} if task == "t2a" else {"cond": torch.randn(clips, T, cfg.channels)}
+        row = {"task": task, "preset": preset, "tokens": T, "batch": full.batch, "steps": full.steps}
+        for checkpointing in (False, True):
+            cfg.checkpointing = checkpointing
+            arm = Ours(cfg, Words(["x"] * 200) if task == "t2a" else None, features, cfg.lambda0, 0.0)
+            loss = lambda: arm.loss(b)
+            at = [saved_bytes(lambda: arm.loss({k: v[:n] for k, v in b.items()})) for n in (clips // 2, clips)]
+            row["saved_mb_a_clip" + "_checkpointing" * checkpointing] = (at[1] - at[0]) / (clips - clips // 2) / 1e6  # what does not grow with the clips are the weights
+            if not checkpointing:
+                row["parameters"], row["flop_a_step"] = sum(p.numel() for p in arm.learner.model.parameters()), flop(lambda: loss().backward()) / clips * full.batch
+        inner = sum(p.numel() for p in (arm.learner.model_opts[1].param_groups[0]["params"] if len(arm.learner.model_opts) > 1 else []))
+        row["fixed_gb"] = (16 * row["parameters"] - 4 * inner) / 1e9
+        row["memory_gb"] = row["fixed_gb"] + full.batch * row["saved_mb_a_clip"] / 1e3
+        kept, block = row["saved_mb_a_clip_checkpointing"], (row["saved_mb_a_clip"] - row["saved_mb_a_clip_checkpointing"]) / full.depth  # one block at a time is there again
+        row["memory_gb_checkpointing_accumulate_4"] = row["fixed_gb"] + full.batch / 4 * (kept + block) / 1e3
+        rows.append(row)
+    return rows
+
+
+def estimate_table(rows: list[dict]) -> str:
+    lines = [f"{'preset':8s}{'task':5s}parameters  tokens  batch    steps  FLOP a step  saved a clip (checkpointing)  memory  with --checkpointing --accumulate 4"]
+    for r in rows:
+        lines.append(f"{r['preset']:8s}{r['task']:5s}{r['parameters'] / 1e6:8.1f} M  {r['tokens']:5d}  {r['batch']:5d}  {r['steps']:7d}  {r['flop_a_step']:11.2e}  {r['saved_mb_a_clip']:8.1f} MB ({r['saved_mb_a_clip_checkpointing']:6.1f} MB)"
+                     f"     {r['memory_gb']:7.1f} GB  {r['memory_gb_checkpointing_accumulate_4']:7.1f} GB")
+    return "\n".join(lines)
 
 
 def table(r: dict) -> str:

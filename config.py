@@ -58,7 +58,7 @@ class Config:
     lambda0: float = 0.5         # weight of the alignment loss (REPA: 0.5)
     gamma: float = 1.0           # exponent of its decay
     stop_at: float = 0.0         # share of the steps after which constant guidance ends at once (HASTE); 0: never
-    guide_every: int = 2         # guidance looks at every n-th token of a clip, another one each step: neighbours resemble each other
+    guide_every: int = 4         # guidance looks at every n-th token of a clip, another one each step: neighbours resemble each other
     align: int = 0               # aligned block, from 1; 0: round(0.4 L)
     timesteps: str = "adaptive"  # off: reference density (m = 0) | constant: centre t_mean | adaptive: from t_early to t_mean with r
     t_mean: float = 1.5          # m of the constant mode; > 0 is towards noise

@@ -728,6 +728,12 @@ def cmd_bench(a) -> None:
     import bench
     if a.rounds < 3:
         raise UserError(f"--rounds {a.rounds}: must be at least 3")
+    if a.estimate:
+        rows = [r for task in ("t2a", "sr") for r in bench.estimate(task)]
+        print(bench.estimate_table(rows))
+        if a.out:
+            a.out.write_text(json.dumps(rows, indent=1) + "\n")
+        return
     bench.bench(a.device, a.preset, a.rounds, a.compile, a.out)
 
 
@@ -778,6 +784,7 @@ def main() -> None:
     c.add_argument("--preset", choices=config.CHOICES["preset"], default="auto")
     c.add_argument("--rounds", type=int, default=20)
     c.add_argument("--compile", action="store_true", help="compiled rows too")
+    c.add_argument("--estimate", action="store_true", help="measure nothing: FLOP and memory of each preset")
     c.add_argument("--out", type=Path, help="JSON")
     c.set_defaults(run_command=cmd_bench)
     c = sub.add_parser("report", help="one HTML file about runs")

@@ -144,6 +144,19 @@ def test_rows_of_a_batch_are_those_of_the_whole_batch(waves):
 
 # --- the benchmark
 
+def test_the_estimate_of_memory_grows_with_the_preset_and_checkpointing_cuts_it(monkeypatch):
+    monkeypatch.setitem(config.PRESETS, "small", ({"width": 64, "depth": 4, "heads": 4, "batch": 64}, {}))
+    monkeypatch.setitem(config.PRESETS, "full", ({"width": 96, "depth": 6, "heads": 4, "batch": 128}, {}))
+    monkeypatch.setitem(config.PRESETS, "smoke", ({"width": 32, "depth": 2, "heads": 2}, {}))
+    for task in ("t2a", "sr"):
+        rows = bench.estimate(task)
+        assert [r["preset"] for r in rows] == ["smoke", "small", "full"]
+        assert all(a[k] < b[k] for a, b in zip(rows, rows[1:]) for k in ("parameters", "flop_a_step", "memory_gb", "saved_mb_a_clip"))
+        assert all(r["saved_mb_a_clip_checkpointing"] < 0.6 * r["saved_mb_a_clip"] and r["memory_gb_checkpointing_accumulate_4"] < r["memory_gb"] for r in rows)
+    assert "with --checkpointing --accumulate 4" in bench.estimate_table(rows)
+
+
+
 def test_arms_take_turns_and_a_slower_one_is_told_by_its_ratio():
     order = []
     seconds = bench.in_turns({"a": lambda: (order.append("a"), time.sleep(0.002)), "b": lambda: (order.append("b"), time.sleep(0.006))}, rounds=12, warm_up=2)
@@ -191,7 +204,7 @@ def test_the_benchmark_runs_and_says_what_it_measured(tmp_path, monkeypatch):
     done = in_process(experiments, "bench", "--preset", "smoke", "--device", "cpu", "--rounds", 3, "--out", tmp_path / "b.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     r = json.loads((tmp_path / "b.json").read_text())
-    assert {(s["task"], s["precision"], s["arm"]) for s in r["steps"]} == {(t, p, a) for t in ("t2a", "sr") for p in ("fp32", "bf16") for a in ("plain", "vanilla", "stage")}
+    assert {(s["task"], s["precision"], s["arm"]) for s in r["steps"]} == {(t, p, a) for t in ("t2a", "sr") for p in ("fp32", "bf16") for a in ("plain", "vanilla", "stage", "AdamW")}
     assert all(s["against_plain"]["ratio"] == 1 for s in r["steps"] if s["arm"] == "plain") and all(s["saved_mb"] > 0 and s["flop_per_s"] > 0 for s in r["steps"])
     assert {x["task"] for x in r["run"]} == {"t2a", "sr"} and all(abs(sum(x["parts_of_a_stage_step"].values()) - 1) < 1e-9 and x["stage_over_vanilla"] > 0 for x in r["run"])
     assert "stage over vanilla" in done.stdout and "x real time" in done.stdout and "saved MB" in done.stdout
