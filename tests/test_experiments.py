@@ -310,7 +310,10 @@ def readable(path):
 def test_a_report_is_one_page_that_asks_nobody_and_cannot_be_written_into(t2a_run, sr_run, tmp_path, monkeypatch):
     """Results, curves, sounds of both tasks, differing settings; a caption that is markup stays text."""
     monkeypatch.setattr(data.SoundWorld, "caption", lambda self, i, k=0: f"<script>alert({i})</script> & bell")
-    page = Page(tmp_path / "r.html", t2a_run, sr_run)
+    moved = shutil.copytree(t2a_run, tmp_path / "t2a")             # twelve steps hold no probe: give it a regime to draw
+    with open(moved / "log.jsonl", "a") as f:
+        f.write(json.dumps({"step": 12, "r": 0.5}) + "\n")
+    page = Page(tmp_path / "r.html", moved, sr_run)
     assert page.count("audio") == 2 * 3 + 2 * 4 and page.count("script") == 0 and "<script>alert" in page.text and "& bell" in page.text
     assert all(url.startswith("data:") for url in page.urls) and page.count("title") == 1
     wav = base64.b64decode(page.sources("audio")[0].split(",")[1])

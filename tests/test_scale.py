@@ -187,7 +187,7 @@ def test_the_plain_peer_learns_what_ours_learns():
         x0 = 0.5 * torch.randn(64, 8, 4)
         b = {"x0": x0, "eps": torch.randn(64, 8, 4), "t": torch.rand(64), "cond": x0.roll(1, 1), "drop": torch.zeros(64, dtype=torch.bool)}
         for name, arm in (("plain", plain), ("ours", ours)):
-            final[name].append(float(arm.loss(b)))
+            final[name].append(arm.loss(b).item())
             arm.step(b)
     assert np.mean(final["plain"][-20:]) < 0.8 * np.mean(final["plain"][:5]) and np.mean(final["ours"][-20:]) < 0.9 * np.mean(final["ours"][:5])
 

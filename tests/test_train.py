@@ -15,6 +15,7 @@ import torch
 import config
 import data
 import evaluate
+import experiments
 import model as M
 import sampler
 import train
@@ -345,10 +346,11 @@ def test_terminated_runs_save_and_say_how_to_continue(tiny, tmp_path):
 def test_every_command_in_the_readme_exists():
     """Each `python X.py ...` line parses: known script, known flags (values are not run here)."""
     text = (ROOT / "README.md").read_text()
-    commands = re.findall(r"python (train|evaluate|guidance)\.py([^\n`#]*)", text)
-    assert len(commands) > 8
+    commands = re.findall(r"(?:python|torchrun \S+) (train|evaluate|guidance|experiments)\.py([^\n`#]*)", text)
+    assert len(commands) > 20 and {c for c, _ in commands} == {"train", "evaluate", "guidance", "experiments"}
     known = {"train": {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(config.Config)} | {"--resume", "--help"},
-             **{name: set(re.findall(r'"(--[a-z0-9-]+)"', (ROOT / f"{name}.py").read_text())) for name in ("evaluate", "guidance")}}
+             **{name: set(re.findall(r'"(--[a-z0-9-]+)"', (ROOT / f"{name}.py").read_text())) for name in ("evaluate", "guidance", "experiments")}}
+    known["experiments"] |= {f"--{name.replace('_', '-')}" for name in experiments.COMMON}
     for script, rest in commands:
         assert set(re.findall(r"(?<!\S)--[a-z0-9-]+", rest)) <= known[script], rest
 
