@@ -281,6 +281,8 @@ def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
             rows += kept.get((arm, seed), [])
             continue
         made_with = json.loads((path / "config.json").read_text())
+        if derived(arms[arm]):
+            made_with["regime"] = arms[arm]["regime"]              # what was asked for, not the path of the file made of it
         made = json.loads((path / "made.json").read_text()) if (path / "made.json").is_file() else {}
         log = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
         evals, probes, follows = [r for r in log if "eval" in r], [(r["step"], r["D"]) for r in log if "D" in r], regime.read_r(path / "log.jsonl")
