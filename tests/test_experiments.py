@@ -270,6 +270,7 @@ def test_the_table_is_made_again_from_the_rows_where_the_runs_are_gone(small, tm
 TWO = [x for name, lr in (("a", 1e-3), ("b", 2e-3)) for x in ("--arm", f"{name}=" + json.dumps({**json.loads(OWN), "lr": lr}))]
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 def test_packed_runs_killed_with_their_parent_continue_to_the_rows_of_a_serial_experiment(tmp_path):
     """kill -9 of the parent while both of its workers train: they save and end by themselves; the same command goes on."""
     argv = ["run", "E1", "--only", "a", "b", *TWO, "--seeds", "1", "--steps", "60", "--eval-every", "30", "--score-clips", "8", "--clips", "100"]
