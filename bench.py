@@ -222,7 +222,6 @@ def bench_run_cost(task: str, base: dict, batches: list[dict], words, codec, rou
         count[0] += 1
         arm.step(ahead(count[0]), lap)
         wait(cfg.device)
-    laps.seconds.clear()
     def measured():
         laps.start()
         count[0] += 1
@@ -241,20 +240,25 @@ def bench_run_cost(task: str, base: dict, batches: list[dict], words, codec, rou
             "check_ms": 1e3 * total("check"), "stage_over_vanilla": over, "parts_of_a_stage_step": dict(sorted(parts.items(), key=lambda x: -x[1]))}
 
 
+def by_size(seconds: dict[str, np.ndarray], clip_s: float) -> list[dict]:
+    """{number of clips: seconds of each round} -> rows; clip_s: length of a clip."""
+    return [{"clips": int(n), "s": float(np.median(s)), "s_a_clip": float(np.median(s)) / int(n), "times_real_time": clip_s * int(n) / float(np.median(s))} for n, s in seconds.items()]
+
+
 def bench_generation(run, rounds: int, sizes=(4, 16, 64)) -> list[dict]:
     """Seconds to make n clips, from caption (or muffled clip) to waveform."""
     captions = [data.SoundWorld("val", 64).caption(i) for i in range(64)]
     muffled = np.zeros((64, round(run.config["seconds"] * data.RATE)), np.float32)
     make = (lambda n: evaluate.generate(run, captions[:n], list(range(n)))) if run.config["task"] == "t2a" else (lambda n: evaluate.upsample(run, muffled[:n], 2_000, list(range(n))))
     seconds = in_turns({str(n): (lambda n=n: make(n)) for n in (1, *sizes)}, max(3, rounds // 5), 1)
-    return [{"clips": int(n), "s": float(np.median(s)), "s_a_clip": float(np.median(s)) / int(n), "times_real_time": run.config["seconds"] * int(n) / float(np.median(s))} for n, s in seconds.items()]
+    return by_size(seconds, run.config["seconds"])
 
 
 def bench_data(rounds: int, sizes=(8, 32, 128)) -> list[dict]:
     """Seconds to render n SoundWorld clips, one thread; times real time a core."""
     world = data.SoundWorld("train")
     seconds = in_turns({str(n): (lambda n=n: [world.render(i) for i in range(n)]) for n in sizes}, max(3, rounds // 10), 1)
-    return [{"clips": int(n), "s": float(np.median(s)), "s_a_clip": float(np.median(s)) / int(n), "times_real_time": data.CLIP_S * int(n) / float(np.median(s))} for n, s in seconds.items()]
+    return by_size(seconds, data.CLIP_S)
 
 
 def bench(device: str = "auto", preset: str = "auto", rounds: int = 20, compiled: bool = False, out: Path | None = None, clips: int = 300) -> dict:

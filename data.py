@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
 import json
 import multiprocessing as mp
@@ -1037,18 +1038,19 @@ class AudioFolder:
             empty = next((c for c in want if row.get(c) is None or not str(row[c]).strip()), None)
             if empty:
                 raise UserError(f"{meta}, row {row['#']}: empty {empty}; fill it in or remove the row")
-        files = {}
-        for p in self.folder.rglob("*"):
-            if p.suffix.lower() in AUDIO_TYPES:
-                files[p.stem] = files[p.name] = p
         out = []
         for row in rows:
-            path = self._find(str(row[file]), row, files, meta)
+            path = self._find(str(row[file]), row, meta)
             name = f"{meta}, row {row['#']}: no audio file for {str(row[file])!r} (looked in {self.folder} and its subfolders)" if path is None else str(row[file])
             out.append(_Entry(path, name, [str(row[c]) for c in text if str(row[c]).strip()], str(row["fold"]) == str(val_fold) if val_fold is not None else held))
         return out
 
-    def _find(self, name: str, row: dict, files: dict, meta: Path) -> Path | None:
+    @functools.cached_property
+    def _files(self) -> dict[str, Path]:
+        """Every audio file by its name, with and without the extension: walked only where a row does not say where its file is."""
+        return {name: p for p in self.folder.rglob("*") if p.suffix.lower() in AUDIO_TYPES for name in (p.stem, p.name)}
+
+    def _find(self, name: str, row: dict, meta: Path) -> Path | None:
         """The file of a row: as written, beside the metadata or in audio/, or anywhere by its name. AudioCaps names no extension, and
         downloaders write ID, YID, ID_30, ID_30.000, ID_30000, ID_30_40 ... ."""
         for p in (meta.parent / name, self.folder / name, self.folder / "audio" / name):
@@ -1062,13 +1064,13 @@ class AudioFolder:
                 raise UserError(f"{meta}, row {row['#']}: start_time {row['start_time']!r} is no number") from None
             times = [f"{start:g}", f"{start:.1f}", f"{start:.3f}", f"{1e3 * start:.0f}", f"{start:g}_{start + 10:g}", f"{start:.3f}_{start + 10:.3f}", f"{1e3 * start:.0f}_{1e3 * (start + 10):.0f}"]
             stems = [f"{y}{name}{sep}{t}" for y in ("", "Y") for sep, t in [("_", t) for t in times] + [("", "")]] + [str(row.get("audiocap_id") or name)]
-        return next((files[s] for s in stems if s in files), files.get(Path(name).name))
+        return next((self._files[s] for s in stems if s in self._files), self._files.get(Path(name).name))
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getstate__(self):
-        return {**self.__dict__, "_waves": None}
+        return {k: v for k, v in self.__dict__.items() if k != "_files"} | {"_waves": None}
 
     def caption(self, i: int, k: int = 0) -> str:
         return self.captions[i][k % len(self.captions[i])]

@@ -683,18 +683,22 @@ def text_scores(world: SoundWorld, waves, judge: Judge, real: dict, reference: n
             "event_kl": bernoulli_kl(sig(real["presence"]), sig(heard["presence"])), "kid": kid(heard["embedding"], reference)}
 
 
-def foreign_scores(waves, captions: list[str], reference, clap=None, embedder=None) -> dict:
-    """What pretrained models (pretrained.Clap, pretrained.Embedder) say of waves (n, N): clap_score, mean cosine of clip and caption; kid_model
-    and, where n allows, frechet_model, distances to the reference clips (m, N) in the embedder's space."""
-    out = {}
+def foreign_scores(rows: dict, captions: list[str], reference, clap=None, embedder=None) -> dict[str, dict]:
+    """What pretrained models (pretrained.Clap, pretrained.Embedder) say of each row {name: waves (n, N)}: clap_score, mean cosine of clip
+    and caption; kid_model and, where n allows, frechet_model, distances to the reference clips (m, N) in the embedder's space."""
+    out = {name: {} for name in rows}
     if clap:
-        cosine = (clap.audio(waves) * clap.text(captions)).sum(1)
-        out["clap_score"] = {"mean": float(cosine.mean()), "interval": mean_interval(cosine)}
+        text = clap.text(captions)
+        for name, waves in rows.items():
+            cosine = (clap.audio(waves) * text).sum(1)
+            out[name]["clap_score"] = {"mean": float(cosine.mean()), "interval": mean_interval(cosine)}
     if embedder:
-        x, y = embedder.audio(waves), embedder.audio(reference)
-        out["kid_model"] = kid(x, y)
-        if min(len(x), len(y)) >= max(1_000, 2 * x.shape[1]):      # below that its bias is larger than what it measures
-            out["frechet_model"] = frechet(x, y)
+        y = embedder.audio(reference)
+        for name, waves in rows.items():
+            x = embedder.audio(waves)
+            out[name]["kid_model"] = kid(x, y)
+            if min(len(x), len(y)) >= max(1_000, 2 * x.shape[1]):  # below that its bias is larger than what it measures
+                out[name]["frechet_model"] = frechet(x, y)
     return out
 
 
@@ -713,8 +717,9 @@ def score_t2a(run: Run, clips: int, kind: str, split: str, w: float | None, step
     seen = {trained.caption(i, k) for i in range(len(trained)) for k in range(trained.wordings)}
     new = np.array([c not in seen for c in captions])
     made = generate(run, captions, list(range(clips)), progress="generating", w=w, steps=steps)
-    return [{"row": name, **text_scores(world, waves, judge, heard, reference, new), **foreign_scores(waves, captions, others, clap, embedder)}
-            for name, waves in (("real", real), ("codec ceiling", trip), ("model", made))]
+    rows = {"real": real, "codec ceiling": trip, "model": made}
+    foreign = foreign_scores(rows, captions, others, clap, embedder)
+    return [{"row": name, **text_scores(world, waves, judge, heard, reference, new), **foreign[name]} for name, waves in rows.items()]
 
 
 def score_folder(run: Run, clips: int, judge: Judge, w, steps, clap=None, embedder=None) -> list[dict]:
@@ -728,8 +733,9 @@ def score_folder(run: Run, clips: int, judge: Judge, w, steps, clap=None, embedd
     reference, captions = listen(judge, others)["embedding"], [sets[0].caption(i) for i in range(n)]
     trip = np.concatenate([run.codec.decode(run.codec.encode(torch.as_tensor(real[i : i + 50]))).numpy() for i in range(0, n, 50)])
     made = generate(run, captions, list(range(n)), progress="generating", w=w, steps=steps)
-    return [{"row": name, "n": n, "kid": kid(listen(judge, waves)["embedding"], reference), **foreign_scores(waves, captions, others, clap, embedder)}
-            for name, waves in (("real", real), ("codec ceiling", trip), ("model", made))]
+    rows = {"real": real, "codec ceiling": trip, "model": made}
+    foreign = foreign_scores(rows, captions, others, clap, embedder)
+    return [{"row": name, "n": n, "kid": kid(listen(judge, waves)["embedding"], reference), **foreign[name]} for name, waves in rows.items()]
 
 
 def open_set(config: dict, split: str, n: int = 0):

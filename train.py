@@ -246,7 +246,7 @@ def pick_precision(learner: Learner, b: dict) -> str:
 
 def parts(b: dict, n: int) -> list[dict]:
     """A batch cut into n equal parts (gradient accumulation)."""
-    return [b] if n == 1 else [{k: v for k, v in zip(b, part)} for part in zip(*(v.chunk(n) for v in b.values()))]
+    return [b] if n == 1 else [dict(zip(b, part)) for part in zip(*(v.chunk(n) for v in b.values()))]
 
 
 class Ahead:

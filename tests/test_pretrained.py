@@ -404,7 +404,7 @@ def test_the_clap_score_is_the_models_own_cosine_and_distances_grow_with_differe
     folder = str(tiny_model("clap", tmp_path / "clap"))
     clap, embedder = P.Clap(folder), P.Embedder(str(tiny_model("wavlm", tmp_path / "wavlm")))
     captions = ["a dog barking", "rain and wind", "low bell", "high bell then rain"]
-    found = evaluate.foreign_scores(waves[:4], captions, waves[32:], clap, embedder)
+    found = evaluate.foreign_scores({"x": waves[:4]}, captions, waves[32:], clap, embedder)["x"]
     x = TAF.resample(torch.from_numpy(waves[:4]), data.RATE, 48_000)
     inputs = dict(clap.extractor([w.numpy() for w in x], sampling_rate=48_000, return_tensors="pt")) | dict(clap.tokenizer(captions, padding=True, return_tensors="pt"))
     inputs.pop("token_type_ids", None)
@@ -412,7 +412,7 @@ def test_the_clap_score_is_the_models_own_cosine_and_distances_grow_with_differe
     own = (joint.logits_per_audio.diag() / clap.model.logit_scale_a.exp()).tolist()
     assert abs(found["clap_score"]["mean"] - np.mean(own)) < 1e-5 and found["clap_score"]["interval"][0] <= np.mean(own) <= found["clap_score"]["interval"][1]
     assert "frechet_model" not in found, "too few clips"
-    real, hiss = (evaluate.foreign_scores(w, [], waves[32:], None, embedder)["kid_model"] for w in (waves[:32], noise(40_960, 32).numpy()))
+    real, hiss = (r["kid_model"] for r in evaluate.foreign_scores({"real": waves[:32], "hiss": noise(40_960, 32).numpy()}, [], waves[32:], None, embedder).values())
     assert real < 0.2 * hiss
 
 
