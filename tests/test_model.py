@@ -181,6 +181,28 @@ def test_rotary_scores_depend_on_distance_alone():
     assert torch.allclose(scores[3, 7], scores[10, 14], atol=1e-5) and not torch.allclose(scores[3, 7], scores[3, 8], atol=1e-3)
 
 
+def test_text_layer_is_torchs_transformer_layer():
+    ours, ref = M.TextLayer(64, 2), torch.nn.TransformerEncoderLayer(64, 2, 128, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+    with torch.no_grad():
+        for mine, theirs in ((ref.norm1, ours.norm1), (ref.norm2, ours.norm2), (ref.self_attn.out_proj, ours.out), (ref.linear1, ours.mlp[0]), (ref.linear2, ours.mlp[2])):
+            mine.load_state_dict(theirs.state_dict())
+        ref.self_attn.in_proj_weight.copy_(ours.qkv.weight)
+        ref.self_attn.in_proj_bias.copy_(ours.qkv.bias)
+    h, mask = torch.randn(3, 7, 64), torch.arange(7) < torch.tensor([7, 4, 1])[:, None]
+    assert torch.allclose(ours(h, mask)[mask], ref(h, src_key_padding_mask=~mask)[mask], atol=1e-5)
+    assert not torch.allclose(ours(h, torch.ones_like(mask))[mask], ref(h, src_key_padding_mask=~mask)[mask], atol=1e-3), "negative control: the mask matters"
+
+
+def test_attention_on_a_cpu_is_float32_under_autocast_and_the_formula():
+    q, k, v = (torch.randn(2, 3, 5, 8) for _ in range(3))
+    mask = (torch.arange(5) < 4).expand(2, 1, 1, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = M.attention(q, k, v, mask)
+    by_hand = ((q @ k.mT / 8**0.5).masked_fill(~mask, -torch.inf)).softmax(-1) @ v
+    assert out.dtype == torch.float32 and torch.allclose(out, by_hand, atol=1e-5)
+    assert float((out - M.attention(*(x.bfloat16().float() for x in (q, k, v)), mask)).abs().max()) > 1e-4, "negative control: bfloat16 would be seen"
+
+
 # --- codec
 
 @pytest.fixture(scope="module")
