@@ -288,7 +288,7 @@ def bench(device: str = "auto", preset: str = "auto", rounds: int = 20, compiled
     print(table(result))
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        data.write_whole(out, json.dumps(result, indent=1) + "\n")
     return result
 
 

@@ -22,7 +22,7 @@ from data import UserError
 class Config:
     task: str = "t2a"            # t2a: caption -> sound; sr: band-limited -> full-band sound
     data: str = "soundworld"     # soundworld, a folder of recordings (layouts: data.AudioFolder), or a mixture: a=3,soundworld=1
-    max_missing: float = 0.0     # share of a folder's clips that its metadata may name and the disk not hold
+    max_bad_share: float = 0.01  # share of a folder's rows or files that may be unusable; they are left out and listed in bad.txt
     val_fold: int = 0            # folder data: the value of column `fold` that is held out; 0: a tenth of the files
     out: str = ""                # run folder; empty: runs/<task>, numbered when taken
     preset: str = "auto"         # smoke (CPU, MPS) | small (one GPU) | full; auto: by device
@@ -118,6 +118,42 @@ def parse(argv: list[str], description: str = __doc__) -> tuple[dict, str]:
     return given, resume
 
 
+def out_of_range(cfg: Config) -> tuple[str, str] | None:
+    """The first setting with an impossible value, as ("name value", what it must be)."""
+    for name, ok, why in (("steps", cfg.steps > 0, "positive"), ("batch", cfg.batch > 0, "positive"), ("lr", cfg.lr > 0, "positive"), ("muon_lr", cfg.muon_lr > 0, "positive"),
+        ("width", 0 < cfg.width <= 16_384, "from 1 to 16384"), ("heads", cfg.heads > 0 and cfg.width % (2 * cfg.heads) == 0, "such that width / heads is an even number"),
+        ("channels", 0 < cfg.channels <= 128, "from 1 to 128"), ("seconds", 0.5 <= cfg.seconds <= 30, "from 0.5 to 30"),
+        ("seed", cfg.seed >= 0, "0 or more"), ("max_bad_share", 0 <= cfg.max_bad_share < 1, "in [0, 1)"), ("warmup", cfg.warmup > 0, "positive"), ("score_clips", cfg.score_clips >= 2, "at least 2"),
+        ("accumulate", cfg.accumulate > 0 and cfg.batch % cfg.accumulate == 0, f"a divisor of --batch {cfg.batch}"),
+        ("clips", cfg.clips >= 100, "at least 100"), ("variants", cfg.variants > 0, "positive"), ("eval_every", cfg.eval_every > 0, "positive"),
+        ("cond_drop", 0 <= cfg.cond_drop < 1, "in [0, 1)"), ("sample_steps", cfg.sample_steps > 0, "positive"),
+        ("lambda0", cfg.lambda0 >= 0, "0 or more"), ("mu0", cfg.mu0 >= 0, "0 or more"), ("gamma", cfg.gamma > 0, "positive"),
+        ("stop_at", 0 <= cfg.stop_at <= 1, "in [0, 1]"), ("align", 0 <= cfg.align <= cfg.depth, f"a block from 1 to {cfg.depth}, or 0"),
+        ("guide_every", 0 < cfg.guide_every <= 8, "from 1 to 8"),
+        ("t_std", cfg.t_std > 0, "positive"), ("depth", 0 < cfg.depth <= 512, "from 1 to 512"),
+        ("probe", cfg.probe != "never" or cfg.regime != "slope" or "adaptive" not in (cfg.guidance, cfg.timesteps, cfg.structure),
+         "auto or always where an adaptive mechanism follows the slope")):
+        if not ok:
+            return f"{name.replace('_', '-')} {getattr(cfg, name)}", why
+    return None
+
+
+def foreign(fields) -> str | None:
+    """What is wrong with the settings of a run folder from elsewhere, in one line; None: nothing."""
+    hints, known = typing.get_type_hints(Config), {f.name for f in dataclasses.fields(Config)}
+    if not isinstance(fields, dict) or set(fields) != known:
+        odd = sorted(set(fields) ^ known) if isinstance(fields, dict) else []
+        return f"{'unknown' if odd[0] not in known else 'no'} setting {odd[0]!r}; it is of another version" if odd else "holds no settings"
+    for name, value in fields.items():
+        kinds = (int, float) if hints[name] is float else (hints[name],)
+        if not isinstance(value, kinds) or isinstance(value, bool) != (hints[name] is bool):
+            return f"{name} is {value!r}, not of type {hints[name].__name__}"
+        if name in CHOICES and value not in CHOICES[name]:
+            return f"{name} is {value!r}, not one of {', '.join(CHOICES[name])}"
+    wrong = out_of_range(Config(**fields))
+    return "{}: must be {}".format(*wrong) if wrong else None
+
+
 def resolve(given: dict) -> Config:
     """Defaults < preset (by device) < recipe < what the user typed."""
     cfg = Config(**{k: given[k] for k in ("task", "device", "preset") if k in given})
@@ -130,21 +166,9 @@ def resolve(given: dict) -> Config:
     if not given.get("out"):
         names = [f"runs/{cfg.task}" + (f"-{k}" if k > 1 else "") for k in range(1, 10_000)]
         cfg.out = next(n for n in names if not Path(n).exists())
-    for name, ok, why in (("steps", cfg.steps > 0, "positive"), ("batch", cfg.batch > 0, "positive"), ("lr", cfg.lr > 0, "positive"), ("muon_lr", cfg.muon_lr > 0, "positive"),
-                          ("heads", cfg.heads > 0 and cfg.width % (2 * cfg.heads) == 0, "such that width / heads is an even number"),
-                          ("channels", 0 < cfg.channels <= 128, "from 1 to 128"), ("seconds", 0.5 <= cfg.seconds <= 30, "from 0.5 to 30"),
-                          ("seed", cfg.seed >= 0, "0 or more"), ("max_missing", 0 <= cfg.max_missing < 1, "in [0, 1)"), ("warmup", cfg.warmup > 0, "positive"), ("score_clips", cfg.score_clips >= 2, "at least 2"),
-                          ("accumulate", cfg.accumulate > 0 and cfg.batch % cfg.accumulate == 0, f"a divisor of --batch {cfg.batch}"),
-                          ("clips", cfg.clips >= 100, "at least 100"), ("variants", cfg.variants > 0, "positive"), ("eval_every", cfg.eval_every > 0, "positive"),
-                          ("cond_drop", 0 <= cfg.cond_drop < 1, "in [0, 1)"), ("sample_steps", cfg.sample_steps > 0, "positive"),
-                          ("lambda0", cfg.lambda0 >= 0, "0 or more"), ("mu0", cfg.mu0 >= 0, "0 or more"), ("gamma", cfg.gamma > 0, "positive"),
-                          ("stop_at", 0 <= cfg.stop_at <= 1, "in [0, 1]"), ("align", 0 <= cfg.align <= cfg.depth, f"a block from 1 to {cfg.depth}, or 0"),
-                          ("guide_every", 0 < cfg.guide_every <= 8, "from 1 to 8"),
-                          ("t_std", cfg.t_std > 0, "positive"), ("depth", cfg.depth > 0, "positive"),
-                          ("probe", cfg.probe != "never" or cfg.regime != "slope" or "adaptive" not in (cfg.guidance, cfg.timesteps, cfg.structure),
-                           "auto or always where an adaptive mechanism follows the slope")):
-        if not ok:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: must be {why}")
+    wrong = out_of_range(cfg)
+    if wrong:
+        raise UserError("--{}: must be {}".format(*wrong))
     try:
         regime.Regime(cfg.regime, cfg.steps)
     except (ValueError, OSError) as e:

@@ -25,6 +25,7 @@ import contextlib
 import csv
 import functools
 import hashlib
+import io
 import json
 import multiprocessing as mp
 import multiprocessing.connection
@@ -58,11 +59,23 @@ def run_cli(main) -> None:
     try:
         main()
     except (UserError, OSError) as e:  # OSError: a full disk, a folder where a file should be; its text names the path
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {printable(str(e))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def printable(text: str) -> str:
+    """For the terminal: control characters become spaces. A caption or a file name from elsewhere could move the cursor or retitle the window."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a crash, finds the old one or the new one and never half of one."""
+    tmp = path.with_name(path.name + ".tmp")
+    tmp.write_text(text, encoding="utf-8")
+    os.replace(tmp, path)
 
 
 def cache_dir() -> Path:
@@ -554,6 +567,9 @@ class SoundWorld:
     def scene(self, i: int) -> Scene:
         return draw_scene(self._rng(i), self.split, self.seconds)
 
+    def name(self, i: int) -> str:
+        return f"SoundWorld {self.split} clip {i}"
+
     def caption(self, i: int, k: int = 0) -> str:
         return word_scene(self.scene(i), self._rng(i, 1, k % self.wordings))
 
@@ -633,16 +649,22 @@ def _wait_first(futures):
 
 
 @contextlib.contextmanager
-def _alone(path: Path):
-    """One process at a time between here and the end of the block; the others wait. (POSIX; elsewhere nothing is locked.)"""
+def alone(path: Path, refuse: str = ""):
+    """One process at a time between here and the end of the block, by a lock on a folder or a file; the others wait, or get the UserError
+    `refuse`. The lock is the system's and ends with its process: a killed one leaves none behind. (POSIX; elsewhere nothing is locked.)"""
     try:
         import fcntl
     except ImportError:
         yield
         return
-    with open(path, "w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
+    fd = os.open(path, os.O_RDONLY | (0 if path.is_dir() else os.O_CREAT), 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (fcntl.LOCK_NB if refuse else 0))
         yield
+    except BlockingIOError:
+        raise UserError(refuse) from None
+    finally:
+        os.close(fd)
 
 
 def fill_array(folder: Path, name: str, shape, dtype, fn, n: int, args=(), chunk: int = 64, workers=None, desc: str = "",
@@ -655,7 +677,7 @@ def fill_array(folder: Path, name: str, shape, dtype, fn, n: int, args=(), chunk
     where = np.arange(n + 1) if where is None else where
     path, flags_path = folder / f"{name}.npy", folder / f"{name}.done"
     n_chunks = -(-n // chunk)
-    with _alone(folder / f"{name}.lock"):  # two runs that start together must not fill one cache at once
+    with alone(folder / f"{name}.lock"):  # two runs that start together must not fill one cache at once
         if not (path.exists() and flags_path.exists() and flags_path.stat().st_size == n_chunks):
             size, free = int(np.prod([int(k) for k in shape])) * np.dtype(dtype).itemsize, shutil.disk_usage(folder).free
             if size > 0.95 * free:  # the file is sparse: a disk that fills up under it would end this process without a word
@@ -664,6 +686,9 @@ def fill_array(folder: Path, name: str, shape, dtype, fn, n: int, args=(), chunk
                 print(f"{desc}: writing {size / 1e9:.1f} GB to {folder}")
             tmp = folder / f"{name}.tmp{os.getpid()}"
             np.lib.format.open_memmap(tmp, "w+", dtype, tuple(map(int, shape))).flush()  # numpy integers would spoil the header
+            if hasattr(os, "posix_fallocate"):  # take the room now, where a lack of it is an error and not a killed process
+                with open(tmp, "r+b") as f:
+                    os.posix_fallocate(f.fileno(), 0, tmp.stat().st_size)
             os.replace(tmp, path)
             flags_path.write_bytes(bytes(n_chunks))
         flags = np.memmap(flags_path, np.uint8, "r+")
@@ -849,23 +874,41 @@ def _patch_chunk(indices, n, seed, seconds, delta, frontend):
 # Folders of recordings.
 
 AUDIO_TYPES = (".wav", ".flac", ".ogg", ".mp3")
+RATES, LONGEST_S = (2_000, 768_000), 3_600  # what a header may say: a wrong one must not fill the memory
+LONGEST_CAPTION = 500  # characters
+
+
+@contextlib.contextmanager
+def _sound(path: Path):
+    """An open soundfile.SoundFile whose header is plausible; whatever goes wrong in the block is a UserError that names the file."""
+    import soundfile  # lazily: the default path (SoundWorld) needs no audio library
+    if not path.is_file():  # devices and pipes are no files either
+        raise UserError(f"{path}: no such file")
+    try:
+        with soundfile.SoundFile(path) as f:
+            if not RATES[0] <= f.samplerate <= RATES[1]:
+                raise UserError(f"{path}: its header says {f.samplerate} Hz; from {RATES[0]} to {RATES[1]} can be read")
+            if not 0 <= f.frames <= LONGEST_S * f.samplerate:
+                raise UserError(f"{path}: its header says {f.frames / f.samplerate:.0f} s; cut it into pieces of at most an hour")
+            yield f
+    except (soundfile.SoundFileError, RuntimeError, ValueError, OverflowError) as e:
+        raise UserError(f"{path}: can't be read as audio ({printable(str(e)).strip()[:120]}); use wav, flac, ogg or mp3") from None
 
 
 def read_audio(path: str | Path) -> np.ndarray:
-    """Any wav/flac/ogg/mp3 -> mono float32 (N,) at 16 kHz. Raises UserError (names the file) if it can't be read."""
-    import soundfile  # lazily: the default path (SoundWorld) needs no audio library
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        x, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError, ValueError) as e:
-        raise UserError(f"{path}: can't be read as audio ({str(e).strip()}); use wav, flac, ogg or mp3") from None
+    """Any wav/flac/ogg/mp3 of up to an hour -> mono float32 (N,) at 16 kHz. Raises UserError (names the file) if it can't be read."""
+    path, parts = Path(path), []
+    with _sound(path) as f:
+        rate, frames, at_once = f.samplerate, f.frames, max(1, (1 << 20) // f.channels)
+        while len(x := f.read(at_once, dtype="float32", always_2d=True)):  # in pieces: memory is taken by what is there, not by what the header says
+            parts.append(x.mean(1))
+    x = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if len(x) == 0:
         raise UserError(f"{path}: holds no samples")
-    x = x.mean(1)
-    if not np.isfinite(x).all():
-        raise UserError(f"{path}: holds NaN or infinite samples")
+    if len(x) < 0.9 * frames - 0.1 * rate:  # an mp3's header may be off by a frame
+        raise UserError(f"{path}: ends after {len(x) / rate:.1f} of the {frames / rate:.1f} s that its header says")
+    if not np.abs(x).max() < 1e6:  # NaN too
+        raise UserError(f"{path}: holds NaN, infinite or absurdly large samples")
     return resample(x, rate, RATE)
 
 
@@ -917,6 +960,8 @@ def _rows(meta: Path) -> list[dict]:
     rows = []
     try:
         text = meta.read_text(encoding="utf-8-sig")
+        if "\0" in text:  # UTF-16 without its mark
+            raise UnicodeDecodeError("utf-8", b"", 0, 0, "")
     except UnicodeDecodeError:
         raise UserError(f"{meta}: not UTF-8; save it as UTF-8") from None
     if meta.suffix == ".jsonl":
@@ -924,16 +969,24 @@ def _rows(meta: Path) -> list[dict]:
             if line.strip():
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError as e:
-                    raise UserError(f"{meta}, line {k}: not valid JSON ({e.msg})") from None
+                except (ValueError, RecursionError) as e:
+                    raise UserError(f"{meta}, row {k}: not valid JSON ({getattr(e, 'msg', 'numbers too long or nesting too deep')})") from None
                 if not isinstance(row, dict):
-                    raise UserError(f"{meta}, line {k}: not a JSON object")
+                    raise UserError(f"{meta}, row {k}: not a JSON object")
                 rows.append({**row, "#": k})
     else:
-        for k, row in enumerate(csv.DictReader(text.splitlines(keepends=True)), 2):
-            if None in row or None in row.values():
-                raise UserError(f"{meta}, row {k}: {'more' if None in row else 'fewer'} fields than the header; quote captions that hold commas")
-            rows.append({**row, "#": k})
+        table, k = csv.DictReader(io.StringIO(text, newline="")), 1
+        try:
+            names = table.fieldnames or []
+            double = next((n for n in names if names.count(n) > 1), None)
+            if double is not None:
+                raise UserError(f"{meta}: two columns are named {double!r}; rename one")
+            for k, row in enumerate(table, 2):
+                if None in row or None in row.values():
+                    raise UserError(f"{meta}, row {k}: {'more' if None in row else 'fewer'} fields than the header; quote captions that hold commas")
+                rows.append({**row, "#": k})
+        except csv.Error as e:
+            raise UserError(f"{meta}, after row {k}: not valid csv ({e}); is a quote left open?") from None
     if not rows:
         raise UserError(f"{meta}: no rows")
     return rows
@@ -948,11 +1001,12 @@ def _column(meta: Path, row: dict, names) -> str:
 
 @dataclass
 class _Entry:
-    """One row of a data set: its file (None: missing), how it is called, its captions, and whether it is held out (None: by hash)."""
+    """One row of a data set: its file, how the row is called, its captions, whether it is held out (None: by hash), and why it can't be used."""
     path: Path | None
     name: str
     captions: list[str]
     held: bool | None = None
+    bad: str = ""
 
 
 def _vctk(folder: Path) -> list[_Entry]:
@@ -974,7 +1028,7 @@ def _vctk(folder: Path) -> list[_Entry]:
 def _class_folders(folder: Path) -> list[_Entry]:
     """FOLDER/CLASS/FILE without metadata: the class is the caption. (train/CLASS/FILE, test/CLASS/FILE: with these splits.)"""
     out = []
-    for p in sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_TYPES):
+    for p in sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_TYPES and p.is_file()):
         parts = p.relative_to(folder).parts[:-1]
         if parts:
             split = next((s for s, known in SPLIT_WORDS.items() if parts[0].lower() in known), None)
@@ -993,11 +1047,14 @@ class AudioFolder:
 
     Several rows of one file, and columns caption_1 ..., are several wordings. val_fold: rows with that `fold` are the validation split; where
     nothing says which clips are held out, a tenth of the *files* is, by a hash of the name (where several files are cuts of one
-    recording, as in ESC-50, use the fold: the hash would put siblings on both sides). max_missing: share of the rows whose file may be
-    missing; their names are in `missing`."""
+    recording, as in ESC-50, use the fold: the hash would put siblings on both sides).
 
-    def __init__(self, folder: str | Path, split: str = "train", val_fold: int | None = None, max_missing: float = 0.0):
-        self.folder, self.split = Path(folder), split
+    Rows whose file is missing or whose caption is empty, and files that can't be decoded (known once `prepare` has tried), are left out and
+    listed in `bad`, up to the share max_bad_share of the rows, or of the split's files; more are a UserError. `notes` says what else was
+    mended. A path that leads out of the folder is always an error."""
+
+    def __init__(self, folder: str | Path, split: str = "train", val_fold: int | None = None, max_bad_share: float = 0.0):
+        self.folder, self.split, self.max_bad_share, self.notes = Path(folder), split, max_bad_share, []
         if not self.folder.is_dir():
             raise UserError(f"--data {folder}: no such folder")
         if any((self.folder / d).is_dir() for d in ("wav48_silence_trimmed", "wav48")):
@@ -1007,23 +1064,39 @@ class AudioFolder:
             entries = self._read(meta, own and split != "train" if own else None, val_fold) if meta else _class_folders(self.folder)
         if not entries:
             raise UserError(f"{self.folder}: no metadata found; expected metadata.csv or metadata.jsonl with columns file_name and caption")
-        self.missing = [e.name for e in entries if e.path is None]
-        if len(self.missing) > max_missing * len(entries):
-            many = f"; {len(self.missing)} of {len(entries)} are missing, the share {max_missing:g} is allowed (--max-missing)" if max_missing or len(self.missing) > 1 else ""
-            raise UserError(f"{self.missing[0]}{many}")
-        entries = [e for e in entries if e.path is not None]
-        by_hash = sorted({e.path for e in entries}, key=lambda p: zlib.crc32(p.name.encode()))
+        root = self.folder.resolve()
+        for e in entries:
+            if e.path is not None and not e.path.resolve().is_relative_to(root):
+                raise UserError(f"{e.name}: leads to {e.path.resolve()}, outside of {self.folder}; copy the file into the folder")
+        self.bad = self._bearable([f"{e.name}: {e.bad}" for e in entries if e.bad], len(entries))
+        entries = [e for e in entries if not e.bad]
+        by_hash = sorted({e.path for e in entries}, key=lambda p: zlib.crc32(p.name.encode(errors="replace")))
         tenth = set(by_hash[: max(1, len(by_hash) // 10)])  # at least one file is held out
-        clips: dict[Path, list] = {}
+        clips: dict[Path, dict] = {}
+        double = long = 0
         for e in entries:
             if (e.path in tenth if e.held is None else e.held) == (split != "train"):
-                clips.setdefault(e.path, []).extend(" ".join(c.replace("_", " ").split()) for c in e.captions)
+                known = clips.setdefault(e.path, {})
+                for c in e.captions:
+                    c = " ".join(printable(c.replace("_", " ")).split())
+                    double, long = double + (c in known), long + (len(c) > LONGEST_CAPTION)
+                    known[c[:LONGEST_CAPTION]] = True
         if not clips:
             raise UserError(f"{meta or self.folder}: no clips in the {split} split" + (f" (no row has fold {val_fold})" if val_fold is not None else ""))
-        self.paths, self.captions = list(clips), list(clips.values())
+        if double:
+            self.notes.append(f"{split}: {double} captions stand twice beside the same file and count once")
+        if long:
+            self.notes.append(f"{split}: {long} captions are longer than {LONGEST_CAPTION} characters and are cut there")
+        self.paths, self.captions = list(clips), [list(c) for c in clips.values()]
         self.wordings = max(map(len, self.captions))
-        self.key = "folder-" + digest(self.folder.resolve(), split, *((p, p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths))
-        self._waves = self._where = None
+        self.key = "folder-" + digest(root, split, *((p, p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths))
+        self._waves = self._spans = None
+
+    def _bearable(self, bad: list[str], of: int) -> list[str]:
+        """`bad` again, or a UserError where it is more than is allowed."""
+        if len(bad) > self.max_bad_share * of:
+            raise UserError(bad[0] + (f"; {len(bad)} of {of} can't be used, the share {self.max_bad_share:g} may be left out (--max-bad-share)" if self.max_bad_share or len(bad) > 1 else ""))
+        return bad
 
     def _read(self, meta: Path, held: bool | None, val_fold: int | None) -> list[_Entry]:
         """Rows of a metadata file -> entries. held: the whole file is (not) held out; None: it says so by fold, or not at all."""
@@ -1033,29 +1106,32 @@ class AudioFolder:
         file = _column(meta, rows[0], ("file_name", "filename", "youtube_id", "audiocap_id"))
         if val_fold is not None and "fold" not in rows[0]:
             raise UserError(f"{meta}: --val-fold needs a column 'fold'")
-        want = (file, *text[:1]) + (("fold",) if val_fold is not None else ())
-        for row in rows:
-            empty = next((c for c in want if row.get(c) is None or not str(row[c]).strip()), None)
-            if empty:
-                raise UserError(f"{meta}, row {row['#']}: empty {empty}; fill it in or remove the row")
         out = []
         for row in rows:
-            path = self._find(str(row[file]), row, meta)
-            name = f"{meta}, row {row['#']}: no audio file for {str(row[file])!r} (looked in {self.folder} and its subfolders)" if path is None else str(row[file])
-            out.append(_Entry(path, name, [str(row[c]) for c in text if str(row[c]).strip()], str(row["fold"]) == str(val_fold) if val_fold is not None else held))
+            if val_fold is not None and not str(row.get("fold") or "").strip():
+                raise UserError(f"{meta}, row {row['#']}: empty fold; fill it in or remove the row")
+            name, captions = str(row.get(file) or "").strip(), [row[c] for c in text if isinstance(row.get(c), str) and printable(row[c]).strip()]
+            e = _Entry(None, f"{meta}, row {row['#']}", captions, str(row["fold"]) == str(val_fold) if val_fold is not None else held)
+            e.path = self._find(name, row, meta) if name else None
+            e.bad = (f"empty {file}" if not name else f"empty {text[0]}" if not captions
+                     else f"no audio file for {name!r} (looked in {self.folder} and its subfolders)" if e.path is None else "")
+            out.append(e)
         return out
 
     @functools.cached_property
     def _files(self) -> dict[str, Path]:
         """Every audio file by its name, with and without the extension: walked only where a row does not say where its file is."""
-        return {name: p for p in self.folder.rglob("*") if p.suffix.lower() in AUDIO_TYPES for name in (p.stem, p.name)}
+        return {name: p for p in self.folder.rglob("*") if p.suffix.lower() in AUDIO_TYPES and p.is_file() for name in (p.stem, p.name)}
 
     def _find(self, name: str, row: dict, meta: Path) -> Path | None:
         """The file of a row: as written, beside the metadata or in audio/, or anywhere by its name. AudioCaps names no extension, and
         downloaders write ID, YID, ID_30, ID_30.000, ID_30000, ID_30_40 ... ."""
         for p in (meta.parent / name, self.folder / name, self.folder / "audio" / name):
-            if p.is_file() and p.suffix.lower() in AUDIO_TYPES:
-                return p
+            try:
+                if p.is_file() and p.suffix.lower() in AUDIO_TYPES:
+                    return p
+            except (ValueError, OSError):  # a name with a zero byte, or of a thousand letters
+                continue
         stems = [name]
         if "youtube_id" in row:
             try:
@@ -1067,56 +1143,80 @@ class AudioFolder:
         return next((self._files[s] for s in stems if s in self._files), self._files.get(Path(name).name))
 
     def __len__(self) -> int:
+        """Clips that can be used: before `prepare`, as far as the metadata tell."""
         return len(self.paths)
 
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k != "_files"} | {"_waves": None}
+
+    def name(self, i: int) -> str:
+        return str(self.paths[i])
 
     def caption(self, i: int, k: int = 0) -> str:
         return self.captions[i][k % len(self.captions[i])]
 
     def lengths(self) -> list[int]:
         self.prepare()
-        return list(np.diff(self._where))
+        return [b - a for a, b in self._spans]
 
     def wave(self, i: int) -> np.ndarray:
         self.prepare()
-        return self._waves[self._where[i] : self._where[i + 1]].astype(np.float32) / 32_767
+        a, b = self._spans[i]
+        return self._waves[a:b].astype(np.float32) / 32_767
 
     def prepare(self, workers: int | None = None) -> "AudioFolder":
-        """Decode every file once to 16 kHz mono 16-bit in the cache (32 kB a second of audio)."""
+        """Decode every file once to 16 kHz mono 16-bit in the cache (32 kB a second of audio); leave out those that can't be."""
         if self._waves is not None:  # wave() calls this too
             return self
-        folder = cache_dir() / self.key
-        lengths = fill_array(folder, "lengths", (len(self), 2), np.int64, _measure_chunk, len(self), (self.paths,),
-                             workers=workers, desc="reading lengths")
-        self._where = np.concatenate([[0], np.cumsum(lengths[:, 0])])
-        self._waves = fill_array(folder, "waves", (self._where[-1],), np.int16, _decode_chunk, len(self), (self.paths, lengths[:, 0].tolist()),
-                                 workers=workers, desc=f"decoding {self.split}", where=self._where)
+        folder, n = cache_dir() / self.key, len(self.paths)
+        if self._spans is None:  # set where a worker process got this object
+            lengths = fill_array(folder, "lengths", (n,), np.int64, _measure_chunk, n, (self.paths,), workers=workers, desc="reading lengths")
+            where = np.concatenate([[0], np.cumsum(lengths)])
+            waves = fill_array(folder, "waves", (where[-1],), np.int16, _decode_chunk, n, (self.paths, lengths.tolist()),
+                               workers=workers, desc=f"decoding {self.split}", where=where)
+            good = [i for i in range(n) if waves[where[i]] != UNREADABLE]
+            if len(good) < n:
+                self.bad += self._bearable([_why_unreadable(p) for i, p in enumerate(self.paths) if i not in set(good)], n)
+            self.paths, self.captions = [self.paths[i] for i in good], [self.captions[i] for i in good]
+            self._spans = [(int(where[i]), int(where[i + 1])) for i in good]
+        self._waves = np.load(folder / "waves.npy", mmap_mode="r")
         return self
 
 
+UNREADABLE = -32_768  # in place of a clip's samples, which are from -32,767 to 32,767
+
+
 def _measure_chunk(indices, paths):
-    import soundfile
+    """Lengths of files at 16 kHz by their headers; an unreadable one gets the one sample that says so."""
     out = []
     for i in indices:
         try:
-            info = soundfile.info(paths[i])
-        except (soundfile.SoundFileError, RuntimeError) as e:
-            raise UserError(f"{paths[i]}: can't be read as audio ({str(e).strip()})") from None
-        if info.frames <= 0:
-            raise UserError(f"{paths[i]}: holds no samples")
-        out.append((-(-info.frames * RATE // info.samplerate), info.samplerate))
+            with _sound(paths[i]) as f:
+                out.append(max(1, -(-f.frames * RATE // f.samplerate)))
+        except UserError:
+            out.append(1)
     return np.asarray(out)
 
 
 def _decode_chunk(indices, paths, lengths):
     out = []
     for i in indices:
-        x = read_audio(paths[i])
+        try:
+            x = read_audio(paths[i])
+        except UserError:
+            out.append(np.full(lengths[i], UNREADABLE, np.int16))
+            continue
         x = np.pad(x, (0, max(0, lengths[i] - len(x))))[: lengths[i]]  # mp3 headers may be off by a frame
         out.append(np.round(x / max(1, np.abs(x).max()) * 32_767).astype(np.int16))
     return np.concatenate(out)
+
+
+def _why_unreadable(path: Path) -> str:
+    try:
+        read_audio(path)
+    except UserError as e:
+        return str(e)
+    return f"{path}: could not be read when it was decoded"  # and can now: changed meanwhile without a new time of change
 
 
 class Mixed:
@@ -1125,17 +1225,24 @@ class Mixed:
 
     def __init__(self, parts: list, weights: list[float]):
         self.parts, self.weights = parts, weights
-        turns = [(i / len(d), k, i) for k, d in enumerate(parts) for i in range(len(d))]
-        self.index = [(k, i) for _, k, i in sorted(turns)]
-        share = np.array(weights, float) / sum(weights)
-        p = np.array([share[k] / len(parts[k]) for k, _ in self.index])
-        self.p = p / p.sum()                                       # draw_batch's probability of each clip
         self.key = "mixed-" + digest(*(d.key for d in parts))
-        self.wordings = max(d.wordings for d in parts)
-        self.missing = [name for d in parts for name in getattr(d, "missing", [])]
+        self._arrange()
+
+    def _arrange(self) -> None:
+        turns = [(i / len(d), k, i) for k, d in enumerate(self.parts) for i in range(len(d))]
+        self.index = [(k, i) for _, k, i in sorted(turns)]
+        share = np.array(self.weights, float) / sum(self.weights)
+        p = np.array([share[k] / len(self.parts[k]) for k, _ in self.index])
+        self.p = p / p.sum()                                       # draw_batch's probability of each clip
+        self.wordings = max(d.wordings for d in self.parts)
+        self.bad, self.notes = ([x for d in self.parts for x in getattr(d, what, [])] for what in ("bad", "notes"))
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def name(self, i: int) -> str:
+        k, j = self.index[i]
+        return self.parts[k].name(j)
 
     def wave(self, i: int) -> np.ndarray:
         k, j = self.index[i]
@@ -1152,10 +1259,11 @@ class Mixed:
     def prepare(self, workers: int | None = None) -> "Mixed":
         for d in self.parts:
             d.prepare(workers)
+        self._arrange()  # without what can't be read
         return self
 
 
-def open_data(data: str, split: str, n: int = 0, val_fold: int | None = None, seconds: float = CLIP_S, max_missing: float = 0.0):
+def open_data(data: str, split: str, n: int = 0, val_fold: int | None = None, seconds: float = CLIP_S, max_bad_share: float = 0.0):
     """`soundworld`, the path of a folder, or several of them as NAME=WEIGHT,NAME=WEIGHT -> a data set (see the module docstring)."""
     if data == "soundworld":
         return SoundWorld(split, n, seconds=seconds)
@@ -1167,8 +1275,8 @@ def open_data(data: str, split: str, n: int = 0, val_fold: int | None = None, se
                 raise ValueError
         except ValueError:
             raise UserError(f"--data {data}: a mixture reads NAME=WEIGHT,NAME=WEIGHT with positive weights") from None
-        return Mixed([open_data(name, split, n, val_fold if name != "soundworld" else None, seconds, max_missing) for name in names], weights)
-    return AudioFolder(data, split, val_fold or None, max_missing)  # 0, the flag's default, names no fold
+        return Mixed([open_data(name, split, n, val_fold if name != "soundworld" else None, seconds, max_bad_share) for name in names], weights)
+    return AudioFolder(data, split, val_fold or None, max_bad_share)  # 0, the flag's default, names no fold
 
 
 # --------------------------------------------------------------------------------------------------------------------------

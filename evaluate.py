@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,7 @@ def train_judge(kind: str, clips: int = 16_000, epochs: int = 8, batch: int = 64
     report_path = ASSETS.parent / "results" / "judges.json"
     report = json.loads(report_path.read_text()) if report_path.exists() else {}
     report_path.parent.mkdir(exist_ok=True)
-    report_path.write_text(json.dumps({**report, kind: judge_report(kind) | {"clips": clips, "epochs": epochs, "seed": seed}}, indent=1) + "\n")
+    data.write_whole(report_path, json.dumps({**report, kind: judge_report(kind) | {"clips": clips, "epochs": epochs, "seed": seed}}, indent=1) + "\n")
     return json.loads(report_path.read_text())[kind]
 
 
@@ -226,7 +227,7 @@ def kid(x: np.ndarray, y: np.ndarray) -> float:
     Unbiased means it can be negative and is 0 on average for equal distributions; a Frechet distance at n = 500 is not. The
     kernel's 1 supposes features of order one, as Inception's are; so both are first divided by the reference's RMS."""
     k = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
-    rms = np.sqrt(np.mean(y.astype(np.float64) ** 2))
+    rms = max(np.sqrt(np.mean(y.astype(np.float64) ** 2)), 1e-12)   # a reference of zeros
     x, y = x.astype(np.float64) / rms, y.astype(np.float64) / rms
     kx, ky, n, m = k(x, x), k(y, y), len(x), len(y)
     return float((kx.sum() - np.trace(kx)) / (n * (n - 1)) + (ky.sum() - np.trace(ky)) / (m * (m - 1)) - 2 * k(x, y).mean())
@@ -397,26 +398,65 @@ class Run:
         return self.codec.tokens(round(self.config["seconds"] * RATE))
 
 
-def load_checkpoint(path: Path) -> tuple[dict, dict]:
-    """(config, checkpoint) of a run folder; weights-only loading, so a file from elsewhere can't run code."""
-    for name in ("config.json", "checkpoint.pt"):
-        if not (path / name).is_file():
-            raise UserError(f"{path}: not a run folder (no {name})")
+VERSION = 2  # of run folders; raise it when saved weights or settings change their meaning (1: RMSNorm in attention)
+CHECKPOINTS = ("checkpoint.pt", "checkpoint-previous.pt")  # newest first
+
+
+def load_config(path: Path) -> dict:
+    """config.json of a run folder, each field checked as if it had been typed; UserError names the field."""
+    import config
+    file = path / "config.json"
+    if not file.is_file():
+        raise UserError(f"{path}: not a run folder (no config.json)")
     try:
-        config = json.loads((path / "config.json").read_text())
-        ckpt = torch.load(path / "checkpoint.pt", map_location="cpu", weights_only=True)
-        return config, {**ckpt, "step": int(ckpt["step"])}
-    except Exception as e:  # zip, pickle, JSON and key errors all mean the same to the user
-        raise UserError(f"{path}: checkpoint can't be read ({type(e).__name__}: {str(e).splitlines()[0][:120]})") from None
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{file}: not valid JSON ({str(e)[:120]})") from None
+    wrong = config.foreign(fields)
+    if wrong:
+        raise UserError(f"{file}: {wrong}")
+    return fields
+
+
+def load_checkpoint(path: Path) -> tuple[dict, dict]:
+    """(config, checkpoint) of a run folder, or of the checkpoint before it with a warning where the newest can't be read. Weights-only
+    loading, so a file from elsewhere can't run code."""
+    config, failed = load_config(path), []
+    for name in CHECKPOINTS:
+        try:
+            ckpt = torch.load(path / name, map_location="cpu", weights_only=True)
+            ckpt = {**ckpt, "step": int(ckpt["step"])}
+        except FileNotFoundError:
+            continue
+        except Exception as e:  # zip, pickle and key errors all mean the same to the user
+            failed.append(f"{name}: {type(e).__name__}: {(str(e).splitlines() or [''])[0][:120]}")
+            continue
+        if ckpt.get("version", 1) != VERSION:
+            raise UserError(f"{path / name}: of version {ckpt.get('version', 1)}, this code reads version {VERSION}; use the code that made it, or train anew")
+        for field in ("task", "codec", "text", "channels", "width", "depth", "heads"):
+            if config[field] != ckpt["config"][field]:
+                raise UserError(f"{path}: {field} is {config[field]!r} in config.json and {ckpt['config'][field]!r} in {name}; one of them is from another run")
+        if name != CHECKPOINTS[0]:
+            print(f"warning: {path / CHECKPOINTS[0]} {f'is damaged ({failed[0]})' if failed else 'is missing'}; going on from {name}, step {ckpt['step']}", file=sys.stderr)
+        return config, ckpt
+    raise UserError(f"{path}: checkpoint can't be read ({'; '.join(failed)})" if failed else f"{path}: not a run folder (no checkpoint.pt)")
 
 
 def save_checkpoint(path: Path, **state) -> None:
-    """Write, flush, rename: a crash leaves the old checkpoint or the new one, never half of one."""
+    """Write, flush, read back, rename; the one before it stays as checkpoint-previous.pt. A crash at any moment leaves one that can be read."""
     tmp = path.with_suffix(".tmp")
-    with open(tmp, "wb") as f:
-        torch.save(state, f)
-        f.flush()
-        os.fsync(f.fileno())
+    try:
+        with open(tmp, "wb") as f:
+            torch.save({"version": VERSION, **state}, f)
+            f.flush()
+            os.fsync(f.fileno())
+        torch.load(tmp, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError) as e:  # torch wraps a full disk in a RuntimeError of its own
+        tmp.unlink(missing_ok=True)
+        why = next((x.strerror for x in (e, e.__context__) if isinstance(x, OSError) and x.strerror), str(e).splitlines()[0][:120])
+        raise UserError(f"{path}: can't be written ({why}); the last checkpoint is intact: make room, then python train.py --resume {path.parent}") from None
+    if path.exists():
+        os.replace(path, path.with_name(CHECKPOINTS[1]))
     os.replace(tmp, path)
 
 
@@ -428,6 +468,14 @@ def pick_device(name: str) -> str:
     if not have.get(name.split(":")[0]):
         raise UserError(f"--device {name}: not here; available: {', '.join(d for d in have if have[d])}")
     return name
+
+
+def memory_mb(device: str) -> float | None:
+    """Memory of this process in MB: on a GPU the peak that tensors took, otherwise what is resident now (where the system says it)."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 1e6
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if statm.exists() else None
 
 
 def pick_precision(trial, device: str) -> str:
@@ -499,31 +547,51 @@ def load_run(path: str | Path, device: str = "cpu", trust: bool = False, pickles
     """Open a run folder for use. Whether code or pickles of its pretrained parts may be loaded is the caller's to say, never the folder's."""
     device = pick_device(device)
     cfg, ckpt = load_checkpoint(Path(path))
-    words = open_text(cfg, ckpt["words"], device, trust, pickles) if cfg["task"] == "t2a" else None
-    model = build_model(cfg, words)
+    try:
+        ema, codec_state, vocabulary = {k: v.float() for k, v in ckpt["ema"].items()}, ckpt["codec"], [data.printable(w) for w in ckpt["words"]]
+    except (KeyError, AttributeError, TypeError) as e:
+        raise UserError(f"{path}: its checkpoint lacks a part, or holds something else there ({type(e).__name__}: {e})") from None
+    words = open_text(cfg, vocabulary, device, trust, pickles) if cfg["task"] == "t2a" else None
+    with torch.device("meta"):  # without memory: the sizes that a config.json claims are believed once the weights have them
+        model = build_model(cfg, words)
+    load_weights(path, model, ema, assign=True)
     codec = open_codec(cfg, device, trust, pickles)
-    load_weights(path, model, {k: v.float() for k, v in ckpt["ema"].items()})
-    load_weights(path, codec, ckpt["codec"])
+    load_weights(path, codec, codec_state)
     return Run(Path(path), cfg, model.to(device).eval().requires_grad_(False), codec, words, ckpt["step"])
 
 
-def load_weights(path: str | Path, module: nn.Module, state: dict) -> None:
+def load_weights(path: str | Path, module: nn.Module, state: dict, **how) -> None:
     """load_state_dict whose refusal is one line: which weights are missing, unknown or of another shape."""
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(state, **how)
     except RuntimeError as e:
         detail = "; ".join(line.strip() for line in str(e).splitlines()[1:3])
         raise UserError(f"{path}: its weights are those of another model or version ({detail[:160]})") from None
 
 
-def open_log(path: Path, step: int):
-    """-> function that appends one object a line. Lines after `step` (of a run that died after its checkpoint) are dropped."""
-    kept = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n") and json.loads(line)["step"] <= step] if path.exists() else []
-    tmp = path.with_suffix(".tmp")
-    tmp.write_text("".join(kept))
-    tmp.replace(path)
-    f = open(path, "a", buffering=1)
-    return lambda row: f.write(json.dumps(row) + "\n")
+class Log:
+    """log.jsonl of a run: one object a line. Lines after `step` (of a run that died after its checkpoint) and a torn last one are dropped."""
+
+    def __init__(self, path: Path, step: int):
+        self.path, kept = path, []
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except ValueError:
+                continue
+        data.write_whole(path, "".join(kept))
+        self.file = open(path, "a", buffering=1, encoding="utf-8")
+
+    def __call__(self, row: dict) -> None:
+        try:
+            self.file.write(json.dumps(row) + "\n")
+        except OSError as e:
+            raise UserError(f"{self.path}: can't be written ({e.strerror}); the last checkpoint is intact: make room, then python train.py --resume {self.path.parent}") from None
+
+    def sync(self) -> None:
+        """Before a checkpoint: after a power cut no line up to it may be missing."""
+        os.fsync(self.file.fileno())
 
 
 def noise(run: Run, seeds: list[int], tokens: int) -> Tensor:
@@ -740,7 +808,7 @@ def score_folder(run: Run, clips: int, judge: Judge, w, steps, clap=None, embedd
 
 def open_set(config: dict, split: str, n: int = 0):
     """A split of the data that a run was trained on, prepared."""
-    return data.open_data(config["data"], split, n, config["val_fold"], config["seconds"], config.get("max_missing", 0.0)).prepare()
+    return data.open_data(config["data"], split, n, config["val_fold"], config["seconds"], config.get("max_bad_share", 0.0)).prepare()
 
 
 def _first(x: np.ndarray, seconds: float) -> np.ndarray:
@@ -775,7 +843,7 @@ def score_sr(run: Run, clips: int, cutoff: int, steps: int | None, split: str = 
     methods = {"input": [muffled], "mean spectrum": [[base.render(x, "mean", 2 * i + s) for i, x in enumerate(muffled)] for s in (0, 1)],
                "ridge": [[base.render(x, "ridge", 2 * i + s) for i, x in enumerate(muffled)] for s in (0, 1)],
                "model": [upsample(run, m.numpy(), cutoff, [2 * i + s for i in range(n)], steps) for s in (0, 1)],
-               "codec ceiling": [torch.cat([run.codec.decode(z[i : i + 50], m[i : i + 50], cutoff) for i in range(0, n, 50)]).numpy()]}
+               "codec ceiling": [torch.cat([run.codec.decode(z[i : i + 50], m[i : i + 50], cutoff)[:, : m.shape[1]] for i in range(0, n, 50)]).numpy()]}
     rows = {name: sr_rows(reals, out, cutoff) for name, out in methods.items()}
     table = [{"row": name, **summary(r), "n": n} for name, r in rows.items()]
     return table + [{"row": f"model - {name}", **summary(rows["model"], rows[name]), "n": n} for name in ("mean spectrum", "ridge")]
@@ -804,7 +872,7 @@ def score(runs: list[Run], clips: int = 500, judge: str = "dev", split: str = "t
         print("\n" + ", ".join(f"{k} {v}" for k, v in protocol.items()))
         print(sr_table(rows) if sr else text_table(rows))
     if out:
-        Path(out).write_text(json.dumps(result, indent=1) + "\n")
+        data.write_whole(Path(out), json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -886,7 +954,7 @@ def draw_spectrogram(ax, x: np.ndarray, title: str):
     import textwrap
     db = 20 * np.log10(np.maximum(stft(torch.as_tensor(x)[None])[0].abs().numpy().T / (N_FFT / 4), 1e-5))
     image = ax.imshow(db, origin="lower", aspect="auto", extent=(0, len(x) / RATE, 0, RATE / 2_000), vmin=-80, vmax=0, cmap="magma")
-    ax.set_title("\n".join(textwrap.wrap(title.replace("$", r"\$"), 34)[:3]), fontsize=8)
+    ax.set_title("\n".join(textwrap.wrap(title, 34)[:3]), fontsize=8, parse_math=False)  # a caption may hold dollars
     ax.tick_params(labelsize=7)
     return image
 
@@ -960,7 +1028,7 @@ def dashboard(path: Path) -> None:
     fig = plt.figure(figsize=(15, 17), layout="constrained")
     top, middle, bottom = fig.subfigures(3, 1, height_ratios=(1.35, 0.75, 1))
     fig.suptitle(f"{path}: {config['task']} on {config['data']}, recipe {config.get('recipe', '-')}, {train[-1]['step'] if train else 0} of {config['steps']} steps, "
-                 f"seed {config['seed']}", fontsize=11)
+                 f"seed {config['seed']}", fontsize=11, parse_math=False)
     panels = top.subplots(2, 3)
     if train:
         _draw_losses(panels[0], config, train, evals)
@@ -1165,7 +1233,7 @@ def cmd_score(a) -> None:
                              device=pick_device(a.device), trust=a.trust_remote_code, pickles=a.allow_pickle)
         print(codec_table(result))
         if a.out:
-            a.out.write_text(json.dumps(result, indent=1) + "\n")
+            data.write_whole(a.out, json.dumps(result, indent=1) + "\n")
         return
     score([load_run(r, a.device, a.trust_remote_code, a.allow_pickle) for r in a.runs], a.clips, a.judge, a.split, a.cutoff, a.cfg, a.steps, a.out, a.clap, a.audio_model, a.trust_remote_code, a.allow_pickle,
           pick_device(a.device))
@@ -1175,8 +1243,9 @@ def cmd_export(a) -> None:
     """EMA weights in half precision, codec, vocabulary and config: everything `generate` and `upsample` need."""
     config, ckpt = load_checkpoint(Path(a.run))
     a.folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"step": ckpt["step"], "ema": {k: v.half() for k, v in ckpt["ema"].items()}, "codec": ckpt["codec"], "words": ckpt["words"]}, a.folder / "checkpoint.pt")
-    (a.folder / "config.json").write_text(json.dumps({**config, "out": ""}, indent=1) + "\n")  # the path is of this machine
+    config = {**config, "out": ""}  # the path is of this machine
+    save_checkpoint(a.folder / "checkpoint.pt", step=ckpt["step"], ema={k: v.half() for k, v in ckpt["ema"].items()}, codec=ckpt["codec"], words=ckpt["words"], config=config)
+    data.write_whole(a.folder / "config.json", json.dumps(config, indent=1) + "\n")
     print(f"{a.folder}: {(a.folder / 'checkpoint.pt').stat().st_size / 1e6:.1f} MB")
 
 
@@ -1193,7 +1262,7 @@ def cmd_probe_teacher(a) -> None:
                 print(f"{k:34s} {v['mean']:+.3f}  [{v['interval'][0]:+.3f}, {v['interval'][1]:+.3f}]")
     if a.out:
         a.out.parent.mkdir(parents=True, exist_ok=True)
-        a.out.write_text(json.dumps(report, indent=1) + "\n")
+        data.write_whole(a.out, json.dumps(report, indent=1) + "\n")
 
 
 def main() -> None:

@@ -237,7 +237,7 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
     path = folder_of(out, arm, seed)
     if (path / "scores.json").is_file():
         return path
-    if (path / "checkpoint.pt").is_file():
+    if any((path / name).is_file() for name in evaluate.CHECKPOINTS):
         train.train({}, str(path))
     else:
         if path.exists():  # died before its first checkpoint: nothing worth keeping
@@ -245,7 +245,7 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
         if derived(options):
             options = {**options, "regime": source_file(options["regime"], options, out, arm, seed, seeds)}
         train.train({**options, "seed": seed, "out": str(path)})
-    (path / "made.json").write_text(json.dumps(provenance()) + "\n")
+    data.write_whole(path / "made.json", json.dumps(provenance()) + "\n")
     return path
 
 
@@ -292,9 +292,7 @@ def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
                          "r": float(regime.held(*follows, r["step"])), **({"D": float(np.interp(np.log2(r["step"]), *zip(*((np.log2(k), d) for k, d in probes))))} if probes else {}),
                          **({"final": {m: v["mean"] if isinstance(v, dict) and "mean" in v else v for m, v in final.items()}} if k == len(evals) - 1 else {}),
                          "config": {m: v for m, v in made_with.items() if m != "out"}, **made})
-    tmp = out / "rows.tmp"
-    tmp.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    tmp.replace(out / "rows.jsonl")
+    data.write_whole(out / "rows.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
     return rows
 
 
@@ -584,9 +582,7 @@ def report(paths: list[Path], out: Path, clips: int = 4) -> None:
     html = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
             f"<title>Report: {escape(', '.join(names))}</title><style>{STYLE}</style></head><body><h1>Report of {len(runs)} run{'s' * (len(runs) > 1)}</h1>{''.join(parts)}</body></html>")
     out.parent.mkdir(parents=True, exist_ok=True)
-    tmp = out.with_suffix(".tmp")
-    tmp.write_text(html, encoding="utf-8")
-    tmp.replace(out)
+    data.write_whole(out, html)
     print(f"{out}: {len(html) / 1e6:.1f} MB, {len(runs)} run{'s' * (len(runs) > 1)}")
 
 
@@ -697,7 +693,7 @@ def cmd_run(a) -> None:
     out = a.out or ROOT / "results" / a.experiment.lower()
     out.mkdir(parents=True, exist_ok=True)
     spec = {"experiment": a.experiment, "arms": arms, "seeds": seeds, "reference": reference, "pilot": a.pilot}
-    (out / "experiment.json").write_text(json.dumps(spec, indent=1) + "\n")
+    data.write_whole(out / "experiment.json", json.dumps(spec, indent=1) + "\n")
     # By need (a replayed run comes after what it replays), then by seed: an interrupted experiment has whole pairs.
     need = lambda j: DERIVED.get(derived(arms[j[0]]), 0)
     jobs = sorted(((arm, seed) for seed in seeds for arm in arms), key=need)
@@ -734,7 +730,7 @@ def cmd_bench(a) -> None:
         rows = [r for task in ("t2a", "sr") for r in bench.estimate(task)]
         print(bench.estimate_table(rows))
         if a.out:
-            a.out.write_text(json.dumps(rows, indent=1) + "\n")
+            data.write_whole(a.out, json.dumps(rows, indent=1) + "\n")
         return
     bench.bench(a.device, a.preset, a.rounds, a.compile, a.out)
 
@@ -751,9 +747,9 @@ def show(out: Path) -> None:
     text = ("PILOT: short runs, few seeds; to see the machinery work, not to decide anything\n" if spec.get("pilot") else "") + table(name, rows, arms, seeds, spec["reference"])
     if name == "E5":
         text += "\n\n" + track_table(rows)
-        (out / "track.json").write_text(json.dumps(track(rows), indent=1) + "\n")
-    (out / "summary.json").write_text(json.dumps(summarize(rows, arms, seeds, spec["reference"]), indent=1) + "\n")
-    (out / "table.txt").write_text(text + "\n")
+        data.write_whole(out / "track.json", json.dumps(track(rows), indent=1) + "\n")
+    data.write_whole(out / "summary.json", json.dumps(summarize(rows, arms, seeds, spec["reference"]), indent=1) + "\n")
+    data.write_whole(out / "table.txt", text + "\n")
     figure(out, name, rows, arms, seeds)
     print("\n" + text)
 

@@ -15,6 +15,7 @@ Guidance scale w = 1 is plain conditional. B batch, T tokens, C latent channels,
 """
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import datetime
@@ -205,16 +206,18 @@ class Learner:
         return {"total": total, "fm": fm, "ssl": ssl, "struct": struct}
 
     def update(self, step: int, lap=lambda name: None) -> torch.Tensor:
-        """Clip the gradients, move the weights, then their average. -> norm of the gradient before clipping; UserError if it is not finite."""
+        """Clip the gradients, move the weights, then their average. -> norm of the gradient before clipping; if that is not finite, nothing moves."""
         cfg, warm = self.cfg, min(1, step / self.cfg.warmup)
         for opt, lr in zip(self.model_opts, (cfg.lr, cfg.muon_lr)):     # the projector needs no warm-up: its loss is bounded
             opt.param_groups[0]["lr"] = lr * warm
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.clip)
-        if not torch.isfinite(norm):  # before the step: the weights are still good
-            raise UserError(f"step {step}: loss or gradient is not finite; the last checkpoint in {cfg.out} is intact. A smaller --lr usually helps")
+        finite = torch.isfinite(norm)  # the one wait for the device in a step: after it, all that is queued is good
         for opt in self.opts:
-            opt.step()  # the projector's does nothing where guidance is off: its gradients are None
+            if finite:
+                opt.step()  # the projector's does nothing where guidance is off: its gradients are None
             opt.zero_grad(set_to_none=True)
+        if not finite:
+            return norm
         lap("optimizer")
         decay = min(cfg.ema, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -242,6 +245,19 @@ def pick_precision(learner: Learner, b: dict) -> str:
         flow_matching_loss(v_hat, v).mean().backward()
         learner.model.zero_grad()
     return evaluate.pick_precision(trial, learner.cfg.device)
+
+
+SKIPS = 10  # steps in a row without a finite gradient, after which a run ends
+
+
+def culprits(drawn: dict, train_set) -> list[str]:
+    """Names of the clips of a batch that are not finite themselves, or of all of them; of all devices."""
+    finite = np.all([np.isfinite(drawn[k]).all((1, 2)) for k in ("x0", "cond", "phi") if k in drawn], 0)
+    names = [train_set.name(int(i)) for i in drawn["i"][~finite]]
+    found = [(names, [train_set.name(int(i)) for i in drawn["i"]])] * WORLD
+    if WORLD > 1:
+        dist.all_gather_object(found, found[0])
+    return sorted({n for bad, _ in found for n in bad} or {n for _, every in found for n in every})
 
 
 def parts(b: dict, n: int) -> list[dict]:
@@ -276,20 +292,30 @@ def settings(given: dict, resume: str) -> tuple[Config, dict | None]:
         if Path(cfg.out).exists() and any(Path(cfg.out).iterdir()):
             raise UserError(f"--out {cfg.out}: folder is not empty; resume it with --resume {cfg.out}, or choose another")
         return cfg, None
-    cfg, ckpt = evaluate.load_checkpoint(Path(resume))
-    if "optimizer" not in ckpt or set(cfg) != {f.name for f in dataclasses.fields(Config)}:
-        raise UserError(f"--resume {resume}: an exported or foreign checkpoint (no optimizer state, or other settings); it can be used, not continued")
+    begun = any((Path(resume) / name).exists() for name in evaluate.CHECKPOINTS)  # or died before its first checkpoint: then from the start
+    cfg, ckpt = evaluate.load_checkpoint(Path(resume)) if begun else (evaluate.load_config(Path(resume)), None)
+    if ckpt and "optimizer" not in ckpt:
+        raise UserError(f"--resume {resume}: an exported checkpoint (no optimizer state); it can be used, not continued")
     cfg = dataclasses.replace(Config(**cfg), out=resume, **dict.fromkeys(config.TRUST, False) | given)
     cfg.device = evaluate.pick_device(cfg.device)
-    if cfg.steps <= ckpt["step"] and "steps" in given:
+    if ckpt and cfg.steps <= ckpt["step"] and "steps" in given:
         raise UserError(f"--steps {cfg.steps}: {resume} already has {ckpt['step']} steps; give a larger number")
     return cfg, ckpt
 
 
 def train(given: dict, resume: str = "") -> Path:
     """Run a configuration to its end and return its folder. `given` holds Config fields; with `resume`, of that folder's run."""
+    with contextlib.ExitStack() as stack:
+        hold = lambda folder: stack.enter_context(data.alone(folder, f"{folder}: another process is training this run; wait for it, or end it"))
+        if RANK == 0 and (Path(resume) / "config.json").is_file() and resume:
+            hold(Path(resume))
+        cfg, ckpt = join(given, resume) if WORLD > 1 else settings(given, resume)
+        return _train(cfg, ckpt, resume, hold)
+
+
+def _train(cfg: Config, ckpt: dict | None, resume: str, hold) -> Path:
+    """`train` with complete settings and the checkpoint to go on from. hold(folder): no other process may train there from now on."""
     began = time.time()
-    cfg, ckpt = join(given, resume) if WORLD > 1 else settings(given, resume)
     workers, first = None if cfg.workers < 0 else cfg.workers, RANK == 0
 
     # parts that may be missing come first: that should cost nobody the minutes of preparation
@@ -305,15 +331,20 @@ def train(given: dict, resume: str = "") -> Path:
 
     # data: waveforms, codec, latents, captions (several processes wait for the one that fills a cache)
     print(f"cache: {data.cache_dir()} (safe to delete at any time)")
-    train_set, val_set = (data.open_data(cfg.data, split, n, cfg.val_fold, cfg.seconds, cfg.max_missing) for split, n in (("train", cfg.clips), ("val", 256)))
+    train_set, val_set = (data.open_data(cfg.data, split, n, cfg.val_fold, cfg.seconds, cfg.max_bad_share) for split, n in (("train", cfg.clips), ("val", 256)))
     out = Path(cfg.out)
-    (out / "samples").mkdir(parents=True, exist_ok=True)  # claims the name before the minutes of preparation
-    missing = sorted({*getattr(train_set, "missing", []), *getattr(val_set, "missing", [])})
-    if missing:
-        (out / "missing.txt").write_text("\n".join(missing) + "\n", encoding="utf-8")
-        print(f"{len(missing)} clips are missing and left out; they are listed in {out / 'missing.txt'}")
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    if first and not resume:  # the name is taken before the minutes of preparation, and what dies there can be resumed
+        hold(out)
+        data.write_whole(out / "config.json", json.dumps(dataclasses.asdict(cfg), indent=1) + "\n")
     train_set.prepare(workers)
     val_set.prepare(workers)
+    for note in getattr(train_set, "notes", []) + getattr(val_set, "notes", []):
+        print(f"note: {note}")
+    bad = sorted({*getattr(train_set, "bad", []), *getattr(val_set, "bad", [])})
+    if bad and first:
+        data.write_whole(out / "bad.txt", "\n".join(map(data.printable, bad)) + "\n")
+        print(f"note: {len(bad)} rows or files can't be used and are left out; they are listed in {out / 'bad.txt'}")
     if ckpt:
         evaluate.load_weights(resume, codec, ckpt["codec"])
     else:
@@ -352,18 +383,19 @@ def train(given: dict, resume: str = "") -> Path:
 
     run, log, bar = evaluate.Run(out, dataclasses.asdict(cfg), ema, codec, words, step), lambda row: None, tqdm(disable=True)
     if first:
-        (out / "config.json").write_text(json.dumps(dataclasses.asdict(cfg), indent=1) + "\n")
-        log = evaluate.open_log(out / "log.jsonl", step)
+        data.write_whole(out / "config.json", json.dumps(dataclasses.asdict(cfg), indent=1) + "\n")
+        log = evaluate.Log(out / "log.jsonl", step)
         print(f"{cfg.task} on {cfg.data}: {len(train_set)} clips, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, recipe {cfg.recipe}, {cfg.steps} steps of {cfg.batch} "
               f"on {f'{WORLD} x ' * (WORLD > 1)}{cfg.device}, run folder {out}")
         bar = tqdm(total=cfg.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)
-    stop, agreed = [], False  # Ctrl-C or SIGTERM: finish the step, save, leave; several processes leave at the same step
+    stop, agreed, skips = [], False, 0  # Ctrl-C or SIGTERM: finish the step, save, leave; several processes leave at the same step
     old = {s: signal.signal(s, lambda *a: stop.append(a[0])) for s in (signal.SIGINT, signal.SIGTERM)}
     laps, prepared = evaluate.Laps(cfg.device if cfg.profile else ""), time.time()
     seconds = lambda: before + sum(v for k, v in laps.seconds.items() if k != "log and evaluation")  # what training itself took
 
     def checkpoint():
         if first:
+            log.sync()
             evaluate.save_checkpoint(out / "checkpoint.pt", step=step, config=dataclasses.asdict(cfg), codec=codec.state_dict(), words=words.words if words is not None else [],
                                      seconds=seconds(), regime=where.state_dict(), structure=latch.state_dict(), **learner.state_dict())
 
@@ -394,7 +426,8 @@ def train(given: dict, resume: str = "") -> Path:
         lam, m, mu, groups = drive(cfg, r, step, latch)
 
         g = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)  # all randomness of a step comes from (seed, step): resuming needs no
-        b = batch_to(ahead(step, bool(lam)), ids, cfg, g, m, cfg.batch, rows)  # generator state, and any number of devices sees the same batch
+        drawn = ahead(step, bool(lam))                                  # generator state, and any number of devices sees the same batch
+        b = batch_to(drawn, ids, cfg, g, m, cfg.batch, rows)
         laps("data")
         sums = {}
         for part in parts(b, cfg.accumulate):
@@ -405,13 +438,23 @@ def train(given: dict, resume: str = "") -> Path:
             (loss["total"] / cfg.accumulate if cfg.accumulate > 1 else loss["total"]).backward()
             laps("backward")
             sums = {k: sums.get(k, 0) + v.detach() / cfg.accumulate for k, v in loss.items()}
-        grad_norm = learner.update(step, laps)
-        if where.source == "loss":
+        grad_norm = float(learner.update(step, laps))
+        finite = np.isfinite(grad_norm)
+        skips = 0 if finite else skips + 1
+        if where.source == "loss" and finite:
             where.observe(sums["fm"])
 
-        if step % 10 == 0 or step == cfg.steps or j is not None:
+        if not finite:  # the weights have not moved
+            found.pop("agreement", None)
+            names = culprits(drawn, train_set)
+            log({"step": step, "skipped": skips, "clips": names, "r": r, **found})
+            bar.write(f"step {step} is skipped: its loss or gradient is not finite; clips {', '.join(names[:3])}{' ...' * (len(names) > 3)}")
+            if skips == SKIPS:
+                raise UserError(f"step {step}: no finite gradient in {SKIPS} steps; the clips are named in {out / 'log.jsonl'}. If they are sound, a smaller --lr usually "
+                                f"helps. The last good checkpoint is {out / evaluate.CHECKPOINTS[0]}")
+        elif step % 10 == 0 or step == cfg.steps or j is not None:
             log({"step": step, "loss": sums["total"].item(), "loss_fm": sums["fm"].item(), "loss_ssl": sums["ssl"].item(), "loss_struct": sums["struct"].item(), "lambda": lam,
-                 "mu": mu, "m": m, "r": r, "struct_active": int(mu > 0), "t_mean": float(b["t"].mean()), "lr": learner.model_opts[0].param_groups[0]["lr"], "grad_norm": float(grad_norm),
+                 "mu": mu, "m": m, "r": r, "struct_active": int(mu > 0), "t_mean": float(b["t"].mean()), "lr": learner.model_opts[0].param_groups[0]["lr"], "grad_norm": grad_norm,
                  "step_s": time.perf_counter() - start, **found, **({"slope": where.s} if j is not None and where.s is not None else {}),
                  **({"no_signal": 1} if where.no_signal else {})})
             bar.set_postfix(loss=f"{sums['total'].item():.3f}", r=f"{r:.2f}", refresh=False)
@@ -420,7 +463,7 @@ def train(given: dict, resume: str = "") -> Path:
         if first and (step % cfg.eval_every == 0 or step == cfg.steps):
             run.step, by_t = step, validation_loss(ema, val_batches)
             quick = evaluate.preview(run, val_set)
-            log({"step": step, "eval": {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": seconds(), **quick}})
+            log({"step": step, "eval": {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": seconds(), "memory_mb": evaluate.memory_mb(cfg.device), **quick}})
             checkpoint()  # after its line in the log: a kill in between then loses steps, which are made again, and never an evaluation
             evaluate.dashboard(out)
             bar.write(f"step {step}: validation loss {np.mean(by_t):.4f}" + "".join(f", {k.replace('_', ' ')} {v:.3f}" for k, v in quick.items() if v is not None and k != "order_n") + f", r {r:.2f}")

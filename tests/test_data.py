@@ -227,10 +227,10 @@ def test_audiocaps_splits_and_the_names_that_downloaders_give(tmp_path):
     (tmp_path / "test.csv").write_text(head + row(9, "t1", "three"))
     with pytest.raises(UserError, match="train.csv, row 7: no audio file for 'gone'"):
         AudioFolder(tmp_path)
-    d = AudioFolder(tmp_path, max_missing=0.2)
-    assert sorted(p.name for p in d.paths) == sorted(names[:5]) and len(d.missing) == 1 and "'gone'" in d.missing[0]
+    d = AudioFolder(tmp_path, max_bad_share=0.2)
+    assert sorted(p.name for p in d.paths) == sorted(names[:5]) and len(d.bad) == 1 and "'gone'" in d.bad[0]
     with pytest.raises(UserError, match="1 of 6 are missing, the share 0.1 is allowed"):
-        AudioFolder(tmp_path, max_missing=0.1)
+        AudioFolder(tmp_path, max_bad_share=0.1)
     assert captions_of(tmp_path, "val") == {"v1.wav": ["one", "two"]} and captions_of(tmp_path, "test") == {"t1.wav": ["three"]}
 
 
@@ -305,10 +305,10 @@ def _nonempty(folder, split):
     (lambda d: (d / "metadata.csv").write_text("file_name,words\nx.wav,hello\n"), "no column caption"),
     (lambda d: (d / "metadata.csv").write_text("file_name,caption\nx.wav,hello\n"), "row 2: no audio file for 'x.wav'"),
     (lambda d: (d / "metadata.csv").write_bytes("file_name,caption\nx,y".encode("utf-16")), "not UTF-8"),
-    (lambda d: (d / "metadata.jsonl").write_text('{"file_name": "x"\n'), "line 1: not valid JSON"),
+    (lambda d: (d / "metadata.jsonl").write_text('{"file_name": "x"\n'), "row 1: not valid JSON"),
     (lambda d: (d / "metadata.csv").write_text("file_name,caption\n"), "no rows"),
     (lambda d: (d / "metadata.csv").write_text("file_name,caption\nx.wav,\n"), "row 2: empty caption"),
-    (lambda d: (d / "metadata.jsonl").write_text('{"file_name": "x.wav", "caption": "a"}\n{"file_name": "y.wav"}\n'), "row 2: empty caption"),
+    (lambda d: (d / "metadata.jsonl").write_text('{"file_name": "x.wav", "caption": "a"}\n{"file_name": "y.wav"}\n'), "row 1: no audio file.*2 of 2 can't be used"),
 ])
 def test_bad_folders_are_refused_with_the_row_and_the_fix(tmp_path, write, message):
     write(tmp_path)

@@ -1,6 +1,7 @@
 """Claims about the latent space, the network, the loss and generation."""
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
 import torchaudio
 
@@ -307,9 +308,9 @@ def test_batches_of_captions_are_padded_with_zero():
     assert ids.shape == (2, 3) and ids[0].tolist()[1:] == [0, 0] and (ids[1] > 1).all()
 
 
-def test_muon_is_torchs_own_and_orthogonalises():
-    """Against torch.optim.Muon over ten steps on matrices of three shapes (bf16 products in another order: small differences), and its
-    update against the singular vectors."""
+def test_muon_is_torchs_own_given_its_polynomials(monkeypatch):
+    """Ten steps on matrices of three shapes (bf16 products in another order: small differences)."""
+    monkeypatch.setattr(M.Muon, "POLYNOMIALS", [(3.4445, -4.7750, 2.0315)] * 5)
     g = torch.Generator().manual_seed(0)
     shapes = [(24, 8), (8, 24), (8, 8), (8, 24)]
     start = [torch.randn(s, generator=g) for s in shapes]
@@ -323,9 +324,25 @@ def test_muon_is_torchs_own_and_orthogonalises():
         b.step()
     moved = [q.detach() - x for q, x in zip(theirs, start)]
     assert all((p.detach() - q.detach()).norm() < 0.03 * m.norm() for p, q, m in zip(ours, theirs, moved))
-    x = torch.randn(3, 16, 40, generator=g)
+
+
+def test_muons_update_is_near_the_polar_factor_and_its_polynomials_are_minimax():
+    """Against the singular vectors; and each polynomial against a linear programme's best one on what the one before leaves of [0.01, 1]."""
+    x = torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0))
     u, _, v = torch.linalg.svd(x, full_matrices=False)
     y = M.Muon.orthogonal(x).float()
     assert torch.nn.functional.cosine_similarity(y.flatten(1), (u @ v).flatten(1)).min() > 0.95
     s = torch.linalg.svdvals(y)
-    assert 0.5 < s.min() and s.max() < 1.3 and torch.linalg.cond(x).min() > 2
+    assert 0.6 < s.min() and s.max() < 1.4 and torch.linalg.cond(x).min() > 2
+    rank_one = torch.ones(1, 8, 8)  # its one singular value is its norm: the largest that there can be
+    assert abs(float(torch.linalg.svdvals(M.Muon.orthogonal(rank_one).float()).max()) - 1) < 0.35
+    low, high = 0.01, 1.0
+    for ours in M.Muon.POLYNOMIALS:
+        grid = np.geomspace(low, high, 2_000)
+        powers = np.stack([grid, grid**3, grid**5], 1)
+        column = -np.ones((len(grid), 1))
+        best = scipy.optimize.linprog([0, 0, 0, 1], np.block([[powers, column], [-powers, column]]), np.repeat([1.0, -1.0], len(grid)), bounds=[(None, None)] * 4).x
+        assert np.allclose(ours, best[:3], atol=0.02) and np.abs(powers @ ours - 1).max() < best[3] + 1e-3
+        low, high = 1 - best[3], 1 + best[3]
+    assert 0.7 < low and high < 1.3
+

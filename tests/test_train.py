@@ -275,15 +275,6 @@ def test_own_recordings_train_both_tasks(tiny, tmp_path):
 
 # --- command line
 
-def test_divergence_stops_before_it_spoils_the_weights(tiny, tmp_path, monkeypatch):
-    """A non-finite gradient ends the run with one clear line; what was saved stays finite."""
-    run = train.train({**tiny, "task": "sr", "steps": 2, "eval_every": 2, "out": str(tmp_path / "r")})
-    monkeypatch.setattr(train, "flow_matching_loss", lambda v_hat, v, mask=None: (v_hat * float("nan")).mean((1, 2)))
-    with pytest.raises(data.UserError, match="step 3: loss or gradient is not finite"):
-        train.train({"steps": 4}, str(run))
-    assert final(run)["step"] == 2 and all(torch.isfinite(v).all() for v in final(run)["model"].values())
-
-
 def test_the_default_split_holds_out_files_without_a_fold_column(tmp_path):
     from test_data import make_folder
     names = [f"{k}.wav" for k in range(5)]
@@ -317,7 +308,7 @@ def test_bad_flags_end_with_status_2_and_leave_nothing(tmp_path, argv, message):
 
 def test_a_used_run_folder_is_not_overwritten(t2a_run, sr_run, tmp_path):
     for argv, message in ((("--out", t2a_run), "not empty"), (("--resume", t2a_run, "--lr", 1), "own settings"), (("--resume", t2a_run, "--steps", 5), "already has 12"),
-                          (("--resume", ROOT / "assets" / "demo"), "exported or foreign")):
+                          (("--resume", ROOT / "assets" / "demo"), "exported checkpoint")):
         done = in_process(train, *argv, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr
 
