@@ -29,7 +29,7 @@ class Config:
     device: str = "auto"         # cpu | cuda | mps
     precision: str = "auto"      # fp32 | bf16; auto: the one that measures faster on this machine at this shape
     seed: int = 0                # everything random derives from it
-    steps: int = 2_200           # optimizer steps
+    steps: int = 3_000           # optimizer steps
     batch: int = 32              # clips a step, over all devices
     accumulate: int = 1          # parts that a batch is cut into, one after another: less memory, the same gradient
     checkpointing: bool = False  # recompute each block in the backward pass instead of keeping it: less memory, a third more time
@@ -72,7 +72,7 @@ class Config:
     probe: str = "auto"          # auto: measure D where r depends on it | always | never
     cfg: float = 2.5             # guidance scale w of previews and scores (t2a; sr uses 1)
     sample_steps: int = 16       # Euler steps of previews and scores
-    eval_every: int = 550        # steps between validation, previews and checkpoints
+    eval_every: int = 600        # steps between validation, previews and checkpoints
     score_clips: int = 500       # clips of the final table
     clap: str = ""               # a CLAP model (folder or hub id) for the final table's CLAP score
     audio_model: str = ""        # any audio model, for the final table's KID and Frechet distance
@@ -83,7 +83,7 @@ class Config:
 
 
 PRESETS = {  # what differs from the defaults above; a second entry is laid over it for super-resolution
-    "smoke": ({}, {"steps": 2_000, "eval_every": 500, "clips": 2_500, "score_clips": 100}),
+    "smoke": ({}, {"clips": 2_500, "score_clips": 100}),
     "small": ({"steps": 20_000, "batch": 128, "width": 384, "depth": 12, "heads": 6, "clips": 40_000, "lr": 5e-4, "muon_lr": 2e-3, "eval_every": 1_000}, {}),
     "full": ({"steps": 300_000, "batch": 256, "width": 768, "depth": 16, "heads": 12, "channels": 96, "seconds": 10.24, "clips": 20_000,
               "lr": 2e-4, "muon_lr": 1e-3, "warmup": 2_000, "eval_every": 5_000}, {}),

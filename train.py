@@ -21,6 +21,7 @@ import dataclasses
 import datetime
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -337,8 +338,13 @@ def _train(cfg: Config, ckpt: dict | None, resume: str, hold) -> Path:
     if first and not resume:  # the name is taken before the minutes of preparation, and what dies there can be resumed
         hold(out)
         data.write_whole(out / "config.json", json.dumps(dataclasses.asdict(cfg), indent=1) + "\n")
-    train_set.prepare(workers)
-    val_set.prepare(workers)
+    try:
+        train_set.prepare(workers)
+        val_set.prepare(workers)
+    except UserError:  # too many files that can't be read
+        if first and not resume:
+            shutil.rmtree(out)
+        raise
     for note in getattr(train_set, "notes", []) + getattr(val_set, "notes", []):
         print(f"note: {note}")
     bad = sorted({*getattr(train_set, "bad", []), *getattr(val_set, "bad", [])})

@@ -341,7 +341,8 @@ def test_unreadable_files_among_good_ones_are_left_out_and_listed_up_to_the_shar
             peak = np.argmax(np.abs(np.fft.rfft(d.wave(i)))) / len(d.wave(i)) * RATE
             assert abs(peak - (200 + 50 * int(Path(d.name(i)).stem))) < 5
     with pytest.raises(UserError, match="3.wav: can't be read|20.flac: "):
-        [data.open_data(str(folder), s, max_bad_share=0.05).prepare(0) for s in ("train", "val")]
+        train.train({**tiny, "task": "sr", "data": str(folder), "max_bad_share": 0.05, "seconds": 0.5, "out": str(tmp_path / "none")})
+    assert not (tmp_path / "none").exists()
 
 
 def test_captions_are_made_safe_for_the_terminal_and_cut(tmp_path, capsys):
