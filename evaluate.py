@@ -1245,6 +1245,7 @@ def cmd_export(a) -> None:
     a.folder.mkdir(parents=True, exist_ok=True)
     config = {**config, "out": ""}  # the path is of this machine
     save_checkpoint(a.folder / "checkpoint.pt", step=ckpt["step"], ema={k: v.half() for k, v in ckpt["ema"].items()}, codec=ckpt["codec"], words=ckpt["words"], config=config)
+    (a.folder / CHECKPOINTS[1]).unlink(missing_ok=True)  # of an export that stood here
     data.write_whole(a.folder / "config.json", json.dumps(config, indent=1) + "\n")
     print(f"{a.folder}: {(a.folder / 'checkpoint.pt').stat().st_size / 1e6:.1f} MB")
 

@@ -469,7 +469,7 @@ def _train(cfg: Config, ckpt: dict | None, resume: str, hold) -> Path:
         if first and (step % cfg.eval_every == 0 or step == cfg.steps):
             run.step, by_t = step, validation_loss(ema, val_batches)
             quick = evaluate.preview(run, val_set)
-            log({"step": step, "eval": {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": seconds(), "memory_mb": evaluate.memory_mb(cfg.device), **quick}})
+            log({"step": step, "memory_mb": evaluate.memory_mb(cfg.device), "eval": {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": seconds(), **quick}})
             checkpoint()  # after its line in the log: a kill in between then loses steps, which are made again, and never an evaluation
             evaluate.dashboard(out)
             bar.write(f"step {step}: validation loss {np.mean(by_t):.4f}" + "".join(f", {k.replace('_', ' ')} {v:.3f}" for k, v in quick.items() if v is not None and k != "order_n") + f", r {r:.2f}")

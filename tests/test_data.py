@@ -229,7 +229,7 @@ def test_audiocaps_splits_and_the_names_that_downloaders_give(tmp_path):
         AudioFolder(tmp_path)
     d = AudioFolder(tmp_path, max_bad_share=0.2)
     assert sorted(p.name for p in d.paths) == sorted(names[:5]) and len(d.bad) == 1 and "'gone'" in d.bad[0]
-    with pytest.raises(UserError, match="1 of 6 are missing, the share 0.1 is allowed"):
+    with pytest.raises(UserError, match="1 of 6 can't be used, the share 0.1 may be left out"):
         AudioFolder(tmp_path, max_bad_share=0.1)
     assert captions_of(tmp_path, "val") == {"v1.wav": ["one", "two"]} and captions_of(tmp_path, "test") == {"t1.wav": ["three"]}
 

@@ -61,9 +61,9 @@ def final(run: Path) -> dict:
 def log_of(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     for r in rows:
-        r.pop("step_s", None)
-        for name in ("seconds", "memory_mb"):
-            r.get("eval", {}).pop(name, None)
+        for clocked in ("step_s", "memory_mb"):
+            r.pop(clocked, None)
+        r.get("eval", {}).pop("seconds", None)
     return rows
 
 
@@ -208,7 +208,7 @@ def poisoned(monkeypatch, clips) -> None:
 
 def test_a_poisoned_clip_costs_its_steps_and_is_named(tiny, t2a_run, tmp_path, monkeypatch, capsys):
     poisoned(monkeypatch, {17})
-    run = train.train({**tiny, "steps": 24, "out": str(tmp_path / "run")})
+    run = train.train({**tiny, "steps": 24, "eval_every": 24, "out": str(tmp_path / "run")})
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     skipped = [r for r in rows if "skipped" in r]
     drawn = [17 in np.random.default_rng([0, 1, k]).integers(0, 100, 8) for k in range(1, 25)]
