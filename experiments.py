@@ -633,7 +633,7 @@ def read_arms(a) -> dict:
     return own
 
 
-COMMON = {"task": str, "preset": str, "data": str, "val_fold": int, "clap": str, "audio_model": str, "device": str, "steps": int, "eval_every": int, "score_clips": int, "clips": int}
+COMMON = {"task": str, "preset": str, "precision": str, "data": str, "val_fold": int, "clap": str, "audio_model": str, "device": str, "steps": int, "eval_every": int, "score_clips": int, "clips": int}
 
 
 def tuned_clocks(arms: dict, folder: Path, seeds: list[int]) -> dict:

@@ -170,14 +170,15 @@ def grouped_loss(hs: list[Tensor], groups, mask: Tensor | None = None, eps: floa
 
     Increments, because the h themselves are all alike; batch-centred, because what is added to every clip is no sign of shared work;
     norms as sqrt(|u|^2 + eps^2), because adaLN-zero blocks start with u = 0, where a plain cosine has no gradient but NaN."""
-    pooled = [_pooled(h, mask) for h in hs]
-    u = torch.stack([b - a for a, b in zip(pooled[:-1], pooled[1:])])  # (L, B, D)
-    u, labels = u - u.mean(1, keepdim=True), torch.as_tensor(groups, device=u.device)
-    U = torch.stack([u[labels == g].mean(0) for g in labels.unique()])  # (G, B, D)
+    pooled = torch.stack([_pooled(h, mask) for h in hs])           # (L + 1, B, D)
+    u = pooled[1:] - pooled[:-1]                                   # (L, B, D)
+    names = sorted(set(groups))
+    M = torch.tensor([[(g == n) / list(groups).count(n) for g in groups] for n in names], device=u.device)  # (G, L): means over a group's blocks
+    U = torch.einsum("gl,lbd->bgd", M, u - u.mean(1, keepdim=True))
     U = U / (U.square().sum(-1, keepdim=True) + eps**2).sqrt()
-    cos = torch.einsum("gbd,hbd->bgh", U, U)
-    g, h = torch.triu_indices(len(U), len(U), 1, device=u.device)
-    return cos[:, g, h].square().mean()
+    cos = U @ U.mT                                                 # (B, G, G)
+    others = 1 - torch.eye(len(names), device=u.device)
+    return (cos.square() * others).sum() / (others.sum() * len(cos))
 
 
 def dispersive_loss(hs: list[Tensor], groups=None, mask: Tensor | None = None, tau: float = 0.5) -> Tensor:

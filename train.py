@@ -173,7 +173,7 @@ class Learner:
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.projector = guidance.Projector(cfg.width, features, cfg.seed).to(cfg.device) if features else None
         self.model_opts = make_optimizers(self.model, cfg.optimizer, cfg.lr, cfg.muon_lr, cfg.weight_decay)
-        self.opts = self.model_opts + ([torch.optim.AdamW(self.projector.parameters(), cfg.lr, (0.9, 0.99), weight_decay=cfg.weight_decay)] if features else [])
+        self.opts = self.model_opts + ([torch.optim.AdamW(self.projector.parameters(), cfg.lr, (0.9, 0.99), weight_decay=cfg.weight_decay, fused=cfg.device != "mps")] if features else [])
         self.net, self.project = self.model, self.projector        # as they are called: averaging gradients over devices, compiled
         if WORLD > 1:
             spread = lambda module: torch.nn.parallel.DistributedDataParallel(module, [cfg.device] if cfg.device.startswith("cuda") else None)
