@@ -999,6 +999,11 @@ def _column(meta: Path, row: dict, names) -> str:
     return hit
 
 
+def _clean(caption: str) -> str:
+    """Fit for a line of the terminal; class names have underscores."""
+    return " ".join(printable(caption.replace("_", " ")).split())
+
+
 @dataclass
 class _Entry:
     """One row of a data set: its file, how the row is called, its captions, whether it is held out (None: by hash), and why it can't be used."""
@@ -1021,7 +1026,8 @@ def _vctk(folder: Path) -> list[_Entry]:
     for speaker in speakers:
         for p in sorted(p for p in speaker.iterdir() if p.suffix.lower() in AUDIO_TYPES and not p.stem.endswith("_mic2")):
             text = folder / "txt" / speaker.name / f"{p.stem.removesuffix('_mic1')}.txt"
-            out.append(_Entry(p, p.name, [text.read_text(encoding="utf-8", errors="replace")] if text.is_file() else ["speech"], speaker in held))
+            said = _clean(text.read_text(encoding="utf-8", errors="replace")) if text.is_file() else ""
+            out.append(_Entry(p, p.name, [said or "speech"], speaker in held))
     return out
 
 
@@ -1032,7 +1038,7 @@ def _class_folders(folder: Path) -> list[_Entry]:
         parts = p.relative_to(folder).parts[:-1]
         if parts:
             split = next((s for s, known in SPLIT_WORDS.items() if parts[0].lower() in known), None)
-            out.append(_Entry(p, str(p.relative_to(folder)), [parts[-1]], None if split is None or len(parts) == 1 else split != "train"))
+            out.append(_Entry(p, str(p.relative_to(folder)), [_clean(parts[-1]) or "sound"], None if split is None or len(parts) == 1 else split != "train"))
     return out
 
 
@@ -1078,7 +1084,6 @@ class AudioFolder:
             if (e.path in tenth if e.held is None else e.held) == (split != "train"):
                 known = clips.setdefault(e.path, {})
                 for c in e.captions:
-                    c = " ".join(printable(c.replace("_", " ")).split())
                     double, long = double + (c in known), long + (len(c) > LONGEST_CAPTION)
                     known[c[:LONGEST_CAPTION]] = True
         if not clips:
@@ -1110,7 +1115,7 @@ class AudioFolder:
         for row in rows:
             if val_fold is not None and not str(row.get("fold") or "").strip():
                 raise UserError(f"{meta}, row {row['#']}: empty fold; fill it in or remove the row")
-            name, captions = str(row.get(file) or "").strip(), [row[c] for c in text if isinstance(row.get(c), str) and printable(row[c]).strip()]
+            name, captions = str(row.get(file) or "").strip(), [c for c in (_clean(row[c]) for c in text if isinstance(row.get(c), str)) if c]
             e = _Entry(None, f"{meta}, row {row['#']}", captions, str(row["fold"]) == str(val_fold) if val_fold is not None else held)
             e.path = self._find(name, row, meta) if name else None
             e.bad = (f"empty {file}" if not name else f"empty {text[0]}" if not captions
@@ -1150,7 +1155,7 @@ class AudioFolder:
         return {k: v for k, v in self.__dict__.items() if k != "_files"} | {"_waves": None}
 
     def name(self, i: int) -> str:
-        return str(self.paths[i])
+        return printable(str(self.paths[i]))
 
     def caption(self, i: int, k: int = 0) -> str:
         return self.captions[i][k % len(self.captions[i])]
@@ -1175,8 +1180,9 @@ class AudioFolder:
             waves = fill_array(folder, "waves", (where[-1],), np.int16, _decode_chunk, n, (self.paths, lengths.tolist()),
                                workers=workers, desc=f"decoding {self.split}", where=where)
             good = [i for i in range(n) if waves[where[i]] != UNREADABLE]
-            if len(good) < n:
-                self.bad += self._bearable([_why_unreadable(p) for i, p in enumerate(self.paths) if i not in set(good)], n)
+            self.bad += self._bearable([_why_unreadable(self.paths[i]) for i in sorted({*range(n)} - {*good})], n)
+            if not good:
+                raise UserError(f"{self.folder}: none of the {n} files of the {self.split} split can be read")
             self.paths, self.captions = [self.paths[i] for i in good], [self.captions[i] for i in good]
             self._spans = [(int(where[i]), int(where[i + 1])) for i in good]
         self._waves = np.load(folder / "waves.npy", mmap_mode="r")

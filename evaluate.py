@@ -425,7 +425,7 @@ def load_checkpoint(path: Path) -> tuple[dict, dict]:
     for name in CHECKPOINTS:
         try:
             ckpt = torch.load(path / name, map_location="cpu", weights_only=True)
-            ckpt = {**ckpt, "step": int(ckpt["step"])}
+            ckpt = {"config": {}, **ckpt, "step": int(ckpt["step"])}
         except FileNotFoundError:
             continue
         except Exception as e:  # zip, pickle and key errors all mean the same to the user
@@ -434,8 +434,8 @@ def load_checkpoint(path: Path) -> tuple[dict, dict]:
         if ckpt.get("version", 1) != VERSION:
             raise UserError(f"{path / name}: of version {ckpt.get('version', 1)}, this code reads version {VERSION}; use the code that made it, or train anew")
         for field in ("task", "codec", "text", "channels", "width", "depth", "heads"):
-            if config[field] != ckpt["config"][field]:
-                raise UserError(f"{path}: {field} is {config[field]!r} in config.json and {ckpt['config'][field]!r} in {name}; one of them is from another run")
+            if config[field] != dict(ckpt["config"]).get(field):
+                raise UserError(f"{path}: {field} is {config[field]!r} in config.json and {dict(ckpt['config']).get(field)!r} in {name}; one of them is from another run")
         if name != CHECKPOINTS[0]:
             print(f"warning: {path / CHECKPOINTS[0]} {f'is damaged ({failed[0]})' if failed else 'is missing'}; going on from {name}, step {ckpt['step']}", file=sys.stderr)
         return config, ckpt

@@ -764,7 +764,7 @@ def main() -> None:
     c.add_argument("--out", type=Path)
     c.add_argument("--seeds", type=int, default=8)
     c.add_argument("--first-seed", type=int, default=0)
-    c.add_argument("--only", nargs="+", metavar="ARM", help="these arms alone")
+    c.add_argument("--only", nargs="+", action="extend", metavar="ARM", help="these arms alone")
     c.add_argument("--arm", action="append", default=[], metavar="NAME=JSON", help="your own arm")
     c.add_argument("--arms", metavar="FILE", help="your own arms: a JSON object of objects")
     c.add_argument("--tuned", type=Path, metavar="FOLDER", help="E7: keep the best clock of each setting, by this folder's E7 on other seeds")

@@ -212,7 +212,7 @@ class Learner:
         for opt, lr in zip(self.model_opts, (cfg.lr, cfg.muon_lr)):     # the projector needs no warm-up: its loss is bounded
             opt.param_groups[0]["lr"] = lr * warm
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.clip)
-        finite = torch.isfinite(norm)  # the one wait for the device in a step: after it, all that is queued is good
+        finite = bool(torch.isfinite(norm))  # the one wait for the device in a step
         for opt in self.opts:
             if finite:
                 opt.step()  # the projector's does nothing where guidance is off: its gradients are None
@@ -308,7 +308,7 @@ def train(given: dict, resume: str = "") -> Path:
     """Run a configuration to its end and return its folder. `given` holds Config fields; with `resume`, of that folder's run."""
     with contextlib.ExitStack() as stack:
         hold = lambda folder: stack.enter_context(data.alone(folder, f"{folder}: another process is training this run; wait for it, or end it"))
-        if RANK == 0 and (Path(resume) / "config.json").is_file() and resume:
+        if RANK == 0 and resume and (Path(resume) / "config.json").is_file():
             hold(Path(resume))
         cfg, ckpt = join(given, resume) if WORLD > 1 else settings(given, resume)
         return _train(cfg, ckpt, resume, hold)

@@ -56,6 +56,15 @@ def sr_run(tmp_path_factory):
     return train.train({**TINY, "task": "sr", "out": str(tmp_path_factory.mktemp("runs") / "sr")})
 
 
+@pytest.fixture
+def bare(monkeypatch):
+    """Training alone: no previews, no pictures, no final table."""
+    import evaluate
+    monkeypatch.setattr(evaluate, "preview", lambda *a: {})
+    monkeypatch.setattr(evaluate, "dashboard", lambda *a: None)
+    monkeypatch.setattr(evaluate, "score", lambda *a, **k: None)
+
+
 @pytest.fixture(scope="session")
 def waves():
     """64 SoundWorld clips (64, N)."""

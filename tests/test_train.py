@@ -68,14 +68,6 @@ def test_resuming_equals_never_having_stopped(tiny, t2a_run, tmp_path):
 
 # --- the mechanisms: off, on, and driven
 
-@pytest.fixture
-def bare(monkeypatch):
-    """Training alone: no previews, no pictures, no final table."""
-    monkeypatch.setattr(evaluate, "preview", lambda *a: {})
-    monkeypatch.setattr(evaluate, "dashboard", lambda *a: None)
-    monkeypatch.setattr(evaluate, "score", lambda *a, **k: None)
-
-
 def plain_loop(tiny, steps: int, task: str) -> dict:
     """What training is without any mechanism, written down again: data, one loss, one optimizer, an average. -> weights."""
     world = data.SoundWorld("train", tiny["clips"]).prepare(0)
