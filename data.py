@@ -1058,6 +1058,7 @@ class AudioFolder:
     Rows whose file is missing or whose caption is empty, and files that can't be decoded (known once `prepare` has tried), are left out and
     listed in `bad`, up to the share max_bad_share of the rows, or of the split's files; more are a UserError. `notes` says what else was
     mended. A path that leads out of the folder is always an error."""
+    version = 2  # raise when decoding changes: the cache is keyed by it
 
     def __init__(self, folder: str | Path, split: str = "train", val_fold: int | None = None, max_bad_share: float = 0.0):
         self.folder, self.split, self.max_bad_share, self.notes = Path(folder), split, max_bad_share, []
@@ -1083,9 +1084,10 @@ class AudioFolder:
         for e in entries:
             if (e.path in tenth if e.held is None else e.held) == (split != "train"):
                 known = clips.setdefault(e.path, {})
-                for c in e.captions:
-                    double, long = double + (c in known), long + (len(c) > LONGEST_CAPTION)
-                    known[c[:LONGEST_CAPTION]] = True
+                for whole in e.captions:
+                    c = whole[:LONGEST_CAPTION]
+                    double, long = double + (c in known), long + (c != whole)
+                    known[c] = True
         if not clips:
             raise UserError(f"{meta or self.folder}: no clips in the {split} split" + (f" (no row has fold {val_fold})" if val_fold is not None else ""))
         if double:
@@ -1094,7 +1096,7 @@ class AudioFolder:
             self.notes.append(f"{split}: {long} captions are longer than {LONGEST_CAPTION} characters and are cut there")
         self.paths, self.captions = list(clips), [list(c) for c in clips.values()]
         self.wordings = max(map(len, self.captions))
-        self.key = "folder-" + digest(root, split, *((p, p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths))
+        self.key = "folder-" + digest(self.version, root, split, *((p, p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths))
         self._waves = self._spans = None
 
     def _bearable(self, bad: list[str], of: int) -> list[str]:

@@ -445,7 +445,7 @@ class DiT(nn.Module):
 class Muon(torch.optim.Optimizer):
     """Momentum whose update of each matrix is replaced by the nearest orthogonal one, so that rare directions learn as fast as common
     ones. Matrices of one shape (the same one in every block) are orthogonalised together, and in three steps instead of five: torch.optim.Muon
-    takes three times as long at widths like these.  # Jordan et al. 2024; update RMS 0.2, as AdamW's: Liu et al. 2025"""
+    takes more than twice as long at widths like these.  # Jordan et al. 2024; update RMS 0.2, as AdamW's: Liu et al. 2025"""
     # p(x) = a x + b x^3 + c x^5 three times, each the polynomial that brings what the one before made of [0.01, 1] nearest to 1  # Amsel et al. 2025
     POLYNOMIALS = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
 
