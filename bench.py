@@ -238,9 +238,9 @@ def bench_run_cost(task: str, base: dict, precision: str, batches: list[dict], w
     total = lambda name: float(np.median(seconds[name]))
     extra = probes * total("probe") + 4 * (probes // 8) * total("probe") + probes / 2 * total("check")  # a full probe a doubling has four more forward passes
     parts = {k: v / sum(laps.seconds.values()) for k, v in laps.seconds.items()}
-    over = (cfg.steps * total("stage") + extra) / (cfg.steps * total("vanilla"))
-    return {"task": task, "precision": precision, "steps": cfg.steps, "step": ratio(seconds["stage"], seconds["vanilla"]), "probe_ms": 1e3 * total("probe"), "probes": probes,
-            "check_ms": 1e3 * total("check"), "stage_over_vanilla": over, "parts_of_a_stage_step": dict(sorted(parts.items(), key=lambda x: -x[1]))}
+    step, share = ratio(seconds["stage"], seconds["vanilla"]), extra / (cfg.steps * total("vanilla"))
+    return {"task": task, "precision": precision, "steps": cfg.steps, "step": step, "probe_ms": 1e3 * total("probe"), "probes": probes,
+            "check_ms": 1e3 * total("check"), "stage_over_vanilla": {"ratio": step["ratio"] + share, "interval": [x + share for x in step["interval"]]}, "parts_of_a_stage_step": dict(sorted(parts.items(), key=lambda x: -x[1]))}
 
 
 def by_size(seconds: dict[str, np.ndarray], clip_s: float) -> list[dict]:
@@ -342,7 +342,7 @@ def table(r: dict) -> str:
         lines.append(f"{s['task']:4s}{s['precision']:5s}{s['mode']:9s}{s['arm']:8s} {s['step_ms']:7.1f} {s['clips_per_s']:9.0f}   {between(s['against_plain']):28s}"
                      + (f" {s['flop_per_s'] / 1e9:8.1f}  {100 * s['share_of_matmul']:10.1f} %        {s['saved_mb']:8.1f}" if "flop_per_s" in s else "") + (f"   {s['peak_mb']:.0f}" if "peak_mb" in s else ""))
     for run in r["run"]:
-        lines += [f"{run['task']} {run['precision']}: stage over vanilla, averaged over {run['steps']} steps with {run['probes']} probes ({run['probe_ms']:.0f} ms each): {100 * (run['stage_over_vanilla'] - 1):+.1f} %; a step alone {between(run['step'])} times",
+        lines += [f"{run['task']} {run['precision']}: stage over vanilla, averaged over {run['steps']} steps with {run['probes']} probes ({run['probe_ms']:.0f} ms each): {between(run['stage_over_vanilla'])} times; a step alone {between(run['step'])} times",
                   "    of a stage step: " + ", ".join(f"{k} {100 * v:.1f} %" for k, v in run["parts_of_a_stage_step"].items())]
     for name, rows in (*((f"{task}: clips made at once", g) for task, g in r["generation"].items()), ("SoundWorld clips rendered, one core", r["data"])):
         lines.append(f"{name}: " + "; ".join(f"{x['clips']}: {x['s']:.2f} s, {1e3 * x['s_a_clip']:.0f} ms each, {x['times_real_time']:.0f} x real time" for x in sorted(rows, key=lambda x: x["clips"])))
