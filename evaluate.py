@@ -442,6 +442,16 @@ def load_checkpoint(path: Path) -> tuple[dict, dict]:
     raise UserError(f"{path}: checkpoint can't be read ({'; '.join(failed)})" if failed else f"{path}: not a run folder (no checkpoint.pt)")
 
 
+def has_checkpoint(path: Path) -> bool:
+    """Is there one that load_checkpoint could try?"""
+    return any((path / name).is_file() for name in CHECKPOINTS)
+
+
+def not_written(path: Path, why: str) -> UserError:
+    """What to say where a run's file can't be written."""
+    return UserError(f"{path}: can't be written ({why}); the last checkpoint is intact: make room, then python train.py --resume {path.parent}")
+
+
 def save_checkpoint(path: Path, **state) -> None:
     """Write, flush, read back, rename; the one before it stays as checkpoint-previous.pt. A crash at any moment leaves one that can be read."""
     tmp = path.with_suffix(".tmp")
@@ -454,7 +464,7 @@ def save_checkpoint(path: Path, **state) -> None:
     except (OSError, RuntimeError) as e:  # torch wraps a full disk in a RuntimeError of its own
         tmp.unlink(missing_ok=True)
         why = next((x.strerror for x in (e, e.__context__) if isinstance(x, OSError) and x.strerror), str(e).splitlines()[0][:120])
-        raise UserError(f"{path}: can't be written ({why}); the last checkpoint is intact: make room, then python train.py --resume {path.parent}") from None
+        raise not_written(path, why) from None
     if path.exists():
         os.replace(path, path.with_name(CHECKPOINTS[1]))
     os.replace(tmp, path)
@@ -587,7 +597,7 @@ class Log:
         try:
             self.file.write(json.dumps(row) + "\n")
         except OSError as e:
-            raise UserError(f"{self.path}: can't be written ({e.strerror}); the last checkpoint is intact: make room, then python train.py --resume {self.path.parent}") from None
+            raise not_written(self.path, e.strerror) from None
 
     def sync(self) -> None:
         """Before a checkpoint: after a power cut no line up to it may be missing."""

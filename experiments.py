@@ -237,7 +237,7 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
     path = folder_of(out, arm, seed)
     if (path / "scores.json").is_file():
         return path
-    if any((path / name).is_file() for name in evaluate.CHECKPOINTS):
+    if evaluate.has_checkpoint(path):
         train.train({}, str(path))
     else:
         if path.exists():  # died before its first checkpoint: nothing worth keeping

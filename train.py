@@ -25,7 +25,6 @@ import shutil
 import signal
 import sys
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,9 +47,6 @@ from model import DiT, Words, flow_matching_loss, interpolate, make_optimizers
 
 class Stopped(UserError):
     """Ctrl-C or SIGTERM: the step was finished, all is saved, the run can be continued."""
-
-
-warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # RMSNorm in bf16: slower, not wrong
 
 
 # --- several devices: torchrun starts this file once a device, and each process takes its rows of the same batch ----------------
@@ -293,7 +289,7 @@ def settings(given: dict, resume: str) -> tuple[Config, dict | None]:
         if Path(cfg.out).exists() and any(Path(cfg.out).iterdir()):
             raise UserError(f"--out {cfg.out}: folder is not empty; resume it with --resume {cfg.out}, or choose another")
         return cfg, None
-    begun = any((Path(resume) / name).exists() for name in evaluate.CHECKPOINTS)  # or died before its first checkpoint: then from the start
+    begun = evaluate.has_checkpoint(Path(resume))  # or died before its first checkpoint: then from the start
     cfg, ckpt = evaluate.load_checkpoint(Path(resume)) if begun else (evaluate.load_config(Path(resume)), None)
     if ckpt and "optimizer" not in ckpt:
         raise UserError(f"--resume {resume}: an exported checkpoint (no optimizer state); it can be used, not continued")
