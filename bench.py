@@ -30,11 +30,10 @@ import config
 import data
 import evaluate
 import guidance
+import learner
 import regime
 import structure_reg
-import train
 from model import Codec, DiT, Words, flow_matching_loss, interpolate
-
 
 # --- the peer -------------------------------------------------------------------------------------------------------------------
 
@@ -106,10 +105,10 @@ class Plain:
 
 
 class Ours:
-    """train.Learner's step, with the mechanisms at given weights."""
+    """learner.Learner's step, with the mechanisms at given weights."""
 
     def __init__(self, cfg: config.Config, words, features: int, lam: float, mu: float):
-        self.learner, self.lam, self.mu, self.k = train.Learner(cfg, words, features if lam else 0, torch.zeros(features)), lam, mu, 0
+        self.learner, self.lam, self.mu, self.k = learner.Learner(cfg, words, features if lam else 0, torch.zeros(features)), lam, mu, 0
         self.groups = structure_reg.by_depth(cfg.depth, 3)
 
     def loss(self, b: dict, lap=lambda name: None) -> Tensor:
@@ -213,10 +212,10 @@ def bench_run_cost(task: str, base: dict, precision: str, batches: list[dict], w
     teacher = guidance.load_teacher()
     vanilla, stage = Ours(cfg, words, teacher.features, 0.0, 0.0), Ours(cfg, words, teacher.features, cfg.lambda0, cfg.mu0)
     ear, latch = guidance.Ear(codec, teacher).to(cfg.device), structure_reg.Structure(cfg.depth, 0)
-    probe_batch = {k: torch.cat([b[k] for b in batches[:2]])[:48] for k in batches[0] if k != "ids"}
+    two = {k: torch.cat([b[k] for b in batches[:2]]) for k in batches[0] if k != "ids"}
     if "ids" in batches[0]:
-        probe_batch["ids"] = nn.utils.rnn.pad_sequence([row for b in batches[:2] for row in b["ids"]], batch_first=True)[:48]
-    target = ear(probe_batch["x0"])
+        two["ids"] = nn.utils.rnn.pad_sequence([row for b in batches[:2] for row in b["ids"]], batch_first=True)
+    listen = learner.Probe(two, ear, None, "t1")
     count, laps = [0], evaluate.Laps(cfg.device)
     def train_step(arm, lap=lambda name: None):
         count[0] += 1
@@ -230,10 +229,10 @@ def bench_run_cost(task: str, base: dict, precision: str, batches: list[dict], w
         stage.step(b, laps)
     def probe():
         with stage.learner.autocast():
-            train.measure(stage.learner.ema, probe_batch, ear, target, None, (1.0,), False)
+            listen(stage.learner.ema)
     seconds = in_turns({"vanilla": lambda: train_step(vanilla), "stage": measured,
                         "probe": probe,
-                        "check": lambda: (setattr(latch, "seen", None), latch.check(10**9, train.circuits(stage.learner.model)))}, rounds)
+                        "check": lambda: (setattr(latch, "seen", None), latch.check(10**9, learner.circuits(stage.learner.model)))}, rounds)
     probes = len(regime.probe_steps(cfg.steps))
     total = lambda name: float(np.median(seconds[name]))
     extra = probes * total("probe") + 4 * (probes // 8) * total("probe") + probes / 2 * total("check")  # a full probe a doubling has four more forward passes
@@ -282,7 +281,7 @@ def bench(device: str = "auto", preset: str = "auto", rounds: int = 20, compiled
         ids, T = words.cache(captions) if words else [], codec.tokens(round(cfg.seconds * data.RATE))
         def ahead(k):
             drawn = data.draw_batch(latents, muffled, cfg.batch, T, np.random.default_rng(k), phi)
-            return train.batch_to(drawn, ids, cfg, torch.Generator().manual_seed(k), cfg.t_mean)
+            return learner.batch_to(drawn, ids, cfg, torch.Generator().manual_seed(k), cfg.t_mean)
         batches = [ahead(k) for k in range(4)]
         result["steps"] += bench_steps(task, base, batches, words, compiled, rounds)
         faster = min((r for r in result["steps"] if r["task"] == task and r["arm"] == "vanilla" and r["mode"] == "eager"), key=lambda r: r["step_ms"])["precision"]

@@ -74,6 +74,8 @@ class Config:
     sample_steps: int = 16       # Euler steps of previews and scores
     eval_every: int = 600        # steps between validation, previews and checkpoints
     score_clips: int = 500       # clips of the final table
+    score_split: str = "test"    # test | val: development must not see the test split
+    judge: str = "dev"           # dev | final: who listens for the final table
     clap: str = ""               # a CLAP model (folder or hub id) for the final table's CLAP score
     audio_model: str = ""        # any audio model, for the final table's KID and Frechet distance
     trust_remote_code: bool = False  # run Python code that comes with a pretrained model
@@ -99,7 +101,7 @@ TRUST = ("trust_remote_code", "allow_pickle")  # said anew each time: a folder f
 MODES = ("off", "constant", "adaptive")
 CHOICES = {"task": ("t2a", "sr"), "preset": ("auto", *PRESETS), "precision": ("auto", "fp32", "bf16"), "optimizer": ("muon", "adamw"),
            "recipe": tuple(RECIPES), "guidance": MODES, "timesteps": MODES, "structure": MODES, "struct_loss": tuple(structure_reg.LOSSES),
-           "signal": regime.SIGNALS, "probe": ("auto", "always", "never")}
+           "signal": regime.SIGNALS, "score_split": ("test", "val"), "judge": ("dev", "final"), "probe": ("auto", "always", "never")}
 
 
 def parse(argv: list[str], description: str = __doc__) -> tuple[dict, str]:
@@ -174,3 +176,21 @@ def resolve(given: dict) -> Config:
     except (ValueError, OSError) as e:
         raise UserError(f"--regime {cfg.regime}: {e}") from None
     return dataclasses.replace(cfg, align=cfg.align or max(1, round(0.4 * cfg.depth)))
+
+
+def settings(given: dict, resume: str) -> tuple[Config, dict | None]:
+    """What the user gave, completed, and the checkpoint to go on from."""
+    if not resume:
+        cfg = resolve(given)
+        if Path(cfg.out).exists() and any(Path(cfg.out).iterdir()):
+            raise UserError(f"--out {cfg.out}: folder is not empty; resume it with --resume {cfg.out}, or choose another")
+        return cfg, None
+    begun = evaluate.has_checkpoint(Path(resume))  # or died before its first checkpoint: then from the start
+    cfg, ckpt = evaluate.load_checkpoint(Path(resume)) if begun else (evaluate.load_config(Path(resume)), None)
+    if ckpt and "optimizer" not in ckpt:
+        raise UserError(f"--resume {resume}: an exported checkpoint (no optimizer state); it can be used, not continued")
+    cfg = dataclasses.replace(Config(**cfg), out=resume, **dict.fromkeys(TRUST, False) | given)
+    cfg.device = evaluate.pick_device(cfg.device)
+    if ckpt and cfg.steps <= ckpt["step"] and "steps" in given:
+        raise UserError(f"--steps {cfg.steps}: {resume} already has {ckpt['step']} steps; give a larger number")
+    return cfg, ckpt

@@ -588,7 +588,7 @@ class SoundWorld:
             return self._waves[i].astype(np.float32) / 32_767
         return np.round(self.render(i) * 32_767).astype(np.float32) / 32_767
 
-    def prepare(self, workers: int | None = None) -> "SoundWorld":
+    def prepare(self, workers: int | None = None) -> SoundWorld:
         """Render all clips into the cache (16-bit, 82 kB a clip) with worker processes; interrupted work continues."""
         shape = (self.n, round(self.seconds * RATE))
         self._waves = fill_array(cache_dir() / self.key, "waves", shape, np.int16, _render_chunk, self.n, workers=workers,
@@ -723,7 +723,7 @@ class Patch:
     start: float
     dur: float
 
-    def nudge(self, rng, delta: float) -> "Patch":
+    def nudge(self, rng, delta: float) -> Patch:
         """A slightly different patch: every setting moved by delta N(0, 1).  # as in arXiv 2406.05923; delta ASSUMED"""
         return Patch(self.source, self.gate, np.clip(self.p + delta * rng.standard_normal(len(self.p)), 0, 1), self.start, self.dur)
 
@@ -1171,7 +1171,7 @@ class AudioFolder:
         a, b = self._spans[i]
         return self._waves[a:b].astype(np.float32) / 32_767
 
-    def prepare(self, workers: int | None = None) -> "AudioFolder":
+    def prepare(self, workers: int | None = None) -> AudioFolder:
         """Decode every file once to 16 kHz mono 16-bit in the cache (32 kB a second of audio); leave out those that can't be."""
         if self._waves is not None:  # wave() calls this too
             return self
@@ -1264,7 +1264,7 @@ class Mixed:
         each = [d.lengths() for d in self.parts]
         return [each[k][j] for k, j in self.index]
 
-    def prepare(self, workers: int | None = None) -> "Mixed":
+    def prepare(self, workers: int | None = None) -> Mixed:
         for d in self.parts:
             d.prepare(workers)
         self._arrange()  # without what can't be read

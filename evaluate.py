@@ -14,6 +14,7 @@ w = 1 is plain conditional. Waveforms are (N,) or (B, N) float32 in [-1, 1] at 1
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -495,13 +496,13 @@ def pick_precision(trial, device: str) -> str:
     if device.startswith("mps"):
         return "fp32"  # autocast to bf16 is partial there
     for round_ in range(4):
-        for name in seconds:
+        for name, times in seconds.items():
             start = time.perf_counter()
             trial(name == "bf16")
             if device.startswith("cuda"):
                 torch.cuda.synchronize()
             if round_:
-                seconds[name].append(time.perf_counter() - start)
+                times.append(time.perf_counter() - start)
     best = {k: min(v) for k, v in seconds.items()}
     choice = "bf16" if best["bf16"] < 0.9 * best["fp32"] else "fp32"
     print(f"precision: {choice} (a step's forward and backward: fp32 {1e3 * best['fp32']:.0f} ms, bf16 {1e3 * best['bf16']:.0f} ms)")
@@ -545,6 +546,16 @@ def open_text(config: dict, words: list[str], device: str = "cpu", trust: bool =
         return Words(words)
     import pretrained
     return pretrained.PretrainedText(config["text"], trust=trust, pickles=pickles, device=device)
+
+
+def open_teacher(cfg) -> nn.Module:
+    """The SSL teacher that a config.Config names: the shipped one, a control, or a pretrained one."""
+    if cfg.teacher in ("tiny", "shuffled"):
+        return guidance.load_teacher()
+    if cfg.teacher == "random":
+        return guidance.random_teacher(cfg.seed)
+    import pretrained
+    return pretrained.PretrainedTeacher(cfg.teacher, cfg.teacher_layer, trust=cfg.trust_remote_code, pickles=cfg.allow_pickle, device=cfg.device)
 
 
 def build_model(config: dict, words) -> DiT:
@@ -731,7 +742,7 @@ def order_right(world: SoundWorld, indices, presence: np.ndarray, heard: dict, h
         first = [e for e in scene.events if not (scene.relation == "then-while" and e is scene.events[-1])]
         if hit[j] and scene.relation in ("then", "then-while"):
             onsets = [heard["onset"][j, e.sound] for e in first]
-            out.append(all(a < b for a, b in zip(onsets, onsets[1:])))
+            out.append(all(a < b for a, b in itertools.pairwise(onsets)))
     return np.asarray(out, bool)
 
 

@@ -9,7 +9,7 @@
 
 An experiment is a list of arms: name -> options of train.py. All arms of one seed see the same data, steps, initial weights, batches
 and evaluation noise. Every arm x seed is an ordinary run folder made by train.train, so it can be resumed, listened to and scored like
-any other; a finished one is not run again. Rows go to rows.jsonl, one an arm x seed x evaluation.
+any other; a finished one is not run again, nor one that another experiment beside this one has made. Rows go to rows.jsonl, one an arm x seed x evaluation.
 
 Intervals are Student's t over seeds, of paired differences; fewer than 8 seeds are labelled descriptive. p-values are exact sign-flip
 tests; the smallest p that n seeds can reach (2 / 2^n) is printed. "Time to quality" compares isotonic fits over all of the quality that
@@ -172,7 +172,7 @@ def rate_correlation(runs: list[dict]) -> dict:
     n, whole = len(runs), corr(a, b)
     keep = [np.delete(np.arange(n), k) for k in range(n)]
     pseudo = [n * np.arctanh(whole) - (n - 1) * np.arctanh(corr(a[k], b[k])) for k in keep]
-    mean, lo, hi = interval(pseudo)
+    _, lo, hi = interval(pseudo)
     orders = list(itertools.permutations(range(n))) if n <= 6 else [np.random.default_rng(k).permutation(n) for k in range(2_000)]
     null = [corr(a[list(o)], b) for o in orders]
     return {"correlation": whole, "interval": [float(np.tanh(lo)), float(np.tanh(hi))], "p": float(np.mean(np.abs(null) >= abs(whole) - 1e-12)), "runs": n, "points": a.shape[1]}
@@ -226,16 +226,32 @@ def source_file(kind: str, options: dict, out: Path, arm: str, seed: int, seeds:
 
 def provenance() -> dict:
     """What a run was made with: commit (+ where a .py file differs from it), versions, machine."""
-    git = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True)
+    git = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True, check=False)
     changed = "+" if git("diff", "--quiet", "HEAD", "--", "*.py").returncode == 1 else ""
     return {"commit": git("rev-parse", "--short", "HEAD").stdout.strip() + changed, "python": platform.python_version(), "torch": torch.__version__,
             "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(), "threads": torch.get_num_threads()}
 
 
+def twin(out: Path, options: dict, seed: int) -> Path | None:
+    """A finished run of an experiment beside `out` with the very same settings, made at this commit: E1's `stage` is E3's `slope`."""
+    commit, kept = provenance()["commit"], lambda fields: {k: v for k, v in fields.items() if k not in ("out", "recipe", "workers", "profile")}
+    if derived(options) or not commit or commit.endswith("+"):     # made of other runs of its own experiment; code that is not committed may have changed
+        return None
+    wanted = kept(dataclasses.asdict(config.resolve({**options, "seed": seed, "out": "unused"})))
+    for made in sorted(out.parent.glob("*/runs/*/made.json")):
+        if json.loads(made.read_text())["commit"] == commit and kept(json.loads((made.parent / "config.json").read_text())) == wanted:
+            return made.parent
+    return None
+
+
 def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> Path:
-    """Train one arm x seed, or continue it, or find it finished. Returns its folder."""
+    """Train one arm x seed, or continue it, or find it finished, here or beside. Returns its folder."""
     path = folder_of(out, arm, seed)
     if (path / "scores.json").is_file():
+        return path
+    same = None if path.exists() else twin(out, options, seed)
+    if same:
+        shutil.copytree(same, path, copy_function=lambda a, b: (os.link if a.endswith(".pt") else shutil.copy2)(a, b))  # weights are linked: they are large, and only ever replaced
         return path
     if evaluate.has_checkpoint(path):
         train.train({}, str(path))
@@ -356,7 +372,7 @@ def between(x: tuple[float, float], sign: bool = True, digits: int = 3) -> str:
 
 def table(name: str, rows: list[dict], arms: dict, seeds: list[int], reference: str) -> str:
     """The experiment's table, ready to print."""
-    key, label = final_metric(rows)
+    _, label = final_metric(rows)
     n, summary = len(seeds), summarize(rows, arms, seeds, reference)
     wide = max(26, *map(len, arms))
     lines = [f"{name}: {EXPERIMENTS[name].question if name in EXPERIMENTS else ''}", f"{label}, {n} seed{'s' * (n > 1)}"
@@ -462,6 +478,7 @@ audio{width:100%}figcaption,blockquote{overflow-wrap:anywhere}table{min-width:10
 def _png(fig) -> str:
     import base64
     import io
+
     import matplotlib.pyplot as plt
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=100)
@@ -472,6 +489,7 @@ def _png(fig) -> str:
 def _wav(x: np.ndarray) -> str:
     import base64
     import tempfile
+
     from data import write_wav
     with tempfile.TemporaryDirectory() as d:
         write_wav(Path(d) / "x.wav", x)
@@ -480,6 +498,7 @@ def _wav(x: np.ndarray) -> str:
 
 def _card(title: str, x: np.ndarray) -> str:
     from html import escape
+
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(3.4, 2.2), layout="constrained")
     evaluate.draw_spectrogram(ax, x, "")
@@ -556,6 +575,7 @@ def report(paths: list[Path], out: Path, clips: int = 4) -> None:
     """Write one self-contained HTML file about runs: results, curves, sounds, settings that differ, dashboards."""
     import base64
     from html import escape
+
     import matplotlib
     matplotlib.use("Agg")
     if out.suffix != ".html" or out.is_dir():
@@ -633,7 +653,7 @@ def read_arms(a) -> dict:
     return own
 
 
-COMMON = {"task": str, "preset": str, "precision": str, "data": str, "val_fold": int, "clap": str, "audio_model": str, "device": str, "steps": int, "eval_every": int, "score_clips": int, "clips": int}
+COMMON = {"task": str, "preset": str, "precision": str, "data": str, "val_fold": int, "clap": str, "audio_model": str, "device": str, "steps": int, "eval_every": int, "score_clips": int, "score_split": str, "judge": str, "clips": int}
 
 
 def tuned_clocks(arms: dict, folder: Path, seeds: list[int]) -> dict:

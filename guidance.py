@@ -244,6 +244,7 @@ class Masked(nn.Module):
 def pretrain(clips: int = 24_000, steps: int = 600, batch: int = 128, lr: float = 2e-3, objective: str = "contrastive", seed: int = 0) -> Teacher:
     """Train a teacher on random patches; deterministic for a seed and thread count."""
     from tqdm import tqdm
+
     from data import RandomPatches
     from model import log_mel
     bank = RandomPatches(clips, seed).features(log_mel)            # (n, 2, F, M) float16

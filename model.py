@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import re
 from typing import NamedTuple
 
@@ -142,7 +143,7 @@ class Codec(PCA):
         wav = F.pad(wav, (0, self.tokens(wav.shape[-1]) * PER_TOKEN * HOP - wav.shape[-1]))
         return rearrange(log_mel(wav), "b (t p) m -> b t (p m)", p=PER_TOKEN)  # (B, T, 128)
 
-    def fit(self, waves) -> "Codec":
+    def fit(self, waves) -> Codec:
         """PCA of the mel frames of an iterable of waveforms (N,)."""
         self.fit_rows(torch.cat([self._frames(torch.as_tensor(w)[None])[0] for w in waves]))
         return self
@@ -198,7 +199,7 @@ def keep_low_band(y: Tensor, muffled: Tensor, cutoff: float) -> Tensor:
 
 class Words:
     """Vocabulary: id 0 pads, id 1 is the empty caption (unconditional), known words follow. Unknown words are left out."""
-    NUMERALS = dict(zip("123456789", "one two three four five six seven eight nine".split()))
+    NUMERALS = dict(zip("123456789", ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]))
 
     def __init__(self, words: list[str]):
         self.words = list(words)
@@ -209,7 +210,7 @@ class Words:
         return [Words.NUMERALS.get(w, w) for w in re.findall(r"[^\W_]+(?:'[^\W_]+)?", caption.lower())]
 
     @classmethod
-    def fit(cls, captions) -> "Words":
+    def fit(cls, captions) -> Words:
         return cls(sorted({w for c in captions for w in cls.split(c)}))
 
     def __len__(self) -> int:
@@ -238,7 +239,7 @@ class Text(NamedTuple):
     mask: Tensor
     pooled: Tensor
 
-    def rows(self, index: Tensor) -> "Text":
+    def rows(self, index: Tensor) -> Text:
         return Text(*(x[index] for x in self))
 
 
@@ -558,7 +559,7 @@ def integrate(field, x: Tensor, steps: int = 25, method: str = "euler") -> Tenso
     """Solve dx/dt = field(x, t) from t = 1 (noise x) to t = 0 in equal steps. euler: one evaluation a step; heun: two, second
     order. Deterministic: the noise is the caller's."""
     ts = torch.linspace(1, 0, steps + 1).tolist()
-    for t, s in zip(ts[:-1], ts[1:]):
+    for t, s in itertools.pairwise(ts):
         v = field(x, t)
         if method == "heun":
             v = 0.5 * (v + field(x + (s - t) * v, s))

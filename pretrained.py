@@ -72,6 +72,7 @@ def hub_in_reach() -> bool:
     """Can the hub's name be looked up (or is there a proxy that may)? Its client would retry for half a minute to find out."""
     import os
     import socket
+
     from huggingface_hub import constants
     if constants.HF_HUB_OFFLINE or any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return not constants.HF_HUB_OFFLINE
@@ -266,7 +267,7 @@ class PretrainedCodec(PCA):
         x = F.pad(x, (0, max(0, T * self.hop - x.shape[-1])))[:, None, : T * self.hop]
         return torch.cat([CODECS[self.kind][1](self.model, part) for part in x.split(AT_ONCE)])[..., :T].mT
 
-    def fit(self, waves) -> "PretrainedCodec":
+    def fit(self, waves) -> PretrainedCodec:
         """PCA of the latents of an iterable of waveforms (N,)."""
         self.fit_rows(torch.cat([self.native(torch.as_tensor(w)[None])[0] for w in tqdm(list(waves), desc="fitting PCA", unit="clip", dynamic_ncols=True)]))
         return self
@@ -340,7 +341,7 @@ class PretrainedText(nn.Module):
         rows[some] = torch.cat([pooled[:, None], h * mask], 1)
         return rows
 
-    def cache(self, captions: list[list[str]]) -> "CachedText":
+    def cache(self, captions: list[list[str]]) -> CachedText:
         """Wordings of each clip -> their embeddings."""
         return CachedText(self, captions)
 

@@ -22,6 +22,7 @@ def in_process(module, *argv, cwd):
     import contextlib
     import io
     import types
+
     import data
     out, err, old_argv, old_cwd, code = io.StringIO(), io.StringIO(), sys.argv, os.getcwd(), 0
     sys.argv = [f"{module.__name__}.py", *map(str, argv)]
@@ -69,6 +70,7 @@ def bare(monkeypatch):
 def waves():
     """64 SoundWorld clips (64, N)."""
     import numpy as np
+
     import data
     world = data.SoundWorld("val", 64)
     return np.stack([world.wave(i) for i in range(64)])
@@ -106,7 +108,7 @@ def word_tokenizer(folder, kind="plain"):
     """A word-level tokenizer with a T5-like end token or BERT-like start and end tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
-    words = ["<pad>", "<s>", "</s>", "<unk>", *"a an the dog barking rain wind and then low high bell sound of while it is".split()]
+    words = ["<pad>", "<s>", "</s>", "<unk>", *["a", "an", "the", "dog", "barking", "rain", "wind", "and", "then", "low", "high", "bell", "sound", "of", "while", "it", "is"]]
     tok = Tokenizer(models.WordLevel({w: k for k, w in enumerate(words)}, unk_token="<unk>"))
     tok.pre_tokenizer = pre_tokenizers.Whitespace()
     tok.post_processor = processors.TemplateProcessing(single="$A </s>" if kind == "t5" else "<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
@@ -116,6 +118,7 @@ def word_tokenizer(folder, kind="plain"):
 def tiny_model(kind, folder):
     """Save a tiny random model of this family (and its front end) to folder; returns folder."""
     import json
+
     import torch
     import transformers as tf
     folder.mkdir(parents=True, exist_ok=True)

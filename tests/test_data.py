@@ -1,5 +1,6 @@
 """Claims about SoundWorld, folders of recordings, band-limiting and the latent cache."""
 import csv
+import itertools
 import json
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import soundfile
 import data
 from data import NAMES, RATE, SOUNDS, AudioFolder, Event, Scene, SoundWorld, UserError
 from model import Codec
-
 
 # --- SoundWorld
 
@@ -142,7 +142,7 @@ def test_sequences_do_not_start_together():
         scene = world.scene(i)
         if scene.relation == "then":
             starts = [e.start for e in scene.events]
-            assert all(b - a > 0.5 for a, b in zip(starts, starts[1:]))
+            assert all(b - a > 0.5 for a, b in itertools.pairwise(starts))
 
 
 def test_unknown_split_is_refused():

@@ -16,6 +16,7 @@ import pytest
 import scipy.io.wavfile
 import scipy.stats
 import torch
+from conftest import ROOT, in_process
 
 import config
 import data
@@ -23,8 +24,6 @@ import evaluate
 import experiments as E
 import regime
 import train
-from conftest import ROOT, in_process
-
 
 # --- statistics, calibrated on simulated arms
 
@@ -134,7 +133,7 @@ def test_the_rate_correlation_sees_a_tie_and_not_two_common_trends():
 # --- arms
 
 def test_every_arm_is_valid_and_arms_of_an_experiment_differ():
-    for name, e in E.EXPERIMENTS.items():
+    for e in E.EXPERIMENTS.values():
         assert all(E.reference_of(arm, e.arms, e.reference) for arm in e.arms) and len({json.dumps(o, sort_keys=True) for o in e.arms.values()}) == len(e.arms)
         for options in e.arms.values():
             probe = {**e.base, **options}
@@ -235,7 +234,7 @@ def rows_of(out):
 
 def test_an_experiment_continues_where_it_stopped_and_gives_the_same_rows(small, tmp_path, monkeypatch, capsys):
     """Stopped inside its second run, continued: the rows of an uninterrupted one; what was finished is not run again."""
-    run("run", "E1", "--seeds", 2, "--out", tmp_path / "whole", *SMALL)
+    run("run", "E1", "--seeds", 2, "--out", tmp_path / "elsewhere" / "whole", *SMALL)
     right, calls = train.train, []
     def stops(given, resume=""):
         calls.append(given)
@@ -251,10 +250,27 @@ def test_an_experiment_continues_where_it_stopped_and_gives_the_same_rows(small,
     monkeypatch.setattr(train, "train", lambda given, resume="": (calls.append(given), right(given, resume))[1])
     run("run", "E1", "--seeds", 2, "--out", tmp_path / "half", *SMALL)
     assert len(calls) == 3 and calls[0] == {}, "one continued, two run, one found finished"
-    whole, half = rows_of(tmp_path / "whole"), rows_of(tmp_path / "half")
+    whole, half = rows_of(tmp_path / "elsewhere" / "whole"), rows_of(tmp_path / "half")
     assert len(whole) == 8 and whole == half
     text = capsys.readouterr().out
     assert "DESCRIPTIVE" in text and "smallest p that 2 seeds can reach: 0.5" in text and (tmp_path / "half" / "figure.png").exists()
+
+
+@pytest.mark.parametrize("commit, settings, again", [("abc", {}, 0), ("abc", {"lambda0": 0.25}, 1), ("abc+", {}, 1), ("", {}, 1)])
+def test_a_run_that_another_experiment_has_made_is_taken_over_and_never_one_of_other_code_or_settings(small, tmp_path, monkeypatch, commit, settings, again):
+    """The same settings at the same commit; code that is not committed, or is unknown, is not the same code."""
+    made, right, calls = {"commit": "abc"}, train.train, []
+    monkeypatch.setattr(E, "provenance", lambda: made)
+    run("run", "E1", "--seeds", 1, "--only", "static", "--out", tmp_path / "a", *SMALL)
+    made["commit"] = commit
+    monkeypatch.setattr(train, "train", lambda given, resume="": (calls.append(given), right(given, resume))[1])
+    mine = json.dumps({**json.loads(OWN), "recipe": "static", **settings})
+    run("run", "E6", "--seeds", 1, "--only", "mine", "--arm", f"mine={mine}", "--out", tmp_path / "b", *SMALL)
+    old, new = (rows_of(tmp_path / n) for n in "ab")
+    assert len(calls) == again and len(new) == 2 and (again or [r["event_accuracy"] for r in new] == [r["event_accuracy"] for r in old])
+    with open(E.folder_of(tmp_path / "b", "mine", 0) / "log.jsonl", "a") as f:
+        f.write("more\n")
+    assert "more" not in (E.folder_of(tmp_path / "a", "static", 0) / "log.jsonl").read_text()
 
 
 def test_the_table_is_made_again_from_the_rows_where_the_runs_are_gone(small, tmp_path, capsys):
@@ -277,7 +293,7 @@ def test_packed_runs_killed_with_their_parent_continue_to_the_rows_of_a_serial_e
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(max(1, data.cores() // 2))
-        run(*argv, "--out", tmp_path / "serial")
+        run(*argv, "--out", tmp_path / "elsewhere" / "serial")
     finally:
         torch.set_num_threads(threads)
     parent = subprocess.Popen([sys.executable, ROOT / "experiments.py", *argv, "--jobs", "2", "--out", tmp_path / "packed"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -290,7 +306,7 @@ def test_packed_runs_killed_with_their_parent_continue_to_the_rows_of_a_serial_e
     until(lambda: all(status(w / "stat")[:1] in ([], ["Z"]) for w in workers))
     assert not any((log.parent / "scores.json").exists() for log in logs), "killed too late to prove anything"
     run(*argv, "--jobs", "2", "--out", tmp_path / "packed")
-    serial, packed = rows_of(tmp_path / "serial"), rows_of(tmp_path / "packed")
+    serial, packed = rows_of(tmp_path / "elsewhere" / "serial"), rows_of(tmp_path / "packed")
     assert len(serial) == 4 and serial == packed
     assert "trained 60 steps" in logs[0].parent.with_name("a-s0.txt").read_text(), "each run's own lines are beside it"
 
@@ -372,7 +388,7 @@ def test_your_own_arm_joins_the_table_and_a_failing_one_costs_nothing_else(small
 
 
 def test_a_dry_run_tells_arms_and_hours_and_leaves_nothing(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "experiments.py", "run", "E1", "--dry-run", "--seeds", "3", "--out", tmp_path / "x"], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, ROOT / "experiments.py", "run", "E1", "--dry-run", "--seeds", "3", "--out", tmp_path / "x"], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0 and "5 arms x 3 seeds" in done.stdout and "hours" in done.stdout and not list(tmp_path.iterdir())
 
 

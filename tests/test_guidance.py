@@ -9,7 +9,6 @@ import evaluate
 import guidance as G
 from model import Codec, log_mel
 
-
 # --- the loss
 
 def slow_loss(z, phi, mask):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchaudio.functional as TAF
+from conftest import in_process, tiny_model
 
 import data
 import evaluate
@@ -13,7 +14,6 @@ import guidance
 import model
 import pretrained as P
 import regime
-from conftest import in_process, tiny_model
 
 CONV = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
 TEACHERS = (*CONV, "whisper", "audio-spectrogram-transformer", "clap", "usad")

@@ -71,7 +71,7 @@ def test_negative_control_a_longer_memory_finds_the_switch_too_late(monkeypatch)
 def test_flat_and_rising_curves_give_no_signal_and_the_clock(curve):
     results = [run(curve, seed=seed) for seed in range(40)]
     assert np.mean([reg.no_signal for reg, _, _ in results]) >= 0.95
-    reg, steps, r = next(x for x in results if x[0].no_signal)
+    _, steps, r = next(x for x in results if x[0].no_signal)
     assert r[-1] == 1.0 and np.allclose(r[steps >= 0.15 * K], steps[steps >= 0.15 * K] / K)
 
 
@@ -88,7 +88,7 @@ def test_negative_control_a_slope_of_the_wrong_sign_sees_no_fall(monkeypatch):
 
 
 def test_resuming_replays_the_probes_exactly():
-    whole, steps, r = run(two_phase)
+    whole, *_ = run(two_phase)
     half, again = R.Regime("slope", K), R.Regime("slope", K)
     for k, D in list(zip(whole.k, whole.D))[:40]:
         half.update(k, D)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import ROOT, in_process
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,6 @@ import guidance
 import regime
 import structure_reg
 import train
-from conftest import ROOT, in_process
 from data import RATE, AudioFolder, UserError
 from model import Codec
 
@@ -75,7 +75,7 @@ def same(a, b) -> bool:
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
-    return a == b or a != a and b != b
+    return a == b or a != a and b != b  # noqa: PLR0124 NaN is not itself
 
 
 def spoil(path: Path, how: str) -> None:
@@ -360,7 +360,7 @@ def test_captions_are_made_safe_for_the_terminal_and_cut(tmp_path, capsys):
     assert capsys.readouterr().err == "error: file  [2Jname next\n"
 
 
-@pytest.mark.parametrize("raw", ["\ufefffile_name,caption\r\n0.wav,a\r\n1.wav,b\r\n".encode(), 'file_name,caption\n0.wav,"a\nb"\n"1.wav",b\n'.encode(),
+@pytest.mark.parametrize("raw", ["\ufefffile_name,caption\r\n0.wav,a\r\n1.wav,b\r\n".encode(), b'file_name,caption\n0.wav,"a\nb"\n"1.wav",b\n',
                                  '\ufeff{"file_name": "0.wav", "caption": "a"}\r\n\r\n{"file_name": "1.wav", "caption": "b"}'.encode()])
 def test_marks_line_ends_and_quoted_newlines_of_other_systems_are_read(tmp_path, raw):
     few(tmp_path, 2)

@@ -1,4 +1,5 @@
 """Claims about scale: several devices, gradient accumulation, checkpointing, and the benchmark that measures all of it."""
+import itertools
 import json
 import os
 import signal
@@ -10,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, in_process
 
 import bench
 import config
 import data
 import evaluate
 import experiments
+import learner
 import model as M
 import train
-from conftest import ROOT, in_process
 
 
 def weights(run, which="model"):
@@ -75,7 +77,7 @@ def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_that_goes_on(t
     assert job.returncode != 0 and "lost the others" in text and "--resume" in text, text
     step = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"]
     assert step >= 20 and step % 20 == 0
-    cfg, ckpt = train.settings({}, str(tmp_path / "run"))
+    cfg, ckpt = config.settings({}, str(tmp_path / "run"))
     assert ckpt["step"] == step and cfg.steps == 4_000
 
 
@@ -123,8 +125,8 @@ def test_what_is_drawn_ahead_is_what_would_have_been_drawn(monkeypatch):
     """The thread that a GPU run uses gives each step the same clips, also where guidance is switched on in between."""
     monkeypatch.setattr(data, "draw_batch", lambda latents, muffled, batch, T, rng, phi, rows: {"x": rng.integers(0, 1 << 30, batch)[rows], "phi": phi is not None})
     cfg = config.Config(batch=8, device="cpu")
-    plain = train.Ahead(cfg, None, None, 4, "phi", slice(2, 5))
-    ahead = train.Ahead(config.Config(batch=8, device="cuda"), None, None, 4, "phi", slice(2, 5))
+    plain = learner.Ahead(cfg, None, None, 4, "phi", slice(2, 5))
+    ahead = learner.Ahead(config.Config(batch=8, device="cuda"), None, None, 4, "phi", slice(2, 5))
     assert plain.pool is None and ahead.pool is not None
     for step, phi in ((1, False), (2, False), (3, True), (4, True), (9, True)):
         a, b = plain(step, phi), ahead(step, phi)
@@ -139,7 +141,7 @@ def test_rows_of_a_batch_are_those_of_the_whole_batch(waves):
     assert all(np.array_equal(part[k], whole[k][4:9]) for k in whole)
     cfg, ids = config.Config(device="cpu"), [[torch.tensor([2, 3])]] * 64
     del whole["cond"], part["cond"]
-    a, b = (train.batch_to(x, ids, cfg, torch.Generator().manual_seed(1), 0.5, 12, rows) for x, rows in ((whole, slice(None)), (part, slice(4, 9))))
+    a, b = (learner.batch_to(x, ids, cfg, torch.Generator().manual_seed(1), 0.5, 12, rows) for x, rows in ((whole, slice(None)), (part, slice(4, 9))))
     assert all(torch.equal(b[k], a[k][4:9]) for k in a)
 
 
@@ -152,7 +154,7 @@ def test_the_estimate_of_memory_grows_with_the_preset_and_checkpointing_cuts_it(
     for task in ("t2a", "sr"):
         rows = bench.estimate(task)
         assert [r["preset"] for r in rows] == ["smoke", "small", "full"]
-        assert all(a[k] < b[k] for a, b in zip(rows, rows[1:]) for k in ("parameters", "flop_a_step", "memory_gb", "saved_mb_a_clip"))
+        assert all(a[k] < b[k] for a, b in itertools.pairwise(rows) for k in ("parameters", "flop_a_step", "memory_gb", "saved_mb_a_clip"))
         assert all(r["saved_mb_a_clip_checkpointing"] < 0.6 * r["saved_mb_a_clip"] and r["memory_gb_checkpointing_accumulate_4"] < r["memory_gb"] for r in rows)
     assert "with --checkpointing --accumulate 4" in bench.estimate_table(rows)
 

@@ -13,7 +13,7 @@ def gauge(blocks, heads=4, seed=0):
     """The same functions: each head's values changed by a random invertible matrix (undone in W_O), hidden units renumbered."""
     g, out = torch.Generator().manual_seed(seed), []
     for wo, wv, w1, w2, c in blocks:
-        D, d = len(wv), len(wv) // heads
+        d = len(wv) // heads
         x = torch.block_diag(*(torch.randn(d, d, generator=g) + 2 * torch.eye(d) for _ in range(heads)))
         perm = torch.randperm(len(w1), generator=g)
         out.append((wo @ torch.linalg.inv(x), x @ wv, w1[perm], w2[:, perm], c))
@@ -142,7 +142,7 @@ def test_contrast_and_rand_index_are_the_slow_definitions():
 # --- losses
 
 def slow_grouped(hs, groups, eps=1e-3):
-    u = [(b - a).mean(1) for a, b in zip(hs[:-1], hs[1:])]
+    u = [(b - a).mean(1) for a, b in itertools.pairwise(hs)]
     u = [x - x.mean(0) for x in u]
     U = {g: sum(u[l] for l in range(len(u)) if groups[l] == g) / groups.count(g) for g in set(groups)}
     cos2 = [float((U[g][b] @ U[h][b]) / torch.sqrt(U[g][b] @ U[g][b] + eps**2) / torch.sqrt(U[h][b] @ U[h][b] + eps**2)) ** 2
