@@ -290,7 +290,6 @@ def bench(device: str = "auto", preset: str = "auto", rounds: int = 20, compiled
         result["generation"][task] = bench_generation(evaluate.Run(Path("bench"), vars(cfg), model, codec, words, 0), rounds)
     print(table(result))
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
         data.write_whole(out, json.dumps(result, indent=1) + "\n")
     return result
 

@@ -72,7 +72,8 @@ def printable(text: str) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a crash, finds the old one or the new one and never half of one."""
+    """Write a text file, and its folder where there is none, so that a reader, or a crash, finds the old one or the new one and never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(path.name + ".tmp")
     tmp.write_text(text, encoding="utf-8")
     os.replace(tmp, path)

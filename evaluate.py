@@ -169,7 +169,6 @@ def train_judge(kind: str, clips: int = 16_000, epochs: int = 8, batch: int = 64
     save_file({k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in judge.state_dict().items()}, ASSETS / f"judge-{kind}.safetensors")
     report_path = ASSETS.parent / "results" / "judges.json"
     report = json.loads(report_path.read_text()) if report_path.exists() else {}
-    report_path.parent.mkdir(exist_ok=True)
     data.write_whole(report_path, json.dumps({**report, kind: judge_report(kind) | {"clips": clips, "epochs": epochs, "seed": seed}}, indent=1) + "\n")
     return json.loads(report_path.read_text())[kind]
 
@@ -1283,7 +1282,6 @@ def cmd_probe_teacher(a) -> None:
             if k != "n":
                 print(f"{k:34s} {v['mean']:+.3f}  [{v['interval'][0]:+.3f}, {v['interval'][1]:+.3f}]")
     if a.out:
-        a.out.parent.mkdir(parents=True, exist_ok=True)
         data.write_whole(a.out, json.dumps(report, indent=1) + "\n")
 
 

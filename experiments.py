@@ -601,7 +601,6 @@ def report(paths: list[Path], out: Path, clips: int = 4) -> None:
                                                   for n, p in boards) or "<p>None.</p>"))
     html = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
             f"<title>Report: {escape(', '.join(names))}</title><style>{STYLE}</style></head><body><h1>Report of {len(runs)} run{'s' * (len(runs) > 1)}</h1>{''.join(parts)}</body></html>")
-    out.parent.mkdir(parents=True, exist_ok=True)
     data.write_whole(out, html)
     print(f"{out}: {len(html) / 1e6:.1f} MB, {len(runs)} run{'s' * (len(runs) > 1)}")
 

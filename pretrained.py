@@ -12,6 +12,22 @@ Nothing here runs code that came with a download, or reads pickled weights, unle
 only when a pretrained part is used: the default path needs none of this file.
 
 Conventions: B batch, N samples, T frames, F features. Times in s, rates in Hz.
+
+Parts that fit (folder or hub id; * from memory or a third party: read the model's card):
+
+    --teacher  MIT-SLS/USAD-Base (with --trust-remote-code)    BSD-3       94 M    50 Hz, 768   speech, music and sound: the paper's kind of teacher
+               MIT/ast-finetuned-audioset-10-10-0.4593         BSD-3*      87 M*   10 Hz, 768   general audio, supervised, coarse in time
+               laion/clap-htsat-unfused (audio tower)          Apache-2.0  28 M*   3.2 Hz, 768  general audio, supervised by captions, very coarse
+               facebook/hubert-base-ls960, facebook/wav2vec2-base, facebook/data2vec-audio-base
+                                                               Apache-2.0  95 M*   50 Hz, 768   trained on speech alone: weak on other sounds
+               microsoft/wavlm-base-plus, openai/whisper-base  see card    95, 20 M*  50 Hz, 768 and 512   trained on speech alone
+    --codec    descript/dac_16khz                              MIT         74 M    50 Hz, 1024  decoder made for quantized latents
+               facebook/encodec_24khz                          see card    15 M*   75 Hz, 128   the same
+               kyutai/mimi                                     CC BY 4.0*  96 M*   12.5 Hz, 512 speech; partly trained without quantization*
+               VibeVoice's acoustic tokenizer, eustlb/pocket-tts-audio-tokenizer  see card   7.5 Hz, 64; 12.5 Hz, 32   continuous latents, speech
+    --text     google-t5/t5-base, google/flan-t5-base          Apache-2.0  110 M*  768          the usual choice of audio models
+               any BERT-like encoder, laion/clap-htsat-unfused (text tower)       see card, Apache-2.0   768
+    --clap     laion/larger_clap_general, laion/clap-htsat-unfused   Apache-2.0   194, 153 M*   48 kHz; scores of different checkpoints can't be compared
 """
 from __future__ import annotations
 

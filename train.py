@@ -258,13 +258,13 @@ def loop(p: Prepared) -> None:
         r = where.r(step)
         lam, m, mu, groups = drive(cfg, r, step, latch)
         now, words = phase(r, lam, m, mu)
-        if now != known and j is not None:
+        if now != known and j is not None and "adaptive" in (cfg.guidance, cfg.timesteps, cfg.structure):
             known = now
             bar.write(f"step {step}: {words}")
 
         # one step; all randomness comes from (seed, step): resuming needs no generator state, and any number of devices sees the same batch
-        drawn = p.ahead(step, bool(lam))
-        b = batch_to(drawn, p.ids, cfg, torch.Generator().manual_seed(cfg.seed * 1_000_003 + step), m, cfg.batch, p.ahead.rows)
+        drawn, g = p.ahead(step, bool(lam)), torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)
+        b = batch_to(drawn, p.ids, cfg, g, m, cfg.batch, p.ahead.rows)
         laps("data")
         sums = {}
         for part in parts(b, cfg.accumulate):

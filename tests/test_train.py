@@ -17,7 +17,6 @@ from conftest import ROOT, in_process
 import config
 import data
 import evaluate
-import experiments
 import guidance
 import model as M
 import regime
@@ -328,40 +327,14 @@ def test_terminated_runs_save_and_say_how_to_continue(tiny, tmp_path):
     assert same_weights(final(tmp_path / "r"), final(straight))
 
 
-# --- the README
-
-def test_every_command_in_the_readme_exists():
-    """Each `python X.py ...` line parses: known script, known flags (values are not run here)."""
-    text = (ROOT / "README.md").read_text()
-    commands = re.findall(r"(?:python|torchrun \S+) (train|evaluate|guidance|experiments)\.py([^\n`#]*)", text)
-    assert len(commands) > 20 and {c for c, _ in commands} == {"train", "evaluate", "guidance", "experiments"}
-    known = {"train": {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(config.Config)} | {"--resume", "--help"},
-             **{name: set(re.findall(r'"(--[a-z0-9-]+)"', (ROOT / f"{name}.py").read_text())) for name in ("evaluate", "guidance", "experiments")}}
-    known["experiments"] |= {f"--{name.replace('_', '-')}" for name in experiments.COMMON}
-    for script, rest in commands:
-        assert set(re.findall(r"(?<!\S)--[a-z0-9-]+", rest)) <= known[script], rest
-
-
-def test_the_ten_lines_about_the_regime_run_as_they_stand():
-    """The README's snippet, in a trainer whose network learns until step 64."""
-    code = re.search(r"```python\n(import regime\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
-    assert len(code.splitlines()) <= 10
-    x0, eps, seen, step_now = torch.randn(8, 4, 6), torch.randn(8, 4, 6), [], [0]
-    other = torch.randn(8, 4, 6)
-    def predict(x_t, t):  # x0_hat = eps - v: from `other` to x0 while log2 k goes from 0 to 6
-        share = min(1.0, np.log2(max(1, step_now[0])) / 6)
-        return eps - (share * x0 + (1 - share) * other)
-    def train_step(weight_of_my_auxiliary_loss):
-        seen.append(weight_of_my_auxiliary_loss)
-        step_now[0] += 1
-    exec(code, {"K": 1_024, "predict": predict, "features": lambda z: z, "x0": x0, "eps": eps, "train_step": train_step})
-    assert len(seen) == 1_024 and seen[0] == 1.0 and seen[-1] < 0.1
-
-
-def test_results_behind_the_readme_exist():
-    for name in re.findall(r"results/[\w./-]+\.jsonl?", (ROOT / "README.md").read_text()):
-        text = (ROOT / name).read_text()
-        assert all(json.loads(part) for part in (text.splitlines() if name.endswith("l") else [text])), name
+def test_each_change_of_phase_is_said_in_one_line_and_only_where_something_follows_r(tiny, tmp_path, bare, capsys):
+    """A replayed r that jumps at step 20: two lines, at the probe steps 16 and 21; none from a recipe that follows nothing."""
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps({"step": k, "r": 0.0 if k < 20 else 0.95}) + "\n" for k in range(1, 33)))
+    train.train({**tiny, "steps": 32, "eval_every": 32, "regime": f"replay:{tmp_path / 'r.jsonl'}", "out": str(tmp_path / "a")})
+    said = re.findall(r"step (\d+): r = ([\d.]+) \((\w+)\), guidance (at [\d.]+|off), sampler centre t = ([\d.]+)", capsys.readouterr().out)
+    assert said == [("16", "0.00", "acquires", "at 0.50", "0.88"), ("21", "0.95", "refines", "off", "0.82")]
+    train.train({**tiny, "steps": 32, "eval_every": 32, "recipe": "static", "out": str(tmp_path / "b")})
+    assert "sampler centre" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("script", ["data.py", "model.py", "sampler.py", "regime.py", "guidance.py", "structure_reg.py"])
