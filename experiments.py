@@ -391,7 +391,24 @@ def table(name: str, rows: list[dict], arms: dict, seeds: list[int], reference: 
             line += f"  {d['difference']:+.3f} {between(d['interval']):16s}  {d['p']:.3f}   {d['holm_p']:.3f}"
             line += "".join(f"   {f(r[k])}" for k in ("speed_up_step", "speed_up_seconds") if k in r)
         lines.append(line)
+    others = also(rows, arms, seeds, reference)
+    if others:
+        lines += ["", "also, as differences, 95 % (lower is better in all of these; not adjusted for their number)"]
+        lines += [f"{arm:{wide}s} " + ", ".join(f"{k} {d['difference']:+.3f} {between(d['interval'])}" for k, d in by.items()) for arm, by in others.items()]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def also(rows: list[dict], arms: dict, seeds: list[int], reference: str) -> dict:
+    """{arm: {metric: paired difference from its reference}} of what a finished run has besides the final metric: what one gains may cost another."""
+    key, out = final_metric(rows)[0], {}
+    last = {(r["arm"], r["seed"]): {**r["final"], "val_loss": r.get("val_loss")} for r in rows if "final" in r}
+    for arm in arms:
+        other = reference_of(arm, arms, reference)
+        both = [s for s in seeds if (arm, s) in last and (other, s) in last]
+        if arm != other and both:
+            out[arm] = {k: paired([last[arm, s][k] for s in both], [last[other, s][k] for s in both]) for k in ("kid", "event_kl", "lsd_hf", "val_loss")
+                        if k != key and all(isinstance(last[a, s].get(k), float) for a in (arm, other) for s in both)}
+    return {arm: by for arm, by in out.items() if by}
 
 
 SEMANTIC, DETAIL = ("event_accuracy", "recall"), ("count", "pitch", "order")  # what is heard | how well it is made, of what is heard

@@ -179,6 +179,18 @@ def test_an_arm_of_a_setting_is_compared_within_its_setting():
     assert found["home: stage"] is None and abs(found["home: clock"] - 0.1) < 1e-9 and abs(found["away: clock"] + 0.2) < 1e-9
 
 
+def test_what_a_gain_costs_in_other_metrics_is_in_the_table_and_a_metric_that_one_run_lacks_is_not():
+    arms, kid = {"static": {}, "stage": {}}, {"static": 0.1, "stage": 0.14}
+    rows = fabricated(arms, [0, 1, 2], lambda arm, seed: 0.5, val_loss=lambda arm, seed, k: 0.9 + 0.01 * seed)
+    for r in rows:
+        if "final" in r:
+            r["final"] |= {"kid": kid[r["arm"]] + 0.01 * r["seed"], **({"event_kl": 0.2} if r["seed"] else {})}
+    found = E.also(rows, arms, [0, 1, 2], "static")
+    assert set(found) == {"stage"} and set(found["stage"]) == {"kid", "val_loss"}
+    assert abs(found["stage"]["kid"]["difference"] - 0.04) < 1e-9 and found["stage"]["val_loss"]["difference"] == 0
+    assert "kid +0.040 [+0.040, +0.040]" in E.table("E1", rows, arms, [0, 1, 2], "static")
+
+
 def test_the_clocks_of_e7_are_chosen_by_setting_on_seeds_that_the_table_does_not_use(tmp_path):
     arms, (home, away) = E.EXPERIMENTS["E7"].arms, ("home", "batch 16")
     level = lambda arm, seed: {f"{home}: clock to 0.5 K": 0.9, f"{away}: clock to 2 K": 0.8}.get(arm, 0.5)
