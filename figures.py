@@ -161,14 +161,14 @@ def sooner() -> plt.Figure:
         ax.set_yticks(np.arange(len(rows)) + 0.18, [r["arm"] for r in rows])
         ax.set(xlabel="times sooner than static (> 1: better)", title=TITLES[folder.name].split(":")[0].split(" (")[0], xlim=(0, None))
         ax.invert_yaxis()
-        ax.legend()
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncol=2)
     return fig
 
 
 def sounds() -> plt.Figure:
     """Captions of the test split: the real clip above, the shipped model's below."""
     run, world = evaluate.load_run(ROOT / "assets" / "demo"), data.SoundWorld("test", 200).prepare()
-    counts = [len(world.factors(i)["events"]) for i in range(200)]
+    counts = [len(world.scene(i).events) for i in range(200)]
     chosen = [counts.index(1), counts.index(2), counts.index(2, counts.index(2) + 1), counts.index(3)]
     made = evaluate.generate(run, [world.caption(i) for i in chosen], chosen)
     fig, axes = plt.subplots(2, 4, figsize=(12, 4.2), sharex=True, sharey=True)
