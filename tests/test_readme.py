@@ -50,6 +50,8 @@ def in_small(script: str, argv: list[str], where: Path) -> list[str]:
         argv = [{"600": "3", "6000": "14"}.get(a, a) for a in argv]
         few = {**TINY, "steps": 3, "eval_every": 3} if "--resume" not in argv else {"workers": 0}
         return argv + [x for k, v in few.items() if f"--{k.replace('_', '-')}" not in argv for x in (f"--{k.replace('_', '-')}", str(v))]
+    if script == "figures":
+        return ["mechanism", "density", "--out", str(where)]
     if script == "experiments" and argv[0] == "run":
         return [*argv, "--dry-run"]
     if script == "evaluate" and argv[0] == "score":
@@ -58,7 +60,7 @@ def in_small(script: str, argv: list[str], where: Path) -> list[str]:
         return [*argv, "--clips", "256", "--epochs", "2"]
     if script == "evaluate" and argv[0] == "export":
         return [*argv[:2], str(where / "exported")]
-    return [*argv, *(["mechanism", "density", "--out", str(where)] if script == "figures" else [])]
+    return argv
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not any(word in c for word in ELSEWHERE)])
