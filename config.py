@@ -83,6 +83,11 @@ class Config:
     workers: int = -1            # processes that prepare data; -1: one a core
     profile: bool = False        # print each part's share of the time at the end
 
+    @property
+    def adaptive(self) -> bool:
+        """Does any mechanism follow r?"""
+        return "adaptive" in (self.guidance, self.timesteps, self.structure)
+
 
 PRESETS = {  # what differs from the defaults above; a second entry is laid over it for super-resolution
     "smoke": ({}, {"clips": 2_500, "score_clips": 100}),
@@ -133,7 +138,7 @@ def out_of_range(cfg: Config) -> tuple[str, str] | None:
         ("stop_at", 0 <= cfg.stop_at <= 1, "in [0, 1]"), ("align", 0 <= cfg.align <= cfg.depth, f"a block from 1 to {cfg.depth}, or 0"),
         ("guide_every", 0 < cfg.guide_every <= 8, "from 1 to 8"),
         ("t_std", cfg.t_std > 0, "positive"), ("depth", 0 < cfg.depth <= 512, "from 1 to 512"),
-        ("probe", cfg.probe != "never" or cfg.regime != "slope" or "adaptive" not in (cfg.guidance, cfg.timesteps, cfg.structure),
+        ("probe", cfg.probe != "never" or cfg.regime != "slope" or not cfg.adaptive,
          "auto or always where an adaptive mechanism follows the slope")):
         if not ok:
             return f"{name.replace('_', '-')} {getattr(cfg, name)}", why

@@ -121,8 +121,7 @@ def prepare(cfg: Config, ckpt: dict | None, resume: str, hold) -> Prepared:
     cfg.channels = codec.channels  # a neural codec may have fewer
     words = evaluate.open_text(dataclasses.asdict(cfg), [], *foreign) if cfg.task == "t2a" and cfg.text != "words" else None
     where, latch = regime.Regime(cfg.regime, cfg.steps), structure_reg.Structure(cfg.depth, cfg.seed)
-    adaptive = "adaptive" in (cfg.guidance, cfg.timesteps, cfg.structure)
-    probing = cfg.probe == "always" or cfg.probe == "auto" and where.source == "slope" and adaptive
+    probing = cfg.probe == "always" or cfg.probe == "auto" and where.source == "slope" and cfg.adaptive
     teacher = evaluate.open_teacher(cfg) if cfg.guidance != "off" or probing else None
 
     # data: waveforms, codec, latents, captions (several processes wait for the one that fills a cache)
@@ -258,7 +257,7 @@ def loop(p: Prepared) -> None:
         r = where.r(step)
         lam, m, mu, groups = drive(cfg, r, step, latch)
         now, words = phase(r, lam, m, mu)
-        if now != known and j is not None and "adaptive" in (cfg.guidance, cfg.timesteps, cfg.structure):
+        if now != known and j is not None and cfg.adaptive:
             known = now
             bar.write(f"step {step}: {words}")
 
