@@ -673,8 +673,8 @@ COMMON = {"task": str, "preset": str, "precision": str, "data": str, "val_fold":
 
 
 def tuned_clocks(arms: dict, folder: Path, seeds: list[int]) -> dict:
-    """E7's arms for fresh seeds: of its clocks, in each setting only the one that did best there on the development seeds of `folder`
-    (re-tuned), and the one that did best at home (frozen)."""
+    """E7's arms for fresh seeds, in the settings that `folder` (E7 on development seeds) has: of its clocks only the one that did best
+    there (re-tuned), and the one that did best at home (frozen)."""
     if not (folder / "experiment.json").is_file():
         raise UserError(f"--tuned {folder}: no experiment.json; run E7 there first, on other seeds")
     spec = json.loads((folder / "experiment.json").read_text())
@@ -682,7 +682,8 @@ def tuned_clocks(arms: dict, folder: Path, seeds: list[int]) -> dict:
         raise UserError(f"--tuned {folder}: chosen on seed {min(set(spec['seeds']) & set(seeds))} too, which would flatter the clocks; use --first-seed {max(spec['seeds']) + 1}")
     rows = collect(folder, spec["experiment"], spec["arms"], spec["seeds"])
     key, _ = final_metric(rows)
-    settings, best = list(dict.fromkeys(arm.rpartition(": ")[0] for arm in arms)), {}
+    settings = [x for x in dict.fromkeys(arm.rpartition(": ")[0] for arm in arms) if x == HOME or any(arm.startswith(f"{x}: ") for arm in spec["arms"])]
+    best = {}
     for setting in settings:
         means = {arm: np.mean([r["final"][key] for r in rows if r["arm"] == arm and "final" in r]) for arm in arms
                  if arm.startswith(f"{setting}: {CLOCK}") and any(r["arm"] == arm and "final" in r for r in rows)}

@@ -72,8 +72,8 @@ def griffin_lim(mag: Tensor, n: int, iters: int = 32, momentum: float = 0.99, lo
         if low is not None:
             spec = torch.where(keep, low, spec)
         new = stft(istft(spec, n))
-        step = new + momentum * (new - last) if last.ndim else new
-        spec, last = mag * step / step.abs().clamp_min(1e-9), new
+        step = torch.lerp(last, new, 1 + momentum) if last.ndim else new.clone()  # new + momentum (new - last)
+        spec, last = step.mul_(mag / step.abs().clamp_min(1e-9)), new  # in place: these passes over memory are most of the time
     if low is not None:
         spec = torch.where(keep, low, spec)
     return istft(spec, n)

@@ -200,6 +200,9 @@ def test_the_clocks_of_e7_are_chosen_by_setting_on_seeds_that_the_table_does_not
     assert [a for a in chosen if a.startswith(home)] == [f"{home}: stage", f"{home}: static", f"{home}: clock to 0.5 K (frozen, re-tuned)"]
     assert [a for a in chosen if a.startswith(away)] == [f"{away}: stage", f"{away}: static", f"{away}: clock to 0.5 K (frozen)", f"{away}: clock to 2 K (re-tuned)"]
     assert chosen[f"{away}: clock to 2 K (re-tuned)"] == {"batch": 16, "recipe": "stage", "regime": "ramp:2"}
+    some = {k: v for k, v in arms.items() if k.startswith((home, away))}  # a development run of two settings asks for two settings
+    (tmp_path / "experiment.json").write_text(json.dumps({"experiment": "E7", "arms": some, "seeds": [0, 1], "reference": "stage", "pilot": False}))
+    assert E.tuned_clocks(arms, tmp_path, [2, 3]) == {k: v for k, v in chosen.items() if k.startswith((home, away))}
     with pytest.raises(data.UserError, match="chosen on seed 1 too.*--first-seed 2"):
         E.tuned_clocks(arms, tmp_path, [1, 2])
 
