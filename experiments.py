@@ -625,23 +625,31 @@ def report(paths: list[Path], out: Path, clips: int = 4) -> None:
 # --- commands -------------------------------------------------------------------------------------------------------------------
 
 def estimate_hours(options: list[dict]) -> float:
-    """Hours for runs with these options: three forward-backward passes of each distinct shape, times the steps, plus a quarter for the
-    rest (optimizer, evaluation); rendering of data not counted."""
-    from model import DiT, flow_matching_loss
+    """Hours for runs with these options, one after another: a measured forward and backward pass of each distinct shape, times the steps,
+    plus a quarter for the rest of a step; and the clips that previews and final tables generate and decode. Rendering of data not counted."""
+    from model import N_FFT, DiT, flow_matching_loss, griffin_lim
+    def fastest(what) -> float:
+        seconds = []
+        for _ in range(4):
+            start = time.perf_counter()
+            what()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds[1:])
     known, total = {}, 0.0
     for given in options:
         cfg = config.resolve({**given, "out": "unused", "regime": "clock"})
-        shape = (cfg.device, cfg.channels, cfg.width, cfg.depth, cfg.heads, cfg.batch, cfg.task, round(25 * cfg.seconds))
+        sr, T = cfg.task == "sr", round(25 * cfg.seconds)
+        shape = (cfg.device, cfg.channels, cfg.width, cfg.depth, cfg.heads, cfg.batch, cfg.task, T)
         if shape not in known:
-            model = DiT(cfg.channels, cfg.width, cfg.depth, cfg.heads, 200 if cfg.task == "t2a" else 0, cfg.task == "sr").to(cfg.device)
-            x, t, ids = torch.randn(cfg.batch, shape[-1], cfg.channels, device=cfg.device), torch.rand(cfg.batch, device=cfg.device), torch.ones(cfg.batch, 10, dtype=torch.long, device=cfg.device)
-            seconds = []
-            for _ in range(4):
-                start = time.perf_counter()
-                flow_matching_loss(model(x, t, model.encode_text(ids) if cfg.task == "t2a" else None), x).mean().backward()
-                seconds.append(time.perf_counter() - start)
-            known[shape] = min(seconds[1:])
-        total += 1.25 * cfg.steps * known[shape] / 3_600
+            model = DiT(cfg.channels, cfg.width, cfg.depth, cfg.heads, 0 if sr else 200, sr).to(cfg.device)
+            x, t, ids = torch.randn(cfg.batch, T, cfg.channels, device=cfg.device), torch.rand(cfg.batch, device=cfg.device), torch.ones(cfg.batch, 10, dtype=torch.long, device=cfg.device)
+            known[shape] = (fastest(lambda: flow_matching_loss(model(x, t, None if sr else model.encode_text(ids)), x).mean().backward()),
+                            fastest(lambda: griffin_lim(torch.rand(16, 2 * T + 1, N_FFT // 2 + 1), 640 * T)) / 16)
+        step, decode = known[shape]
+        one = cfg.sample_steps * (1 if sr else 2) * step / 3 / cfg.batch    # one clip: a forward pass a step, two with guidance
+        previews = -(-cfg.steps // cfg.eval_every) * evaluate.preview_clips(dataclasses.asdict(cfg)) * (one + decode / (1 if sr else 4))
+        table = cfg.score_clips * ((2 * one + 7 * decode) if sr else (one + 2 * decode))  # model, ceiling; in super-resolution two samples, two baselines
+        total += (1.25 * cfg.steps * step + previews + table) / 3_600
     return total
 
 
@@ -722,7 +730,7 @@ def cmd_run(a) -> None:
         resolved[name] = config.resolve({**options, **({"regime": "clock"} if derived(options) else {}), "out": "unused"})
         arms[name] = {**options, "steps": resolved[name].steps}
     hours = estimate_hours([o for o in arms.values() for _ in seeds])
-    print(f"{a.experiment}: {EXPERIMENTS[a.experiment].question}\n{len(arms)} arms x {len(seeds)} seeds, {next(iter(resolved.values())).steps} steps, about {hours:.1f} hours of training here")
+    print(f"{a.experiment}: {EXPERIMENTS[a.experiment].question}\n{len(arms)} arms x {len(seeds)} seeds, {next(iter(resolved.values())).steps} steps, about {hours:.1f} hours here")
     for name, options in arms.items():
         print(f"  {name:26s} {json.dumps({k: v for k, v in options.items() if k not in common and k != 'steps'})}")
     if a.dry_run:

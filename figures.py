@@ -10,6 +10,7 @@
 | blocks | results/regime-t2a-deep.jsonl: block similarities at three moments |
 | curves | results/e1*/rows.jsonl: quality over steps, mean and 95 % interval over seeds |
 | sooner | results/e1*/summary.json: how many times fewer steps and seconds than `static` |
+| differences | results/e*/summary.json: every arm against its control, in one picture |
 | sounds | assets/demo: captions nobody trained on, real clip beside the model's |
 """
 from __future__ import annotations
@@ -165,6 +166,30 @@ def sooner() -> plt.Figure:
     return fig
 
 
+def differences() -> plt.Figure:
+    """Every arm of every recorded experiment minus its reference, 95 %, turned so that better is to the right."""
+    folders = sorted(p.parent for p in RESULTS.glob("e*/summary.json"))
+    panels = {"captions (event sets right)": [], "super-resolution (minus the energy score)": []}
+    for folder in folders:
+        spec = json.loads((folder / "experiment.json").read_text())
+        sr = next(iter(spec["arms"].values()))["task"] == "sr"
+        panels[list(panels)[sr]] += [(f"{spec['experiment']}{' ESC-10' * ('esc10' in folder.name)}: {r['arm']} - {r['reference'].rpartition(': ')[2]}", (-1 if sr else 1) * np.array([r["against"]["difference"], *r["against"]["interval"]]))
+                                     for r in json.loads((folder / "summary.json").read_text()) if "against" in r and not spec["pilot"]]
+    panels = {k: v for k, v in panels.items() if v}
+    if not panels:
+        raise UserError(f"{RESULTS}: no recorded experiment; make one with: python experiments.py run E1 --out results/e1")
+    fig, axes = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 0.9 + 0.24 * max(map(len, panels.values()))), squeeze=False)
+    for ax, (title, found) in zip(axes[0], panels.items()):
+        for y, (name, (mean, *ends)) in enumerate(found):
+            ax.plot(sorted(ends), [y, y], color="#1b1b1b", lw=1.4)
+            ax.plot(mean, y, "o", ms=5, color="#1b1b1b", mfc="#1b1b1b" if min(ends) > 0 or max(ends) < 0 else "white")
+        ax.axvline(0, color="#c1121f", lw=0.8)
+        ax.set_yticks(range(len(found)), [name for name, _ in found])
+        ax.set(xlabel="difference, 95 % (filled: without 0; right: better)", title=title)
+        ax.invert_yaxis()
+    return fig
+
+
 def sounds() -> plt.Figure:
     """Captions of the test split: the real clip above, the shipped model's below."""
     run, world = evaluate.load_run(ROOT / "assets" / "demo"), data.SoundWorld("test", 200).prepare()
@@ -182,7 +207,7 @@ def sounds() -> plt.Figure:
     return fig
 
 
-FIGURES = {f.__name__: f for f in (mechanism, density, blocks, curves, sooner, sounds)}
+FIGURES = {f.__name__: f for f in (mechanism, density, blocks, curves, sooner, differences, sounds)}
 
 
 def main() -> None:

@@ -320,7 +320,7 @@ def rope_table(length: int, dim: int, device) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate x (B, H, T, dim) by the angles of `table`: channel i and channel i + dim / 2 are the two coordinates of a point."""
+    """Rotate x (B, H, T, dim) by the angles of `table`: channel i and channel i + dim / 2 are the two coordinates of a point.  # Su et al. 2021"""
     cos, sin = table
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
@@ -330,7 +330,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """adaLN-zero transformer block. Captions enter twice: pooled through adaLN, word by word as extra keys and values."""
+    """adaLN-zero transformer block (DiT, sec. 3.2): h (B, T, D) -> (B, T, D). Captions enter twice: pooled through adaLN, word by word as
+    extra keys and values."""
 
     def __init__(self, width: int, heads: int, text: bool):
         super().__init__()
@@ -522,7 +523,7 @@ def velocity_field(model: DiT, text: Text | None = None, null: Text | None = Non
         no = torch.arange(2 * len(x), device=x.device) >= len(x)   # second half: without condition
         both = None if text is None else Text(*(torch.cat([a, b]) for a, b in zip(_same_length(text, null), _same_length(null, text))))
         v_c, v_n = model(torch.cat([x, x]), torch.cat([tt, tt]), both, None if cond is None else torch.cat([cond, cond]), drop=no).chunk(2)
-        v = v_n + w * (v_c - v_n)
+        v = v_n + w * (v_c - v_n)                                  # Ho & Salimans 2022, eq. 6, whose w is ours minus 1
         if not rescale or t == 0:
             return v
         x0, x0_c = x - t * v, x - t * v_c

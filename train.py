@@ -111,9 +111,35 @@ class Prepared:
     before: float                # seconds of training they took
 
 
+def open_sets(cfg: Config, resume: str, hold) -> tuple:
+    """-> training and validation clips, rendered or read. Claims the run folder first (hold, config.json): the name is taken before the
+    minutes of preparation, and what dies in them can be resumed."""
+    out, workers, claims = Path(cfg.out), None if cfg.workers < 0 else cfg.workers, RANK == 0 and not resume
+    print(f"cache: {data.cache_dir()} (safe to delete at any time)")
+    sets = [data.open_data(cfg.data, split, n, cfg.val_fold, cfg.seconds, cfg.max_bad_share) for split, n in (("train", cfg.clips), ("val", 256))]
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    if claims:
+        hold(out)
+        data.write_whole(out / "config.json", json.dumps(dataclasses.asdict(cfg), indent=1) + "\n")
+    try:
+        for clips in sets:  # several processes wait for the one that fills a cache
+            clips.prepare(workers)
+    except UserError:  # too many files that can't be read
+        if claims:
+            shutil.rmtree(out)
+        raise
+    for note in (n for clips in sets for n in getattr(clips, "notes", [])):
+        print(f"note: {note}")
+    bad = sorted({b for clips in sets for b in getattr(clips, "bad", [])})
+    if bad and RANK == 0:
+        data.write_whole(out / "bad.txt", "\n".join(map(data.printable, bad)) + "\n")
+        print(f"note: {len(bad)} rows or files can't be used and are left out; they are listed in {out / 'bad.txt'}")
+    return tuple(sets)
+
+
 def prepare(cfg: Config, ckpt: dict | None, resume: str, hold) -> Prepared:
     """Open and cache all that a run needs. ckpt: where to go on from; hold(folder): no other process may train there from now on."""
-    workers, first = None if cfg.workers < 0 else cfg.workers, RANK == 0
+    first, workers, out = RANK == 0, None if cfg.workers < 0 else cfg.workers, Path(cfg.out)
 
     # parts that may be missing come first: that should cost nobody the minutes of preparation
     foreign = (cfg.device, cfg.trust_remote_code, cfg.allow_pickle)
@@ -124,27 +150,8 @@ def prepare(cfg: Config, ckpt: dict | None, resume: str, hold) -> Prepared:
     probing = cfg.probe == "always" or cfg.probe == "auto" and where.source == "slope" and cfg.adaptive
     teacher = evaluate.open_teacher(cfg) if cfg.guidance != "off" or probing else None
 
-    # data: waveforms, codec, latents, captions (several processes wait for the one that fills a cache)
-    print(f"cache: {data.cache_dir()} (safe to delete at any time)")
-    train_set, val_set = (data.open_data(cfg.data, split, n, cfg.val_fold, cfg.seconds, cfg.max_bad_share) for split, n in (("train", cfg.clips), ("val", 256)))
-    out = Path(cfg.out)
-    (out / "samples").mkdir(parents=True, exist_ok=True)
-    if first and not resume:  # the name is taken before the minutes of preparation, and what dies there can be resumed
-        hold(out)
-        data.write_whole(out / "config.json", json.dumps(dataclasses.asdict(cfg), indent=1) + "\n")
-    try:
-        train_set.prepare(workers)
-        val_set.prepare(workers)
-    except UserError:  # too many files that can't be read
-        if first and not resume:
-            shutil.rmtree(out)
-        raise
-    for note in getattr(train_set, "notes", []) + getattr(val_set, "notes", []):
-        print(f"note: {note}")
-    bad = sorted({*getattr(train_set, "bad", []), *getattr(val_set, "bad", [])})
-    if bad and first:
-        data.write_whole(out / "bad.txt", "\n".join(map(data.printable, bad)) + "\n")
-        print(f"note: {len(bad)} rows or files can't be used and are left out; they are listed in {out / 'bad.txt'}")
+    # clips -> codec -> latents; captions -> token ids
+    train_set, val_set = open_sets(cfg, resume, hold)
     if ckpt:
         evaluate.load_weights(resume, codec, ckpt["codec"])
     else:
@@ -231,22 +238,43 @@ def look(p: Prepared, j: int | None, step: int, laps) -> dict:
     return found
 
 
+def save(p: Prepared, log, seconds: float) -> None:
+    """All that the run needs to go on as if it had never stopped."""
+    log.sync()
+    evaluate.save_checkpoint(p.out / "checkpoint.pt", step=p.step, config=dataclasses.asdict(p.cfg), codec=p.run.codec.state_dict(), words=p.run.words.words if p.run.words is not None else [],
+                             seconds=seconds, regime=p.where.state_dict(), structure=p.latch.state_dict(), **p.learner.state_dict())
+
+
+def assess(p: Prepared, log, seconds: float) -> str:
+    """Validation loss and previews of the averaged network, then the checkpoint; -> what there is to say."""
+    p.run.step, by_t = p.step, validation_loss(p.learner.ema, p.val_batches)
+    quick = evaluate.preview(p.run, p.val_set)
+    log({"step": p.step, "memory_mb": evaluate.memory_mb(p.cfg.device), "eval": {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": seconds, **quick}})
+    save(p, log, seconds)  # after its line in the log: a kill in between then loses steps, which are made again, and never an evaluation
+    evaluate.dashboard(p.out)
+    return f"validation loss {np.mean(by_t):.4f}" + "".join(f", {k.replace('_', ' ')} {v:.3f}" for k, v in quick.items() if v is not None and k != "order_n")
+
+
+def skip(p: Prepared, log, drawn: dict, row: dict, n: int) -> str:
+    """The n-th step in a row whose gradient is not finite (the weights have not moved): name its clips in the log; -> what there is to
+    say. UserError after SKIPS of them."""
+    names = culprits(drawn, p.train_set)
+    log({"step": p.step, "skipped": n, "clips": names, **row})
+    if n == SKIPS:
+        raise UserError(f"step {p.step}: no finite gradient in {SKIPS} steps; the clips are named in {p.out / 'log.jsonl'}. If they are sound, a smaller --lr usually "
+                        f"helps. The last good checkpoint is {p.out / evaluate.CHECKPOINTS[0]}")
+    return f"is skipped: its loss or gradient is not finite; clips {', '.join(names[:3])}{' ...' * (len(names) > 3)}"
+
+
 def loop(p: Prepared) -> None:
     """All steps that are left: probe, r, batch, losses, update; log, evaluate, save."""
-    cfg, learner, where, latch, first, log, bar = p.cfg, p.learner, p.where, p.latch, RANK == 0, lambda row: None, tqdm(disable=True)
-    if first:
-        log = evaluate.Log(p.out / "log.jsonl", p.step)
-        bar = tqdm(total=cfg.steps, initial=p.step, unit="step", dynamic_ncols=True, mininterval=0.5)
+    cfg, learner, where, latch, first = p.cfg, p.learner, p.where, p.latch, RANK == 0
+    log = evaluate.Log(p.out / "log.jsonl", p.step) if first else lambda row: None
+    bar = tqdm(total=cfg.steps, initial=p.step, unit="step", dynamic_ncols=True, mininterval=0.5, disable=not first)
     stop, agreed, skips, known = [], False, 0, None  # Ctrl-C or SIGTERM: finish the step, save, leave; several processes leave at the same step
     old = {s: signal.signal(s, lambda *a: stop.append(a[0])) for s in (signal.SIGINT, signal.SIGTERM)}
     laps = evaluate.Laps(cfg.device if cfg.profile else "")
     seconds = lambda: p.before + sum(v for k, v in laps.seconds.items() if k != "log and evaluation")  # what training itself took
-
-    def checkpoint():
-        if first:
-            log.sync()
-            evaluate.save_checkpoint(p.out / "checkpoint.pt", step=p.step, config=dataclasses.asdict(cfg), codec=p.run.codec.state_dict(), words=p.run.words.words if p.run.words is not None else [],
-                                     seconds=seconds(), regime=where.state_dict(), structure=latch.state_dict(), **learner.state_dict())
 
     while p.step < cfg.steps and not (agreed if WORLD > 1 else stop):
         start, p.step = time.perf_counter(), p.step + 1
@@ -275,20 +303,14 @@ def loop(p: Prepared) -> None:
             laps("backward")
             sums = {k: sums.get(k, 0) + v.detach() / cfg.accumulate for k, v in loss.items()}
         grad_norm = float(learner.update(step, laps))
-        finite = np.isfinite(grad_norm)
-        skips = 0 if finite else skips + 1
-        if where.source == "loss" and finite:
+        skips = 0 if np.isfinite(grad_norm) else skips + 1
+        if where.source == "loss" and not skips:
             where.observe(sums["fm"])
 
         # log, evaluate, save
-        if not finite:  # the weights have not moved
+        if skips:
             found.pop("agreement", None)
-            names = culprits(drawn, p.train_set)
-            log({"step": step, "skipped": skips, "clips": names, "r": r, **found})
-            bar.write(f"step {step} is skipped: its loss or gradient is not finite; clips {', '.join(names[:3])}{' ...' * (len(names) > 3)}")
-            if skips == SKIPS:
-                raise UserError(f"step {step}: no finite gradient in {SKIPS} steps; the clips are named in {p.out / 'log.jsonl'}. If they are sound, a smaller --lr usually "
-                                f"helps. The last good checkpoint is {p.out / evaluate.CHECKPOINTS[0]}")
+            bar.write(f"step {step} {skip(p, log, drawn, {'r': r, **found}, skips)}")
         elif step % 10 == 0 or step == cfg.steps or j is not None:
             log({"step": step, "loss": sums["total"].item(), "loss_fm": sums["fm"].item(), "loss_ssl": sums["ssl"].item(), "loss_struct": sums["struct"].item(), "lambda": lam,
                  "mu": mu, "m": m, "r": r, "struct_active": int(mu > 0), "t_mean": float(b["t"].mean()), "lr": learner.model_opts[0].param_groups[0]["lr"], "grad_norm": grad_norm,
@@ -298,12 +320,7 @@ def loop(p: Prepared) -> None:
             agreed = bool(shared(stop)) if WORLD > 1 else False
         bar.update()
         if first and (step % cfg.eval_every == 0 or step == cfg.steps):
-            p.run.step, by_t = step, validation_loss(learner.ema, p.val_batches)
-            quick = evaluate.preview(p.run, p.val_set)
-            log({"step": step, "memory_mb": evaluate.memory_mb(cfg.device), "eval": {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": seconds(), **quick}})
-            checkpoint()  # after its line in the log: a kill in between then loses steps, which are made again, and never an evaluation
-            evaluate.dashboard(p.out)
-            bar.write(f"step {step}: validation loss {np.mean(by_t):.4f}" + "".join(f", {k.replace('_', ' ')} {v:.3f}" for k, v in quick.items() if v is not None and k != "order_n") + f", r {r:.2f}")
+            bar.write(f"step {step}: {assess(p, log, seconds())}, r {r:.2f}")
         laps("log and evaluation")
 
     bar.close()
@@ -312,7 +329,8 @@ def loop(p: Prepared) -> None:
     if WORLD > 1:
         dist.destroy_process_group()
     if agreed if WORLD > 1 else stop:
-        checkpoint()
+        if first:
+            save(p, log, seconds())
         raise Stopped(f"stopped at step {p.step}; continue with: python train.py --resume {p.out}")
     if cfg.profile and first:
         print(laps.table())

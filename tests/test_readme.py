@@ -15,8 +15,10 @@ from conftest import ROOT, TINY, in_process
 
 import config
 import data
+import evaluate
 import experiments
 import figures
+import guidance
 
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
@@ -85,6 +87,20 @@ def test_commands_that_do_not_run_here_are_few_and_their_flags_exist():
     tests = "".join(p.read_text() for p in (ROOT / "tests").glob("*.py"))
     assert all(name in tests or (ROOT / name).exists() for name in ELSEWHERE.values())
     assert sum(any(word in c for word in ELSEWHERE) for c in COMMANDS) <= 14
+
+
+def test_the_teacher_and_the_judges_that_are_shipped_are_made_by_commands_that_run(tmp_path, monkeypatch):
+    """In small, into another folder than assets/."""
+    report, probe = evaluate.judge_report, evaluate.probe_teacher
+    monkeypatch.setattr(evaluate, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(evaluate, "judge_report", lambda kind: report(kind, 16))
+    monkeypatch.setattr(evaluate, "probe_teacher", lambda teacher, folder: probe(teacher, folder, clips=200, inits=1))
+    for module, *argv in ((guidance, "pretrain", "--clips", 64, "--steps", 2, "--out", "teacher.safetensors"), (evaluate, "train-judge", "dev", "--clips", 64, "--epochs", 1),
+                          (evaluate, "probe-teacher", "--weights", "teacher.safetensors", "--out", "probe.json")):
+        done = in_process(module, *argv, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-500:]
+    assert set(evaluate.load_judge("dev").state_dict()) and 0 <= json.loads((tmp_path / "results/judges.json").read_text())["dev"]["test"]["exact"] <= 1
+    assert json.loads((tmp_path / "probe.json").read_text())["soundworld"]["n"] == 50
 
 
 def test_a_fourth_mechanism_is_one_file_and_ten_lines_of_the_loop(tmp_path):
