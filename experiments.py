@@ -356,6 +356,8 @@ def summarize(rows: list[dict], arms: dict, seeds: list[int], reference: str) ->
             row |= {"reference": other, "against": paired([values[s] for s in both], [final[other][s] for s in both])}
             if metric:
                 for clock in ("step", "seconds"):
+                    if any(clock not in r for r in rows if r["arm"] in (arm, other)):
+                        continue                                   # made on another day or machine: no seconds to compare
                     ref, mine = (curves(rows, a, both, metric, clock) for a in (other, arm))
                     row[f"speed_up_{clock}"] = speed_up([ref[s] for s in both], [mine[s] for s in both])
         out.append(row)
@@ -459,7 +461,7 @@ def figure(out: Path, name: str, rows: list[dict], arms: dict, seeds: list[int])
         ax.axis("off")
     for ax, (m, clock) in zip(axes.flat, panels):
         for k, arm in enumerate(arms):
-            mine = [[r for r in rows if r["arm"] == arm and r["seed"] == s and m in r] for s in seeds]
+            mine = [[r for r in rows if r["arm"] == arm and r["seed"] == s and m in r and clock in r] for s in seeds]
             mine = [c for c in mine if c]
             if not mine:
                 continue

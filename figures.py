@@ -155,7 +155,8 @@ def sooner() -> plt.Figure:
         rows = [r for r in json.loads((folder / "summary.json").read_text()) if r.get("speed_up_step", {}).get("n")]
         for k, (key, face, hatch) in enumerate((("speed_up_step", "#555555", ""), ("speed_up_seconds", "#d0d0d0", "//"))):
             y = np.arange(len(rows)) + 0.36 * k
-            ratio, ends = np.array([r[key]["ratio"] for r in rows]), np.array([r[key]["interval"] for r in rows])
+            of = [r.get(key, {"ratio": np.nan, "interval": [np.nan, np.nan]}) for r in rows]  # seconds of another day are not compared
+            ratio, ends = np.array([x["ratio"] for x in of]), np.array([x["interval"] for x in of])
             ax.barh(y, ratio, 0.34, color=face, hatch=hatch, edgecolor="#1b1b1b", lw=0.6, label=key.rpartition("_")[2].replace("step", "steps"))
             ax.errorbar(ratio, y, xerr=np.abs(ends.T - ratio), fmt="none", ecolor="#c1121f", capsize=2, lw=1)
         ax.axvline(1, color="#1b1b1b", lw=0.8)

@@ -191,6 +191,19 @@ def test_what_a_gain_costs_in_other_metrics_is_in_the_table_and_a_metric_that_on
     assert "kid +0.040 [+0.040, +0.040]" in E.table("E1", rows, arms, [0, 1, 2], "static")
 
 
+def test_seconds_are_compared_only_where_every_run_has_some_that_count(tmp_path):
+    """An arm that ran on another day keeps its steps and says no seconds."""
+    arms = {"static": {}, "clock": {}, "stage": {}}
+    rows = fabricated(arms, [0, 1, 2], lambda arm, seed: 0.5, lambda arm, seed, k: 0.01 * k)
+    for r in rows:
+        if r["arm"] == "clock":
+            del r["seconds"]
+    _, clock, stage = E.summarize(rows, arms, [0, 1, 2], "static")
+    assert "speed_up_seconds" in stage and "speed_up_step" in clock and "speed_up_seconds" not in clock
+    E.figure(tmp_path, "E1", rows, arms, [0, 1, 2])
+    assert (tmp_path / "figure.png").is_file()
+
+
 def test_the_clocks_of_e7_are_chosen_by_setting_on_seeds_that_the_table_does_not_use(tmp_path):
     arms, (home, away) = E.EXPERIMENTS["E7"].arms, ("home", "batch 16")
     level = lambda arm, seed: {f"{home}: clock to 0.5 K": 0.9, f"{away}: clock to 2 K": 0.8}.get(arm, 0.5)

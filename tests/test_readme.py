@@ -25,8 +25,8 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = list(dict.fromkeys(part.split("#")[0].strip() for kind, block in BLOCKS if not kind for line in block.splitlines() for part in line.split("&&")))
 ELSEWHERE = {  # what a command is too long, or too far from this machine, to run here -> what runs it in small
     "pip install": ".ci/run", "pytest": ".ci/run", "torchrun": "test_two_processes_with_half_the_batch_each_are_one_process_with_all_of_it",
-    "models/": "test_pretrained_parts_in_every_slot_train_score_and_are_used_from_their_run_folder", "--estimate": "test_the_estimate_of_memory_grows_with_the_preset_and_checkpointing_cuts_it", "bench --out": "test_the_benchmark_runs_and_says_what_it_measured",
-    "--tuned": "test_the_clocks_of_e7_are_chosen_by_setting_on_seeds_that_the_table_does_not_use", "report": "test_a_report_is_one_page_that_asks_nobody_and_cannot_be_written_into"}
+    "models/": "test_pretrained_parts_in_every_slot_train_score_and_are_used_from_their_run_folder", "bench --out": "test_the_benchmark_runs_and_says_what_it_measured",
+    "report": "test_a_report_is_one_page_that_asks_nobody_and_cannot_be_written_into"}
 
 
 @pytest.fixture
@@ -68,11 +68,32 @@ def test_every_command_runs(command, workplace, request, monkeypatch):
     if " train.py" in command:  # what a run ends with has tests of its own
         request.getfixturevalue("bare")
         monkeypatch.setattr(torch, "compile", lambda net: net)
+    if " experiments.py run" in command:  # test_a_dry_run_tells_arms_and_hours_and_leaves_nothing measures them
+        monkeypatch.setattr(experiments, "estimate_hours", lambda options: float(len(options)))
     python, file, *argv = shlex.split(command)
     assert python == "python" and (ROOT / file).is_file()
     module = sys.modules.get(Path(file).stem) or __import__(Path(file).stem)
     done = in_process(module, *in_small(Path(file).stem, argv, workplace), cwd=workplace)
     assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_the_script_behind_the_tables_asks_for_what_the_recorded_results_hold(tmp_path, monkeypatch):
+    """Each of its commands, on a dry run: arms, seeds and common options are those of experiment.json in the folder that it names."""
+    lines = [line for line in (ROOT / "results/tables.sh").read_text().splitlines() if not line.startswith(("#", "set"))]
+    options = dict(re.match(r'(\w+)="(.*)"', line).groups() for line in lines if not line.startswith("python"))
+    monkeypatch.setattr(experiments, "estimate_hours", lambda options: 0.0)
+    asked, plan = [], experiments.plan
+    monkeypatch.setattr(experiments, "plan", lambda a: asked.append(plan(a)) or asked[-1])
+    shutil.copytree(ROOT / "results/e7-dev", tmp_path / "results/e7-dev")  # what the clocks of E7 were chosen by
+    for line in lines[len(options):]:
+        for name, text in options.items():
+            line = line.replace(f"${name} ", text + " ")
+        _, _, *argv = shlex.split(line.replace("${1:-path/to/esc10}", "path/to/esc10"))
+        done = in_process(experiments, *argv, "--dry-run", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        recorded, (arms, _, seeds, reference) = json.loads((ROOT / argv[-1] / "experiment.json").read_text()), asked[-1]
+        assert recorded["seeds"] == seeds and recorded["reference"] == reference and recorded["arms"] == arms, line
+    assert len(asked) == 6
 
 
 def test_commands_that_do_not_run_here_are_few_and_their_flags_exist():
