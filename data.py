@@ -475,6 +475,11 @@ def factor_words(e: Event) -> dict:
             "distance": "near" if e.distance < 0.2 else "far" if e.distance > 0.7 else None}
 
 
+def with_article(text: str) -> str:
+    """"a engine" -> "an engine"."""
+    return "an" + text[1:] if text.startswith("a ") and text[2] in "aeiou" else text
+
+
 def _noun_phrase(e: Event, rng) -> str:
     s, words = SOUNDS[e.sound], factor_words(e)
     adj = [rng.choice(_ADJ[w]) for w, prob in ((words["distance"], 0.7), (words["pitch"], 0.85)) if w and rng.random() < prob]
@@ -482,8 +487,7 @@ def _noun_phrase(e: Event, rng) -> str:
         text = rng.choice(_NUMBERS[e.count]) + " " + rng.choice(s.many).replace("~", " ".join(adj))
     else:
         text = rng.choice(s.one).replace("~", " ".join(adj))
-    text = " ".join(text.split())
-    return "an" + text[1:] if text.startswith("a ") and text[2] in "aeiou" else text
+    return with_article(" ".join(text.split()))
 
 
 def word_scene(scene: Scene, rng) -> str:

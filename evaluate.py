@@ -1239,7 +1239,7 @@ def cmd_sounds(a) -> None:
         raise UserError(f"{a.run}: trained for super-resolution; it takes no captions")
     if run.config["data"] == "soundworld":
         for family in data.FAMILIES:
-            print(f"{family:12s} " + "; ".join(" | ".join(p.replace("~ ", "") for p in s.one) for s in SOUNDS if s.family == family))
+            print(f"{family:12s} " + "; ".join(" | ".join(data.with_article(p.replace("~ ", "")) for p in s.one) for s in SOUNDS if s.family == family))
         print("how          low high (pitched sounds), near far distant, two three four; then, followed by, after, while, over, in the background")
     print(f"all {len(run.words.words)} words: {' '.join(run.words.words)}" if run.words.words else f"any words: captions are read by {run.config['text']}")
 
