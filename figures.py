@@ -175,7 +175,7 @@ def differences() -> plt.Figure:
         spec = json.loads((folder / "experiment.json").read_text())
         sr = next(iter(spec["arms"].values()))["task"] == "sr"
         panels[list(panels)[sr]] += [(f"{spec['experiment']}{' ESC-10' * ('esc10' in folder.name)}: {r['arm']} - {r['reference'].rpartition(': ')[2]}", (-1 if sr else 1) * np.array([r["against"]["difference"], *r["against"]["interval"]]))
-                                     for r in json.loads((folder / "summary.json").read_text()) if "against" in r and not spec["pilot"]]
+                                     for r in json.loads((folder / "summary.json").read_text()) if "against" in r and r["n"] >= 8 and not spec["pilot"]]
     panels = {k: v for k, v in panels.items() if v}
     if not panels:
         raise UserError(f"{RESULTS}: no recorded experiment; make one with: python experiments.py run E1 --out results/e1")
