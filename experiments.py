@@ -629,14 +629,9 @@ def report(paths: list[Path], out: Path, clips: int = 4) -> None:
 def estimate_hours(options: list[dict]) -> float:
     """Hours for runs with these options, one after another: a measured forward and backward pass of each distinct shape, times the steps,
     plus a quarter for the rest of a step; and the clips that previews and final tables generate and decode. Rendering of data not counted."""
+    from bench import in_turns
     from model import N_FFT, DiT, flow_matching_loss, griffin_lim
-    def fastest(what) -> float:
-        seconds = []
-        for _ in range(4):
-            start = time.perf_counter()
-            what()
-            seconds.append(time.perf_counter() - start)
-        return min(seconds[1:])
+    fastest = lambda what: float(in_turns({"it": what}, rounds=3, warm_up=1)["it"].min())
     known, total = {}, 0.0
     for given in options:
         cfg = config.resolve({**given, "out": "unused", "regime": "clock"})

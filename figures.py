@@ -168,10 +168,9 @@ def sooner() -> plt.Figure:
 
 
 def differences() -> plt.Figure:
-    """Every arm of every recorded experiment minus its reference, 95 %, turned so that better is to the right."""
-    folders = sorted(p.parent for p in RESULTS.glob("e*/summary.json"))
+    """Every arm of at least 8 seeds of every recorded experiment minus its reference, 95 %, turned so that better is to the right."""
     panels = {"captions (event sets right)": [], "super-resolution (minus the energy score)": []}
-    for folder in folders:
+    for folder in sorted(p.parent for p in RESULTS.glob("e*/summary.json")):
         spec = json.loads((folder / "experiment.json").read_text())
         sr = next(iter(spec["arms"].values()))["task"] == "sr"
         panels[list(panels)[sr]] += [(f"{spec['experiment']}{' ESC-10' * ('esc10' in folder.name)}: {r['arm']} - {r['reference'].rpartition(': ')[2]}", (-1 if sr else 1) * np.array([r["against"]["difference"], *r["against"]["interval"]]))
@@ -180,12 +179,12 @@ def differences() -> plt.Figure:
     if not panels:
         raise UserError(f"{RESULTS}: no recorded experiment; make one with: python experiments.py run E1 --out results/e1")
     fig, axes = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 0.9 + 0.24 * max(map(len, panels.values()))), squeeze=False)
-    for ax, (title, found) in zip(axes[0], panels.items()):
-        for y, (name, (mean, *ends)) in enumerate(found):
+    for ax, (title, compared) in zip(axes[0], panels.items()):
+        for y, (name, (mean, *ends)) in enumerate(compared):
             ax.plot(sorted(ends), [y, y], color="#1b1b1b", lw=1.4)
             ax.plot(mean, y, "o", ms=5, color="#1b1b1b", mfc="#1b1b1b" if min(ends) > 0 or max(ends) < 0 else "white")
         ax.axvline(0, color="#c1121f", lw=0.8)
-        ax.set_yticks(range(len(found)), [name for name, _ in found])
+        ax.set_yticks(range(len(compared)), [name for name, _ in compared])
         ax.set(xlabel="difference, 95 % (filled: without 0; right: better)", title=title)
         ax.invert_yaxis()
     return fig

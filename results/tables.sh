@@ -1,6 +1,6 @@
 #!/bin/bash
-# Every table of "Does it pay?": run from the project's folder, four to five hours on two cores; each line can be run alone, and a
-# killed one continues with the same command. E3 takes over what E1 has run. ESC-10: a folder of its clips with metadata.csv.
+# Every table of "Does it pay?": run from the project's folder, four to five hours on two cores; with the three settings below each
+# command can be run alone, and a killed one continues with the same command. E3 takes over what E1 has run. ESC-10: a folder of its clips with metadata.csv.
 set -e
 captions="--task t2a --precision bf16 --seeds 8 --steps 400 --score-clips 300 --score-split test --judge final --jobs 2"
 restored="--task sr --precision bf16 --seeds 8 --steps 400 --eval-every 200 --score-clips 60 --score-split test"

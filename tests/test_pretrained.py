@@ -108,13 +108,14 @@ def test_a_model_at_another_rate_hears_resampled_sound(teacher, monkeypatch):
 
 
 def test_half_precision_features_agree_with_full_ones(teacher):
-    """As far as the machine's bfloat16 goes (a random network rounds more than a trained one); another sound's features don't."""
+    """With torch's own kernels: on some CPUs oneDNN's bfloat16 rounds this random network down to 0.88. Another sound's features don't agree."""
     t, x = teacher("hubert"), noise(16_000)
     full, other = t(x), t(x.flip(-1))
     t.model = t.model.to(torch.bfloat16)
-    half = t(x)
-    agree = lambda a: float(torch.nn.functional.cosine_similarity(a, full, dim=-1).mean())
-    assert half.dtype == torch.float32 and agree(half) > 0.9 and agree(other) < 0.5
+    with torch.backends.mkldnn.flags(enabled=False):
+        half = t(x)
+    agree = lambda a: torch.nn.functional.cosine_similarity(a, full, dim=-1)
+    assert half.dtype == torch.float32 and agree(half).min() > 0.98 and agree(other).mean() < 0.5
     t.model = t.model.to(torch.float32)
 
 
