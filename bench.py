@@ -265,12 +265,11 @@ def bench_data(rounds: int, sizes=(8, 32, 128)) -> list[dict]:
 
 def bench(device: str = "auto", preset: str = "auto", rounds: int = 20, compiled: bool = False, out: Path | None = None, clips: int = 300) -> dict:
     """Measure everything at a preset's shape, print the table, write JSON to `out`."""
-    import platform
     result = {"torch": torch.__version__, "threads": torch.get_num_threads(), "rounds": rounds, "steps": [], "run": [], "generation": {}, "data": bench_data(rounds)}
     for task in ("t2a", "sr"):
         base = {"device": evaluate.pick_device(device), "preset": preset}
         cfg = config.resolve({**base, "task": task, "out": "unused"})
-        result |= {"device": torch.cuda.get_device_name() if cfg.device.startswith("cuda") else platform.processor() or platform.machine(), "preset": cfg.preset,
+        result |= {"device": evaluate.hardware(cfg.device), "preset": cfg.preset,
                    "shape": {k: getattr(cfg, k) for k in ("width", "depth", "heads", "batch", "channels", "seconds")}}
         world = data.SoundWorld("train", clips, seconds=cfg.seconds).prepare()
         codec = Codec(cfg.channels).fit(world.wave(i) for i in range(100))

@@ -138,6 +138,7 @@ def out_of_range(cfg: Config) -> tuple[str, str] | None:
         ("stop_at", 0 <= cfg.stop_at <= 1, "in [0, 1]"), ("align", 0 <= cfg.align <= cfg.depth, f"a block from 1 to {cfg.depth}, or 0"),
         ("guide_every", 0 < cfg.guide_every <= 8, "from 1 to 8"),
         ("t_std", cfg.t_std > 0, "positive"), ("depth", 0 < cfg.depth <= 512, "from 1 to 512"),
+        ("clap", not cfg.clap or cfg.task == "t2a", "left out with --task sr: there is no caption to compare with"),
         ("probe", cfg.probe != "never" or cfg.regime != "slope" or not cfg.adaptive,
          "auto or always where an adaptive mechanism follows the slope")):
         if not ok:

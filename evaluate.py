@@ -17,6 +17,7 @@ import argparse
 import itertools
 import json
 import os
+import platform
 import sys
 import time
 from dataclasses import dataclass
@@ -478,6 +479,18 @@ def pick_device(name: str) -> str:
     if not have.get(name.split(":")[0]):
         raise UserError(f"--device {name}: not here; available: {', '.join(d for d in have if have[d])}")
     return name
+
+
+def hardware(device: str) -> str:
+    """What a time was measured on: the GPU, or the CPU with its cores and what it has for bfloat16 products (Linux; else the platform's word)."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    try:
+        info = dict(line.split("\t", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if "\t" in line)
+        name, flags = info["model name"].strip(": \t"), info["flags"].split()
+    except (OSError, KeyError):
+        name, flags = platform.processor() or platform.machine(), []
+    return ", ".join([name, f"{data.cores()} cores", *(word for flag, word in (("avx512_bf16", "AVX512-BF16"), ("amx_bf16", "AMX-BF16")) if flag in flags)])
 
 
 def memory_mb(device: str) -> float | None:

@@ -229,7 +229,7 @@ def provenance() -> dict:
     git = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True, check=False)
     changed = "+" if git("diff", "--quiet", "HEAD", "--", "*.py").returncode == 1 else ""
     return {"commit": git("rev-parse", "--short", "HEAD").stdout.strip() + changed, "python": platform.python_version(), "torch": torch.__version__,
-            "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(), "threads": torch.get_num_threads()}
+            "machine": evaluate.hardware(evaluate.pick_device("auto")), "threads": torch.get_num_threads()}
 
 
 def twin(out: Path, options: dict, seed: int) -> Path | None:
