@@ -803,24 +803,47 @@ def foreign_scores(rows: dict, captions: list[str], reference, clap=None, embedd
     return out
 
 
+_KEPT: dict = {}  # see kept
+
+
+def kept(key: tuple, make):
+    """make(), or what it gave last time, if that was for the same key: what all runs of an experiment are scored against is computed once."""
+    if key not in _KEPT:
+        _KEPT.clear()
+        _KEPT[key] = make()
+    return _KEPT[key]
+
+
+@dataclass
+class Unseen:
+    """Clips 0..n-1 of a SoundWorld split, and what a caption model's are compared with."""
+    world: SoundWorld
+    captions: list[str]
+    waves: dict                # "real", "codec ceiling" -> (n, N)
+    others: np.ndarray         # other real clips (n, N)
+    heard: dict                # what the judge hears in the real clips
+    reference: np.ndarray      # the judge's embeddings of `others`
+    new: np.ndarray            # (n,) captions that training never saw word for word
+
+
+def unseen_clips(codec, config: dict, clips: int, judge: Judge, split: str) -> Unseen:
+    world, other = (SoundWorld(s, clips, seconds=config["seconds"]).prepare() for s in (split, "val" if split != "val" else "test"))
+    real, others = (np.stack([w.wave(i) for i in range(clips)]) for w in (world, other))
+    trip = np.concatenate([codec.decode(codec.encode(torch.as_tensor(real[i : i + 50]))).numpy() for i in range(0, clips, 50)])
+    trained = SoundWorld("train", config["clips"], seconds=config["seconds"])
+    captions, seen = [world.caption(i) for i in range(clips)], {trained.caption(i, k) for i in range(len(trained)) for k in range(trained.wordings)}
+    return Unseen(world, captions, {"real": real, "codec ceiling": trip}, others, listen(judge, real), listen(judge, others)["embedding"], np.array([c not in seen for c in captions]))
+
+
 def score_t2a(run: Run, clips: int, kind: str, split: str, w: float | None, steps: int | None, clap=None, embedder=None) -> list[dict]:
     """Rows of the caption-to-sound table on unseen captions: real clips, their codec round trip (the ceiling), the model."""
     judge = load_judge(kind)
     if run.config["data"] != "soundworld":
         return score_folder(run, clips, judge, w, steps, clap, embedder)
-    world, other = (SoundWorld(s, clips, seconds=run.config["seconds"]).prepare() for s in (split, "val" if split != "val" else "test"))
-    real = np.stack([world.wave(i) for i in range(clips)])
-    others = np.stack([other.wave(i) for i in range(clips)])
-    heard, reference = listen(judge, real), listen(judge, others)["embedding"]
-    trip = np.concatenate([run.codec.decode(run.codec.encode(torch.as_tensor(real[i : i + 50]))).numpy() for i in range(0, clips, 50)])
-    captions = [world.caption(i) for i in range(clips)]
-    trained = SoundWorld("train", run.config["clips"], seconds=run.config["seconds"])
-    seen = {trained.caption(i, k) for i in range(len(trained)) for k in range(trained.wordings)}
-    new = np.array([c not in seen for c in captions])
-    made = generate(run, captions, list(range(clips)), progress="generating", w=w, steps=steps)
-    rows = {"real": real, "codec ceiling": trip, "model": made}
-    foreign = foreign_scores(rows, captions, others, clap, embedder)
-    return [{"row": name, **text_scores(world, waves, judge, heard, reference, new), **foreign[name]} for name, waves in rows.items()]
+    u = kept(("t2a", run.codec.key, kind, split, clips, run.config["clips"], run.config["seconds"]), lambda: unseen_clips(run.codec, run.config, clips, judge, split))
+    rows = u.waves | {"model": generate(run, u.captions, list(range(clips)), progress="generating", w=w, steps=steps)}
+    foreign = foreign_scores(rows, u.captions, u.others, clap, embedder)
+    return [{"row": name, **text_scores(u.world, waves, judge, u.heard, u.reference, u.new), **foreign[name]} for name, waves in rows.items()]
 
 
 def score_folder(run: Run, clips: int, judge: Judge, w, steps, clap=None, embedder=None) -> list[dict]:
@@ -865,21 +888,22 @@ def summary(rows: list[dict], minus: list[dict] | None = None) -> dict:
 def score_sr(run: Run, clips: int, cutoff: int, steps: int | None, split: str = "test") -> list[dict]:
     """Rows of the super-resolution table on unseen clips: Chebyshev order 8 at `cutoff`, two samples a clip where sampled."""
     seconds = run.config["seconds"]
-    test, fit = open_set(run.config, split, clips), open_set(run.config, "train", run.config["clips"])
-    n = min(clips, len(test))
-    reals = [_first(test.wave(i), seconds) for i in range(n)]
-    muffled = [data.band_limit(x, cutoff) for x in reals]
-    chosen = np.random.default_rng(0).permutation(len(fit))[:400]
-    base = SpectrumBaseline((_first(fit.wave(i), seconds) for i in chosen), cutoff)
-    z = run.codec.encode(torch.as_tensor(np.stack(reals)))
-    m = torch.as_tensor(np.stack(muffled))
-    methods = {"input": [muffled], "mean spectrum": [[base.render(x, "mean", 2 * i + s) for i, x in enumerate(muffled)] for s in (0, 1)],
-               "ridge": [[base.render(x, "ridge", 2 * i + s) for i, x in enumerate(muffled)] for s in (0, 1)],
-               "model": [upsample(run, m.numpy(), cutoff, [2 * i + s for i in range(n)], steps) for s in (0, 1)],
-               "codec ceiling": [torch.cat([run.codec.decode(z[i : i + 50], m[i : i + 50], cutoff)[:, : m.shape[1]] for i in range(0, n, 50)]).numpy()]}
-    rows = {name: sr_rows(reals, out, cutoff) for name, out in methods.items()}
-    table = [{"row": name, **summary(r), "n": n} for name, r in rows.items()]
-    return table + [{"row": f"model - {name}", **summary(rows["model"], rows[name]), "n": n} for name in ("mean spectrum", "ridge")]
+    def references():
+        test, fit = open_set(run.config, split, clips), open_set(run.config, "train", run.config["clips"])
+        reals = [_first(test.wave(i), seconds) for i in range(min(clips, len(test)))]
+        muffled = [data.band_limit(x, cutoff) for x in reals]
+        base = SpectrumBaseline((_first(fit.wave(i), seconds) for i in np.random.default_rng(0).permutation(len(fit))[:400]), cutoff)
+        z, m = (torch.as_tensor(np.stack(x)) for x in (reals, muffled))
+        z = run.codec.encode(z)
+        render = lambda kind: [[base.render(x, kind, 2 * i + s) for i, x in enumerate(muffled)] for s in (0, 1)]
+        methods = {"input": [muffled], "mean spectrum": render("mean"), "ridge": render("ridge"),
+                   "codec ceiling": [torch.cat([run.codec.decode(z[i : i + 50], m[i : i + 50], cutoff)[:, : m.shape[1]] for i in range(0, len(z), 50)]).numpy()]}
+        return reals, np.stack(muffled), {name: sr_rows(reals, out, cutoff) for name, out in methods.items()}
+    reals, muffled, rows = kept(("sr", run.codec.key, run.config["data"], run.config["val_fold"], run.config["clips"], seconds, split, clips, cutoff), references)
+    made = sr_rows(reals, [upsample(run, muffled, cutoff, [2 * i + s for i in range(len(reals))], steps) for s in (0, 1)], cutoff)
+    rows = {"input": rows["input"], "mean spectrum": rows["mean spectrum"], "ridge": rows["ridge"], "model": made, "codec ceiling": rows["codec ceiling"]}
+    table = [{"row": name, **summary(r), "n": len(reals)} for name, r in rows.items()]
+    return table + [{"row": f"model - {name}", **summary(made, rows[name]), "n": len(reals)} for name in ("mean spectrum", "ridge")]
 
 
 def score(runs: list[Run], clips: int = 500, judge: str = "dev", split: str = "test", cutoff: int = 2_000, w: float | None = None,

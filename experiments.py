@@ -710,12 +710,13 @@ def plan(a) -> tuple[dict, dict, list[int], str]:
     seeds = list(range(a.first_seed, a.first_seed + a.seeds))
     if a.tuned and a.experiment != "E7":
         raise UserError("--tuned belongs to E7, whose clocks are chosen on development seeds")
-    arms = {**(tuned_clocks(e.arms, a.tuned, seeds) if a.tuned else e.arms), **read_arms(a)}
+    own = read_arms(a)
+    arms = {**(tuned_clocks(e.arms, a.tuned, seeds) if a.tuned else e.arms), **own}
     if a.only:
         missing = [x for x in a.only if x not in arms]
         if missing:
             raise UserError(f"--only {missing[0]}: no such arm; there are: {', '.join(arms)}")
-        arms = {k: v for k, v in arms.items() if k in a.only}
+        arms = {k: v for k, v in arms.items() if k in a.only or k in own}
     reference = e.reference if any(reference_of(arm, arms, e.reference) for arm in arms) else next(iter(arms))
     return {k: {**common, **v} for k, v in arms.items()}, common, seeds, reference
 
@@ -806,7 +807,7 @@ def main() -> None:
     c.add_argument("--out", type=Path)
     c.add_argument("--seeds", type=int, default=8)
     c.add_argument("--first-seed", type=int, default=0)
-    c.add_argument("--only", nargs="+", action="extend", metavar="ARM", help="these arms alone")
+    c.add_argument("--only", nargs="+", action="extend", metavar="ARM", help="these of its arms alone (your own are run anyway)")
     c.add_argument("--arm", action="append", default=[], metavar="NAME=JSON", help="your own arm")
     c.add_argument("--arms", metavar="FILE", help="your own arms: a JSON object of objects")
     c.add_argument("--tuned", type=Path, metavar="FOLDER", help="E7: keep the best clock of each setting, by this folder's E7 on other seeds")

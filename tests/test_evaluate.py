@@ -325,3 +325,10 @@ def test_frechet_distance_is_torchaudios_scipys_and_the_closed_form():
     assert abs(E.frechet(x, x)) < 1e-6 and np.trace(cx + cy) > 2 * d
     with pytest.raises(ValueError, match="use kid"):
         E.frechet(x[:5], y)
+
+
+def test_what_runs_are_scored_against_is_made_once_for_a_key_and_anew_for_another(monkeypatch):
+    monkeypatch.setattr(E, "_KEPT", {})
+    made = []
+    make = lambda: made.append(1) or len(made)
+    assert [E.kept(("a",), make), E.kept(("a",), make), E.kept(("b",), make), E.kept(("a",), make)] == [1, 1, 2, 3]
