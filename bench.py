@@ -280,7 +280,7 @@ def bench(device: str = "auto", preset: str = "auto", rounds: int = 20, compiled
         ids, T = words.cache(captions) if words else [], codec.tokens(round(cfg.seconds * data.RATE))
         def ahead(k):
             drawn = data.draw_batch(latents, muffled, cfg.batch, T, np.random.default_rng(k), phi)
-            return learner.batch_to(drawn, ids, cfg, torch.Generator().manual_seed(k), cfg.t_mean)
+            return learner.batch_to(drawn, ids, cfg, torch.Generator().manual_seed(k), cfg.m_late)
         batches = [ahead(k) for k in range(4)]
         result["steps"] += bench_steps(task, base, batches, words, compiled, rounds)
         faster = min((r for r in result["steps"] if r["task"] == task and r["arm"] == "vanilla" and r["mode"] == "eager"), key=lambda r: r["step_ms"])["precision"]

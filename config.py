@@ -57,13 +57,13 @@ class Config:
     teacher_layer: int = 0       # of a pretrained teacher, from 1; 0: the last
     lambda0: float = 0.5         # weight of the alignment loss (REPA: 0.5)
     gamma: float = 1.0           # exponent of its decay
-    stop_at: float = 0.0         # share of the steps after which constant guidance ends at once (HASTE); 0: never
+    stop_at: float = 0.0         # share of the steps after which constant guidance ends at once (HASTE, arXiv 2505.16792); 0: never
     guide_every: int = 4         # guidance looks at every n-th token of a clip, another one each step: neighbours resemble each other
     align: int = 0               # aligned block, from 1; 0: round(0.4 L)
-    timesteps: str = "adaptive"  # off: reference density (m = 0) | constant: centre t_mean | adaptive: from t_early to t_mean with r
-    t_mean: float = 1.5          # m of the constant mode; > 0 is towards noise
-    t_early: float = 2.0         # m at r = 0
-    t_std: float = 1.0           # s of the logit-normal
+    timesteps: str = "adaptive"  # off: reference density (m = 0) | constant: m_late | adaptive: from m_early to m_late with r
+    m_late: float = 1.5          # centre m of p(t) at r = 1, and of the constant mode; a logit: 1.5 is t = 0.82, higher is towards noise
+    m_early: float = 2.0         # m at r = 0: t = 0.88
+    t_std: float = 1.0           # s of the logit-normal, on the same scale
     structure: str = "adaptive"  # off | constant: groups by depth, from the start | adaptive: groups found in the weights, once they have converged
     mu0: float = 0.1             # weight of the structure loss
     struct_loss: str = "grouped"  # grouped | dispersive

@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 from pathlib import Path
 
@@ -27,6 +26,7 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+import config
 import data
 import evaluate
 import experiments
@@ -50,11 +50,13 @@ def rows_of(path: Path) -> list[dict]:
 
 def mechanism() -> plt.Figure:
     """D falls, r follows, r drives: three rows over log-spaced steps, one column a task."""
+    cfg = config.Config()  # both are default runs
     fig, axes = plt.subplots(3, 2, figsize=(9, 5.4), sharex="col", sharey="row", height_ratios=(1, 0.8, 1.1))
     for column, (name, title) in zip(axes.T, (("sr", "super-resolution"), ("t2a", "captions"))):
         rows = rows_of(RESULTS / f"regime-{name}.jsonl")
         k = [r["step"] for r in rows]
-        latched = next((r["step"] for r in rows if r["struct_active"]), None)
+        rising = next((r for r in rows if r["struct_active"] and r["r"] > 0), None)
+        latched = rising and rising["step"] - round(0.1 * cfg.steps * rising["mu"] / (cfg.mu0 * rising["r"]))  # mu = mu0 r (k - latched) / 0.1 K: the log has mu
         column[0].plot(k, [r["D"] for r in rows], color="#1b1b1b")
         column[0].set_title(f"{title}: discrepancy D at t = 1")
         column[1].plot(k, [r["r"] for r in rows], color="#c1121f", drawstyle="steps-post")
@@ -95,23 +97,22 @@ def density() -> plt.Figure:
 
 
 def blocks() -> plt.Figure:
-    """Block similarities S and the groups found in them, early, in the middle, late."""
+    """Block similarities S, ordered by the groups found in them, early, in the middle, late."""
     rows = [r for r in rows_of(RESULTS / "regime-t2a-deep.jsonl") if "structure" in r]
     latched = next(r for r in rows if r["struct_active"] or r is rows[-1])
     fig, axes = plt.subplots(1, 3, figsize=(8.2, 2.9))
     for ax, r in zip(axes, (rows[len(rows) // 3], latched, rows[-1])):
         s = r["structure"]
-        S, groups = np.array(s["S"]), s["groups"]
+        order = np.argsort(s["groups"], kind="stable")             # a group's blocks side by side
+        S, groups = np.array(s["S"])[np.ix_(order, order)], np.array(s["groups"])[order]
         np.fill_diagonal(S, np.nan)
         image = ax.imshow(S, cmap="Greys", vmin=0, vmax=0.06)
         for g in sorted(set(groups)):
-            members = [i for i, x in enumerate(groups) if x == g]
-            for _, run in itertools.groupby(enumerate(members), lambda p: p[1] - p[0]):
-                run = [i for _, i in run]
-                ax.add_patch(plt.Rectangle((run[0] - 0.5, run[0] - 0.5), len(run), len(run), fill=False, ec="#c1121f", lw=1.6))
+            start, n = np.flatnonzero(groups == g)[0] - 0.5, (groups == g).sum()
+            ax.add_patch(plt.Rectangle((start, start), n, n, fill=False, ec="#c1121f", lw=1.6))
         ax.set_title(f"step {r['step']}: p = {s['p']:.3f}")
-        ax.set_xticks(range(len(S)), range(1, len(S) + 1))
-        ax.set_yticks(range(len(S)), range(1, len(S) + 1))
+        ax.set_xticks(range(len(S)), order + 1)
+        ax.set_yticks(range(len(S)), order + 1)
         ax.set_xlabel("block")
     axes[0].set_ylabel("block")
     fig.colorbar(image, ax=axes, label="similarity of weights", shrink=0.8)

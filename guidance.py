@@ -3,7 +3,7 @@
 Idea.  A young diffusion transformer must invent a representation of sound before it can use the condition; a teacher phi that
 already has one shortens that. Later the teacher's coarse view only gets in the way, so its weight decays with the regime r.
 
-    L_ssl = mean over tokens of 1 - cos(P(h_l(x_t)), phi_c(x0)),  phi_c = phi - its data-set mean    # REPA, eq. 8; centring ASSUMED
+    L_ssl = mean over every 4th token of 1 - cos(P(h_l(x_t)), phi_c(x0)),  phi_c = phi - its data-set mean    # REPA, eq. 8; centring ASSUMED
     lambda(r) = lambda0 (1 - r)^gamma, and nothing is computed once r > 0.9                          # ASSUMED
 
     h_l (B, T, D) --P: Linear, SiLU, Linear, SiLU, Linear--> (B, T, F) --cos--> phi_c (B, T, F) <-- phi <-- log-mel of x0
@@ -13,7 +13,8 @@ random patches (data.RandomPatches): no recording, no label, none of the sounds 
 renderings of one patch must be recognised among a batch of others (InfoNCE).  # arXiv 2406.05923
 
 Conventions: t in [0, 1], **t = 1 is pure noise**, t = 0 is data; x_t = (1-t) x0 + t eps; v = eps - x0; the network predicts v.
-lambda = 0 is no guidance. B batch, T tokens (25 a second), D model width, F teacher features, M = 64 mel bands, l the aligned block.
+lambda = 0 is no guidance. B batch, T tokens (25 a second), D model width, F teacher features, M = 64 mel bands, l the aligned block (--align, 0.4 L rounded),
+every 4th token: --guide-every, another quarter each step. Not to be confused with classifier-free guidance (--cfg), which acts when sampling.
 
 Public: Teacher, load_teacher, Ear, Projector, alignment_loss, weight, gradient_agreement, pretrain.
 
@@ -71,8 +72,8 @@ def weight(r: float, lambda0: float, gamma: float = 1.0) -> float:
 
 
 def gradient_agreement(loss_a: Tensor, loss_b: Tensor, params) -> float:
-    """Cosine of the two losses' gradients on `params` (HASTE's rho): positive while they ask for the same, negative when the
-    teacher gets in the way. Leaves the graph alive and no .grad touched."""
+    """Cosine of the two losses' gradients on `params`: positive while they ask for the same, negative when the teacher gets in the way.
+    Leaves the graph alive and no .grad touched.  # HASTE (arXiv 2505.16792)"""
     flat = [torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in
                        zip(torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True), params)]).float() for loss in (loss_a, loss_b)]
     return float(F.cosine_similarity(*flat, dim=0, eps=1e-12))

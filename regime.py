@@ -11,8 +11,9 @@ is learning *what* to make; once D has stopped falling, it is learning how to ma
     rho_j = clip(s_6 / ref, 0, 1), ref = the largest significant s_9 so far;   r_j = 1 - EMA_0.6(rho)               # ASSUMED
 
 Progress is counted by doubling because learning curves are close to straight in log k; against raw steps the slope collapses
-within the first tenth of a run. r reads D only through s / ref, so neither its scale nor its offset matters. Two windows, because one
-of 9 probes with EMA 0.3 saw a planted switch 0.8 doublings late; 6 and 0.6 see it within half a doubling (tests/test_regime.py).
+within the first tenth of a run. Once a slope has been accepted, r reads D only through s / ref, so neither its scale nor its offset
+matters. Two windows, because one of 9 probes with EMA 0.3 saw a planted switch 0.8 doublings late; 6 and 0.6 see it within half a
+doubling (tests/test_regime.py).
 
 Conventions: t in [0, 1], **t = 1 is pure noise**, t = 0 is data; x_t = (1-t) x0 + t eps; v = eps - x0; the network predicts v;
 x0_hat = x_t - t v_hat. B batch, T tokens, C latent channels, F features. k = step, K = planned steps.
@@ -35,9 +36,9 @@ from torch import Tensor
 PER_DOUBLING = 8   # probes a doubling of training
 WINDOW = PER_DOUBLING + 1  # probes of a slope that is tested: one doubling, both ends
 RECENT = 6         # probes of the slope that is followed
-EMA = 0.6          # weight of the newest rho
+EMA = 0.6          # weight of the newest rho in r's moving average (not the average of the weights, which is probed)
 MIN_T = 4.0        # a slope must be this many standard errors
-MIN_RELATIVE = 0.02  # and this share of the first probes' mean D, a doubling
+MIN_RELATIVE = 0.02  # and at least this share of the first nine probes' mean D, a doubling
 NO_SIGNAL = 0.15   # share of K after which, without one significant slope, the clock takes over
 SOURCES = ("slope", "loss", "clock", "replay")
 LEVELS = (1.0, 0.9, 0.7, 0.5)  # noise levels of a full probe

@@ -49,7 +49,9 @@ def pdf(t: Tensor, m: float = REFERENCE_M, s: float = 1.0, floor: float = 0.1) -
 
 
 def weight(t: Tensor, m: float, s: float = 1.0, floor: float = 0.1) -> Tensor:
-    """Importance weight p_ref(t) / p(t): with it E_p[weight L] = E_ref[L], the loss of the reference density, unbiased."""
+    """Importance weight p_ref(t) / p(t): with it E_p[weight L] = E_ref[L], the loss of the reference density, unbiased.
+
+    Training does not use it: there the shift is meant to change what is learnt. It is for comparing losses measured under different p."""
     return pdf(t, REFERENCE_M, 1.0, floor) / pdf(t, m, s, floor)
 
 

@@ -11,7 +11,7 @@ What happens: data -> codec fit -> latents -> loop { probe, r, batch, t, x_t, lo
 `drive` turns it into lambda (guidance.py), the centre m of p(t) (sampler.py) and mu (structure_reg.py).
 
 Conventions: t in [0, 1], t = 1 is pure noise, t = 0 is data; x_t = (1-t) x0 + t eps; v = eps - x0; the network predicts v.
-Guidance scale w = 1 is plain conditional. B batch, T tokens, C latent channels, D width.
+w: scale of classifier-free guidance when sampling (w = 1: none), nothing to do with the SSL guidance of training. B batch, T tokens, C latent channels, D width.
 """
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def drive(cfg: Config, r: float, k: int, latch: structure_reg.Structure) -> tupl
     """The regime r at step k -> (lambda, m, mu, groups of blocks): where the three mechanisms meet what drives them."""
     lam = {"off": 0.0, "adaptive": guidance.weight(r, cfg.lambda0, cfg.gamma),
            "constant": 0.0 if cfg.stop_at and k > cfg.stop_at * cfg.steps else cfg.lambda0}[cfg.guidance]
-    m = {"off": sampler.REFERENCE_M, "constant": cfg.t_mean, "adaptive": sampler.centre(r, cfg.t_early, cfg.t_mean)}[cfg.timesteps]
+    m = {"off": sampler.REFERENCE_M, "constant": cfg.m_late, "adaptive": sampler.centre(r, cfg.m_early, cfg.m_late)}[cfg.timesteps]
     mu = {"off": 0.0, "constant": cfg.mu0, "adaptive": structure_reg.weight(r, cfg.mu0, k, latch.latched, round(0.1 * cfg.steps))}[cfg.structure]
     return lam, m, mu, latch.groups or structure_reg.by_depth(cfg.depth, latch.G)
 
@@ -104,7 +104,7 @@ class Prepared:
     ids: list                    # token ids of each training clip's wordings
     ahead: Ahead                 # draws the clips of a step
     learner: Learner
-    where: regime.Regime
+    where: regime.Regime         # where training is: r
     latch: structure_reg.Structure
     probe: Probe | None
     step: int                    # steps done
@@ -139,7 +139,7 @@ def open_sets(cfg: Config, resume: str, hold) -> tuple:
 
 def prepare(cfg: Config, ckpt: dict | None, resume: str, hold) -> Prepared:
     """Open and cache all that a run needs. ckpt: where to go on from; hold(folder): no other process may train there from now on."""
-    first, workers, out = RANK == 0, None if cfg.workers < 0 else cfg.workers, Path(cfg.out)
+    main_process, workers, out = RANK == 0, None if cfg.workers < 0 else cfg.workers, Path(cfg.out)
 
     # parts that may be missing come first: that should cost nobody the minutes of preparation
     foreign = (cfg.device, cfg.trust_remote_code, cfg.allow_pickle)
@@ -184,8 +184,8 @@ def prepare(cfg: Config, ckpt: dict | None, resume: str, hold) -> Prepared:
         latch.load_state_dict(ckpt["structure"])
         step, before = ckpt["step"], ckpt["seconds"]
     if cfg.precision == "auto":
-        cfg.precision = shared(pick_precision(learner, val_batches[0]) if first else None)
-    if first:
+        cfg.precision = shared(pick_precision(learner, val_batches[0]) if main_process else None)
+    if main_process:
         data.write_whole(out / "config.json", json.dumps(dataclasses.asdict(cfg), indent=1) + "\n")
         print(f"{cfg.task} on {cfg.data}: {len(train_set)} clips, {sum(p.numel() for p in learner.model.parameters()) / 1e6:.2f} M parameters, recipe {cfg.recipe}, {cfg.steps} steps of {cfg.batch} "
               f"on {f'{WORLD} x ' * (WORLD > 1)}{cfg.device}, run folder {out}")
@@ -268,10 +268,10 @@ def skip(p: Prepared, log, drawn: dict, row: dict, n: int) -> str:
 
 def loop(p: Prepared) -> None:
     """All steps that are left: probe, r, batch, losses, update; log, evaluate, save."""
-    cfg, learner, where, latch, first = p.cfg, p.learner, p.where, p.latch, RANK == 0
-    log = evaluate.Log(p.out / "log.jsonl", p.step) if first else lambda row: None
-    bar = tqdm(total=cfg.steps, initial=p.step, unit="step", dynamic_ncols=True, mininterval=0.5, disable=not first)
-    stop, agreed, skips, known = [], False, 0, None  # Ctrl-C or SIGTERM: finish the step, save, leave; several processes leave at the same step
+    cfg, learner, where, latch, main_process = p.cfg, p.learner, p.where, p.latch, RANK == 0
+    log = evaluate.Log(p.out / "log.jsonl", p.step) if main_process else lambda row: None
+    bar = tqdm(total=cfg.steps, initial=p.step, unit="step", dynamic_ncols=True, mininterval=0.5, disable=not main_process)
+    stop, agreed, skips, printed = [], False, 0, None  # Ctrl-C or SIGTERM: finish the step, save, leave; several processes leave at the same step
     old = {s: signal.signal(s, lambda *a: stop.append(a[0])) for s in (signal.SIGINT, signal.SIGTERM)}
     laps = evaluate.Laps(cfg.device if cfg.profile else "")
     seconds = lambda: p.before + sum(v for k, v in laps.seconds.items() if k != "log and evaluation")  # what training itself took
@@ -284,10 +284,10 @@ def loop(p: Prepared) -> None:
         found = look(p, j, step, laps)
         r = where.r(step)
         lam, m, mu, groups = drive(cfg, r, step, latch)
-        now, words = phase(r, lam, m, mu)
-        if now != known and j is not None and cfg.adaptive:
-            known = now
-            bar.write(f"step {step}: {words}")
+        now, in_words = phase(r, lam, m, mu)
+        if now != printed and j is not None and cfg.adaptive:
+            printed = now
+            bar.write(f"step {step}: {in_words}")
 
         # one step; all randomness comes from (seed, step): resuming needs no generator state, and any number of devices sees the same batch
         drawn, g = p.ahead(step, bool(lam)), torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)
@@ -313,13 +313,13 @@ def loop(p: Prepared) -> None:
             bar.write(f"step {step} {skip(p, log, drawn, {'r': r, **found}, skips)}")
         elif step % 10 == 0 or step == cfg.steps or j is not None:
             log({"step": step, "loss": sums["total"].item(), "loss_fm": sums["fm"].item(), "loss_ssl": sums["ssl"].item(), "loss_struct": sums["struct"].item(), "lambda": lam,
-                 "mu": mu, "m": m, "r": r, "struct_active": int(mu > 0), "t_mean": float(b["t"].mean()), "lr": learner.model_opts[0].param_groups[0]["lr"], "grad_norm": grad_norm,
+                 "mu": mu, "m": m, "r": r, "struct_active": int(mu > 0), "t_drawn": float(b["t"].mean()), "lr": learner.model_opts[0].param_groups[0]["lr"], "grad_norm": grad_norm,
                  "step_s": time.perf_counter() - start, **found, **({"slope": where.s} if j is not None and where.s is not None else {}),
                  **({"no_signal": 1} if where.no_signal else {})})
             bar.set_postfix(loss=f"{sums['total'].item():.3f}", r=f"{r:.2f}", refresh=False)
             agreed = bool(shared(stop)) if WORLD > 1 else False
         bar.update()
-        if first and (step % cfg.eval_every == 0 or step == cfg.steps):
+        if main_process and (step % cfg.eval_every == 0 or step == cfg.steps):
             bar.write(f"step {step}: {assess(p, log, seconds())}, r {r:.2f}")
         laps("log and evaluation")
 
@@ -329,10 +329,10 @@ def loop(p: Prepared) -> None:
     if WORLD > 1:
         dist.destroy_process_group()
     if agreed if WORLD > 1 else stop:
-        if first:
+        if main_process:
             save(p, log, seconds())
         raise Stopped(f"stopped at step {p.step}; continue with: python train.py --resume {p.out}")
-    if cfg.profile and first:
+    if cfg.profile and main_process:
         print(laps.table())
 
 

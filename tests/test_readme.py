@@ -186,7 +186,7 @@ def test_the_ten_lines_about_the_regime_run_as_they_stand():
     def train_step(weight_of_my_auxiliary_loss):
         seen.append(weight_of_my_auxiliary_loss)
         step_now[0] += 1
-    exec(code, {"K": 1_024, "predict": predict, "features": lambda z: z, "x0": x0, "eps": eps, "train_step": train_step})
+    exec(code, {"K": 1_024, "predict": predict, "features": lambda z: z, "x0": x0, "eps": eps, "mean": None, "train_step": train_step})
     assert len(seen) == 1_024 and seen[0] == 1.0 and seen[-1] < 0.1
 
 

@@ -43,7 +43,7 @@ def test_a_run_folder_holds_what_tools_expect(t2a_run, sr_run):
         assert {"config.json", "log.jsonl", "checkpoint.pt", "samples", "dashboard.png", "scores.json"} <= names
         assert list((run / "samples").glob("*.wav")) and list((run / "samples").glob("*.png"))
         rows = losses(run)
-        keys = {"step", "loss", "loss_fm", "loss_ssl", "loss_struct", "lambda", "mu", "m", "r", "struct_active", "t_mean", "lr", "grad_norm", "step_s"}
+        keys = {"step", "loss", "loss_fm", "loss_ssl", "loss_struct", "lambda", "mu", "m", "r", "struct_active", "t_drawn", "lr", "grad_norm", "step_s"}
         assert all(set(r) == keys for r in rows if "loss" in r)
         evals = [r for r in rows if "eval" in r]
         assert [r["step"] for r in evals] == [6, 12] and len(evals[0]["eval"]["val_loss_t"]) == 10
@@ -118,9 +118,9 @@ def test_a_mechanism_draws_nothing_from_the_others(tiny, tmp_path, bare):
     """With learning rates too small to move a weight, the flow-matching losses of all steps are equal whatever is switched on (and the
     timesteps have equal ends), so data, noise, t and initial weights are. Negative control: another centre."""
     still = {**tiny, "task": "t2a", "steps": 20, "eval_every": 20, "lr": 1e-30, "muon_lr": 1e-30, "weight_decay": 0.0, "probe": "never", "regime": "clock",
-             "timesteps": "constant", "t_mean": 0.5, "t_early": 0.5}
+             "timesteps": "constant", "m_late": 0.5, "m_early": 0.5}
     arms = {"off": {"guidance": "off", "structure": "off"}, "guidance": {"guidance": "constant", "structure": "off"}, "structure": {"guidance": "off", "structure": "constant"},
-            "timesteps": {"guidance": "off", "structure": "off", "timesteps": "adaptive"}, "another": {"guidance": "off", "structure": "off", "t_mean": 1.5}}
+            "timesteps": {"guidance": "off", "structure": "off", "timesteps": "adaptive"}, "another": {"guidance": "off", "structure": "off", "m_late": 1.5}}
     fm = {name: [r["loss_fm"] for r in losses(train.train({**still, **arm, "out": str(tmp_path / name)})) if "loss" in r] for name, arm in arms.items()}
     assert len(fm["off"]) >= 2 and all(np.allclose(fm[k], fm["off"], atol=1e-6) for k in ("guidance", "structure", "timesteps"))
     assert not np.allclose(fm["another"], fm["off"], atol=1e-3)
