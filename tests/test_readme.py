@@ -93,7 +93,7 @@ def test_the_script_behind_the_tables_asks_for_what_the_recorded_results_hold(tm
         assert done.returncode == 0, done.stderr
         recorded, (arms, _, seeds, reference) = json.loads((ROOT / argv[-1] / "experiment.json").read_text()), asked[-1]
         assert recorded["seeds"] == seeds and recorded["reference"] == reference and recorded["arms"] == arms, line
-    assert len(asked) == 6
+    assert len(asked) == 8
 
 
 def test_commands_that_do_not_run_here_are_few_and_their_flags_exist():
