@@ -38,6 +38,13 @@ def in_process(module, *argv, cwd):
     return types.SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    """What one test's judges heard is not what another's would: see evaluate.kept."""
+    if "evaluate" in sys.modules:
+        sys.modules["evaluate"]._KEPT.clear()
+
+
 @pytest.fixture(scope="session")
 def tiny():
     return dict(TINY)
