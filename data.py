@@ -954,7 +954,7 @@ def _metadata(folder: Path, split: str) -> tuple[Path | None, bool]:
         by_split.setdefault(_split_of(p, folder), []).append(p)
     for name in {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}[split]:
         if len(by_split.get(name, ())) == 1 and "train" in by_split:
-            return by_split[name][0], True
+            return by_split[name][0], bool({"val", "test"} & set(by_split))  # a csv of something else beside train.csv holds nothing out
     if split != "train" and len(by_split.get("train", ())) == 1 and not {"val", "test"} & set(by_split):
         return by_split["train"][0], False
     raise UserError(f"{folder}: several metadata files ({', '.join(str(p.relative_to(folder)) for p in found)}); keep one, or one a split named train, val and test")

@@ -839,17 +839,17 @@ def score_t2a(run: Run, clips: int, kind: str, split: str, w: float | None, step
     """Rows of the caption-to-sound table on unseen captions: real clips, their codec round trip (the ceiling), the model."""
     judge = load_judge(kind)
     if run.config["data"] != "soundworld":
-        return score_folder(run, clips, judge, w, steps, clap, embedder)
+        return score_folder(run, clips, judge, split, w, steps, clap, embedder)
     u = kept(("t2a", run.codec.key, kind, split, clips, run.config["clips"], run.config["seconds"]), lambda: unseen_clips(run.codec, run.config, clips, judge, split))
     rows = u.waves | {"model": generate(run, u.captions, list(range(clips)), progress="generating", w=w, steps=steps)}
     foreign = foreign_scores(rows, u.captions, u.others, clap, embedder)
     return [{"row": name, **text_scores(u.world, waves, judge, u.heard, u.reference, u.new), **foreign[name]} for name, waves in rows.items()]
 
 
-def score_folder(run: Run, clips: int, judge: Judge, w, steps, clap=None, embedder=None) -> list[dict]:
+def score_folder(run: Run, clips: int, judge: Judge, split: str, w, steps, clap=None, embedder=None) -> list[dict]:
     """Caption-to-sound on recordings: no true factors, so KID, in an embedding trained on other (synthetic) sounds, and what pretrained
     models say."""
-    sets = [open_set(run.config, s) for s in ("test", "train")]
+    sets = [open_set(run.config, split, clips), open_set(run.config, "train", run.config["clips"])]
     rng, n = np.random.default_rng(0), min(clips, len(sets[0]))
     crop = lambda d, i: _first(d.wave(i), run.config["seconds"])
     real = np.stack([crop(sets[0], i) for i in range(n)])
@@ -917,6 +917,8 @@ def score(runs: list[Run], clips: int = 500, judge: str = "dev", split: str = "t
         judges |= {"clap": pretrained.Clap(clap, trust=trust, pickles=pickles, device=device)} if clap else {}
         judges |= {"embedder": pretrained.Embedder(audio_model, trust=trust, pickles=pickles, device=device)} if audio_model else {}
     for run in runs:
+        if split == "combos" and run.config["data"] != "soundworld":
+            raise UserError(f"{run.path}: --split combos is SoundWorld's, this run's data is {run.config['data']}")
         sr = run.config["task"] == "sr"
         rows = score_sr(run, clips, cutoff, steps, split) if sr else score_t2a(run, clips, judge, split, w, steps, **judges)
         protocol = {"run": str(run.path), "step": run.step, "data": run.config["data"], "split": split if run.config["data"] == "soundworld" else "held out",
@@ -1282,8 +1284,8 @@ def cmd_sounds(a) -> None:
 
 
 def cmd_score(a) -> None:
-    if not 500 <= a.cutoff <= 7_500 or a.clips < 2:
-        raise UserError(f"--cutoff {a.cutoff} --clips {a.clips}: needs a cutoff from 500 to 7500 Hz and at least 2 clips")
+    if not 500 <= a.cutoff <= 7_250 or a.clips < 2:  # above that no mel band lies wholly over the cutoff
+        raise UserError(f"--cutoff {a.cutoff} --clips {a.clips}: needs a cutoff from 500 to 7250 Hz and at least 2 clips")
     if bool(a.runs) == bool(a.codec):
         raise UserError("score: name runs, or a latent space with --codec mel|MODEL (and --data FOLDER)")
     if a.codec:
@@ -1300,6 +1302,8 @@ def cmd_score(a) -> None:
 def cmd_export(a) -> None:
     """EMA weights in half precision, codec, vocabulary and config: everything `generate` and `upsample` need."""
     config, ckpt = load_checkpoint(Path(a.run))
+    if has_checkpoint(a.folder) and "optimizer" in load_checkpoint(a.folder)[1]:
+        raise UserError(f"{a.folder}: holds a run that can still be trained; export to another folder")
     a.folder.mkdir(parents=True, exist_ok=True)
     config = {**config, "out": ""}  # the path is of this machine
     save_checkpoint(a.folder / "checkpoint.pt", step=ckpt["step"], ema={k: v.half() for k, v in ckpt["ema"].items()}, codec=ckpt["codec"], words=ckpt["words"], config=config)

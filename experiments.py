@@ -173,7 +173,7 @@ def rate_correlation(runs: list[dict]) -> dict:
     keep = [np.delete(np.arange(n), k) for k in range(n)]
     pseudo = [n * np.arctanh(whole) - (n - 1) * np.arctanh(corr(a[k], b[k])) for k in keep]
     _, lo, hi = interval(pseudo)
-    orders = list(itertools.permutations(range(n))) if n <= 6 else [np.random.default_rng(k).permutation(n) for k in range(2_000)]
+    orders = list(itertools.permutations(range(n))) if n <= 6 else [np.arange(n), *(np.random.default_rng(k).permutation(n) for k in range(2_000))]  # the observed order is one of them
     null = [corr(a[list(o)], b) for o in orders]
     return {"correlation": whole, "interval": [float(np.tanh(lo)), float(np.tanh(hi))], "p": float(np.mean(np.abs(null) >= abs(whole) - 1e-12)), "runs": n, "points": a.shape[1]}
 
@@ -212,8 +212,8 @@ def source_file(kind: str, options: dict, out: Path, arm: str, seed: int, seeds:
         if name == "yoked" and len(seeds) < 2:
             raise UserError(f"arm {arm!r} replays another seed's regime; give at least --seeds 2")
         log = folder_of(out, what, other) / "log.jsonl"
-        if not log.is_file():
-            raise UserError(f"arm {arm!r} replays {log}, which is missing; run arm {what!r} first")
+        if not (log.parent / "scores.json").is_file():
+            raise UserError(f"arm {arm!r} replays {log}, which is missing or of a run that has not ended; run arm {what!r} first")
         steps, r = regime.read_r(log)
         r = warp(steps, r, K, seed) if name == "warped" else regime.held(steps, r, np.arange(1, K + 1))
     else:
@@ -232,9 +232,19 @@ def provenance() -> dict:
             "machine": evaluate.hardware(evaluate.pick_device("auto")), "threads": torch.get_num_threads()}
 
 
+UNLIKE = ("out", "recipe", "workers", "profile")  # settings that two runs may differ in and still be the same
+
+
+def other_settings(options: dict, seed: int, made_with: dict) -> str | None:
+    """What a run with the settings `made_with` has otherwise than one with these options would, as "steps 100, not 3000"; None: nothing."""
+    wanted = dataclasses.asdict(config.resolve({**options, **({"regime": "clock"} if derived(options) else {}), "seed": seed, "out": "unused"}))
+    skip = {*UNLIKE, "device", *(["regime"] if derived(options) else []), *(["precision"] if wanted["precision"] == "auto" else []), *(["channels"] if wanted["codec"] != "mel" else [])}
+    return next((f"{k} {made_with[k]}, not {v}" for k, v in wanted.items() if k not in skip and k in made_with and made_with[k] != v), None)
+
+
 def twin(out: Path, options: dict, seed: int) -> Path | None:
     """A finished run of an experiment beside `out` with the very same settings, made at this commit: E1's `stage` is E3's `slope`."""
-    commit, kept = provenance()["commit"], lambda fields: {k: v for k, v in fields.items() if k not in ("out", "recipe", "workers", "profile")}
+    commit, kept = provenance()["commit"], lambda fields: {k: v for k, v in fields.items() if k not in UNLIKE}
     if derived(options) or not commit or commit.endswith("+"):     # made of other runs of its own experiment; code that is not committed may have changed
         return None
     wanted = kept(dataclasses.asdict(config.resolve({**options, "seed": seed, "out": "unused"})))
@@ -253,10 +263,10 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
     if same:
         shutil.copytree(same, path, copy_function=lambda a, b: (os.link if a.endswith(".pt") else shutil.copy2)(a, b))  # weights are linked: they are large, and only ever replaced
         return path
-    if evaluate.has_checkpoint(path):
+    if (path / "config.json").is_file():  # begun; also if it died before its first checkpoint
         train.train({}, str(path))
     else:
-        if path.exists():  # died before its first checkpoint: nothing worth keeping
+        if path.exists():
             shutil.rmtree(path)
         if derived(options):
             options = {**options, "regime": source_file(options["regime"], options, out, arm, seed, seeds)}
@@ -285,7 +295,8 @@ def job(arm_seed: tuple, out: Path, arms: dict, seeds: list[int], packed: int = 
 
 def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
     """Rows of all finished runs: one an arm x seed x evaluation, `final` with the table's metrics on the last; D and r as they stood
-    there (D interpolated in log2 k between probes). Written to rows.jsonl, where the rows of runs whose folder is gone are kept."""
+    there (D interpolated in log2 k between probes). Written to rows.jsonl, where the rows of runs whose folder is gone are kept, and those
+    of arms and seeds that are not asked for now."""
     kept, rows = {}, []
     if (out / "rows.jsonl").is_file():
         for line in (out / "rows.jsonl").read_text().splitlines():
@@ -294,7 +305,8 @@ def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
     for arm, seed in itertools.product(arms, seeds):
         path = folder_of(out, arm, seed)
         if not (path / "scores.json").is_file():
-            rows += kept.get((arm, seed), [])
+            given = {k: v for k, v in arms[arm].items() if k not in (*UNLIKE, "device")}
+            rows += [r for r in kept.get((arm, seed), []) if all(r["config"].get(k, v) == v for k, v in given.items())]  # not an older experiment's of that name
             continue
         made_with = json.loads((path / "config.json").read_text())
         if derived(arms[arm]):
@@ -308,7 +320,8 @@ def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
                          "r": float(regime.held(*follows, r["step"])), **({"D": float(np.interp(np.log2(r["step"]), *zip(*((np.log2(k), d) for k, d in probes))))} if probes else {}),
                          **({"final": {m: v["mean"] if isinstance(v, dict) and "mean" in v else v for m, v in final.items()}} if k == len(evals) - 1 else {}),
                          "config": {m: v for m, v in made_with.items() if m != "out"}, **made})
-    data.write_whole(out / "rows.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    others = [r for key, run in kept.items() if key not in set(itertools.product(arms, seeds)) for r in run]
+    data.write_whole(out / "rows.jsonl", "".join(json.dumps(r) + "\n" for r in rows + others))
     return rows
 
 
@@ -540,7 +553,7 @@ def _sounds(runs: list[tuple], n: int) -> str:
         muffled = np.stack([data.band_limit(x, 2_000) for x in real])
         columns.append(("muffled input, 2 kHz", muffled))
     for name, run in runs:
-        made = evaluate.generate(run, captions, list(range(n))) if run.config["task"] == "t2a" else evaluate.upsample(run, muffled, 2_000, list(range(n)))
+        made = evaluate.generate(run, captions, list(range(len(rows)))) if run.config["task"] == "t2a" else evaluate.upsample(run, muffled, 2_000, list(range(len(rows))))
         columns.append((f"{name}, step {run.step}", made[:, : real.shape[1]]))
     return "".join(f"<blockquote>{escape(c)}</blockquote><div class=cards>{''.join(_card(name, waves[k]) for name, waves in columns)}</div>" for k, c in enumerate(captions))
 
@@ -650,6 +663,16 @@ def estimate_hours(options: list[dict]) -> float:
     return total
 
 
+def precision_here(cfg: config.Config) -> str:
+    """fp32 or bf16, whichever is faster at this shape: measured once, so that all runs of an experiment compute alike."""
+    from learner import Learner, pick_precision
+    from model import Words
+    sr, x = cfg.task == "sr", torch.randn(cfg.batch, round(25 * cfg.seconds), cfg.channels, device=cfg.device)
+    b = {"x0": x, "eps": x.flip(0), "t": torch.rand(cfg.batch, device=cfg.device), "drop": torch.zeros(cfg.batch, dtype=torch.bool, device=cfg.device),
+         **({"cond": x} if sr else {"ids": torch.ones(cfg.batch, 10, dtype=torch.long, device=cfg.device)})}
+    return pick_precision(Learner(cfg, None if sr else Words(["x"] * 200)), b)
+
+
 def read_arms(a) -> dict:
     """The user's own arms, from --arm NAME=JSON and --arms FILE (a JSON object of objects); checked against train.py's options."""
     own = {}
@@ -734,6 +757,16 @@ def cmd_run(a) -> None:
     if a.dry_run:
         return
     out = a.out or ROOT / "results" / a.experiment.lower()
+    for arm, seed in itertools.product(arms, seeds):
+        begun = folder_of(out, arm, seed) / "config.json"
+        differs = other_settings(arms[arm], seed, json.loads(begun.read_text())) if begun.is_file() else None
+        if differs:
+            raise UserError(f"{begun.parent}: a run with {differs}; give another --out, or delete it")
+    before = json.loads((out / "experiment.json").read_text())["arms"] if (out / "experiment.json").is_file() else {}
+    undecided = [name for name, cfg in resolved.items() if cfg.precision == "auto" and cfg.text == "words" and cfg.codec == "mel"]
+    if undecided:
+        chosen = next((o["precision"] for o in before.values() if o.get("precision", "auto") != "auto"), None) or precision_here(resolved[undecided[0]])
+        arms |= {name: {**arms[name], "precision": chosen} for name in undecided}
     out.mkdir(parents=True, exist_ok=True)
     spec = {"experiment": a.experiment, "arms": arms, "seeds": seeds, "reference": reference, "pilot": a.pilot}
     data.write_whole(out / "experiment.json", json.dumps(spec, indent=1) + "\n")
@@ -757,10 +790,10 @@ def cmd_run(a) -> None:
         if stopped:
             raise UserError(f"{stopped[0]}; the same command continues")
     bar.close()
-    show(out)
-    print(f"{time.time() - began:.0f} s in this call; rows: {out / 'rows.jsonl'}")
     for who, why in failed.items():
         print(f"FAILED {who}: {why} (see {out / 'failures.log'})")
+    show(out)
+    print(f"{time.time() - began:.0f} s in this call; rows: {out / 'rows.jsonl'}")
     if failed:
         sys.exit(1)
 

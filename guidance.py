@@ -154,14 +154,15 @@ class Ear(nn.Module):
 
 
 def feature_mean(ear: Ear, latents, data, device: str) -> Tensor:
-    """phi's data-set mean (F,): over twenty minutes of cached latents (latents.z), or of recordings for a teacher of waves."""
-    minutes = 20 * 60
+    """phi's data-set mean (F,): over twenty minutes of cached latents, or of recordings for a teacher of waves; clips in random order,
+    because a folder's first ones may all be of one class."""
+    order = np.random.default_rng(0).permutation(len(data))
+    some = order[: max(1, int(np.searchsorted(np.cumsum(np.asarray(data.lengths())[order]), 20 * 60 * 16_000)))]
     if ear.teacher.takes == "mel":
-        some = latents.z[: int(ear.codec.rate * minutes)]
-        parts = [ear(torch.from_numpy(z.astype("float32"))[None])[0] for z in np.array_split(some, max(1, len(some) // 1_500))]
+        z = np.concatenate([latents.crop(i, 0, int(latents.where[i + 1] - latents.where[i])) for i in some])
+        parts = [ear(torch.from_numpy(part)[None])[0] for part in np.array_split(z, max(1, len(z) // 1_500))]
     else:
-        some = np.flatnonzero(np.cumsum(data.lengths()) <= minutes * 16_000)
-        parts = [ear.encode(torch.from_numpy(data.wave(int(i)))[None])[0] for i in (some if len(some) else [0])]
+        parts = [ear.encode(torch.from_numpy(data.wave(int(i)))[None])[0] for i in some]
     return torch.cat(parts).mean(0).to(device)
 
 

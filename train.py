@@ -59,7 +59,7 @@ def drive(cfg: Config, r: float, k: int, latch: structure_reg.Structure) -> tupl
            "constant": 0.0 if cfg.stop_at and k > cfg.stop_at * cfg.steps else cfg.lambda0}[cfg.guidance]
     m = {"off": sampler.REFERENCE_M, "constant": cfg.m_late, "adaptive": sampler.centre(r, cfg.m_early, cfg.m_late)}[cfg.timesteps]
     mu = {"off": 0.0, "constant": cfg.mu0, "adaptive": structure_reg.weight(r, cfg.mu0, k, latch.latched, round(0.1 * cfg.steps))}[cfg.structure]
-    return lam, m, mu, latch.groups or structure_reg.by_depth(cfg.depth, latch.G)
+    return lam, m, mu, (latch.groups if cfg.structure == "adaptive" else None) or structure_reg.by_depth(cfg.depth, latch.G)
 
 
 def phase(r: float, lam: float, m: float, mu: float) -> tuple[tuple, str]:
@@ -155,7 +155,12 @@ def prepare(cfg: Config, ckpt: dict | None, resume: str, hold) -> Prepared:
     if ckpt:
         evaluate.load_weights(resume, codec, ckpt["codec"])
     else:
-        codec.fit(train_set.wave(i)[: 10 * RATE] for i in np.random.default_rng(cfg.seed).permutation(len(train_set))[:500])
+        try:
+            codec.fit(train_set.wave(i)[: 10 * RATE] for i in np.random.default_rng(cfg.seed).permutation(len(train_set))[:500])
+        except ValueError as e:  # a few seconds of sound
+            if main_process and not resume:
+                shutil.rmtree(out)
+            raise UserError(f"--channels {cfg.channels}: {e}; give more sound, or fewer channels") from None
         print(f"codec {cfg.codec}: {cfg.channels} components hold {100 * codec.explained:.1f} % of the variance; {codec.rate:g} tokens a second")
     latents, val_latents = data.LatentCache(train_set, codec), data.LatentCache(val_set, codec)
     muffled, val_muffled = (data.LatentCache(d, codec, cfg.variants, workers) if cfg.task == "sr" else None for d in (train_set, val_set))
@@ -296,7 +301,7 @@ def loop(p: Prepared) -> None:
         sums = {}
         for part in parts(b, cfg.accumulate):
             loss = learner.losses(part, step, lam, mu, groups, laps)
-            if lam and j is not None and j % 4 == 0 and not sums and WORLD == 1:
+            if lam and j is not None and j % 4 == 0 and not sums and WORLD == 1 and not cfg.compile:  # a compiled backward pass runs once
                 found["agreement"] = guidance.gradient_agreement(loss["fm"], loss["ssl"], list(learner.model.blocks[cfg.align - 1].parameters()))
                 laps("guidance")
             (loss["total"] / cfg.accumulate if cfg.accumulate > 1 else loss["total"]).backward()

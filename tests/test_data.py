@@ -234,6 +234,14 @@ def test_audiocaps_splits_and_the_names_that_downloaders_give(tmp_path):
     assert captions_of(tmp_path, "val") == {"v1.wav": ["one", "two"]} and captions_of(tmp_path, "test") == {"t1.wav": ["three"]}
 
 
+def test_a_csv_of_something_else_beside_train_csv_leaves_no_clip_in_two_splits(tmp_path):
+    make_folder(tmp_path, [f"{k}.wav" for k in range(20)], [(f"{k}.wav", f"sound {k}") for k in range(20)], ("file_name", "caption"), "train.csv")
+    alone = {split: set(captions_of(tmp_path, split)) for split in ("train", "val")}
+    (tmp_path / "class_labels.csv").write_text("index,name\n0,rain\n")
+    both = {split: set(captions_of(tmp_path, split)) for split in ("train", "val")}
+    assert both == alone and not both["train"] & both["val"] and len(both["train"] | both["val"]) == 20
+
+
 def test_clotho_has_five_wordings_and_its_own_splits(tmp_path):
     head = "file_name," + ",".join(f"caption_{k}" for k in range(1, 6)) + "\n"
     for split, name in (("development", "Rain 1.wav"), ("validation", "Dog.wav")):

@@ -264,6 +264,21 @@ def test_exported_runs_are_small_and_sound_the_same(t2a_run, tmp_path):
     assert (a - b).abs().max() < 0.05
 
 
+def test_an_export_never_takes_the_place_of_a_run_that_can_be_trained(t2a_run, capsys):
+    before = (t2a_run / "checkpoint.pt").read_bytes()
+    assert run_command("export", t2a_run, t2a_run) == 2 and "export to another folder" in capsys.readouterr().err
+    assert (t2a_run / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_captioned_recordings_are_scored_on_the_split_that_was_asked_for_and_on_all_parts_of_a_mixture(t2a_run, monkeypatch, split):
+    run, opened = E.load_run(t2a_run), []
+    run.config["data"] = "my_folder=3,soundworld=1"
+    monkeypatch.setattr(E, "open_set", lambda config, split, n=0: opened.append((split, n)) or data.SoundWorld(split, 4).prepare(0))
+    E.score_t2a(run, 4, "dev", split, None, 1)
+    assert opened == [(split, 4), ("train", run.config["clips"])]
+
+
 def test_sounds_lists_every_class(t2a_run, capsys):
     assert run_command("sounds", t2a_run) == 0
     out = capsys.readouterr().out

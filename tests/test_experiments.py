@@ -311,6 +311,30 @@ def test_the_table_is_made_again_from_the_rows_where_the_runs_are_gone(small, tm
     assert made["commit"] and made["torch"] and made["machine"] and made["threads"] and made["config"]["recipe"] == "static"
 
 
+def test_a_folder_of_other_runs_is_refused_and_rows_of_arms_not_asked_for_are_kept(small, tmp_path):
+    run("run", "E1", "--seeds", 1, "--out", tmp_path, *SMALL)
+    rows = {(r["arm"], r["seed"]) for r in rows_of(tmp_path)}
+    with pytest.raises(data.UserError, match="a run with steps 6, not 9"):
+        run("run", "E1", "--seeds", 1, "--out", tmp_path, *SMALL, "--steps", "9")
+    run("run", "E1", "--seeds", 1, "--only", "static", "--out", tmp_path, *SMALL)
+    assert {(r["arm"], r["seed"]) for r in rows_of(tmp_path)} == rows == {("vanilla", 0), ("static", 0)}
+    shutil.rmtree(tmp_path / "runs")
+    run("table", tmp_path)
+    other = json.loads((tmp_path / "experiment.json").read_text())
+    other["arms"]["static"]["lr"] = 1.0
+    assert E.collect(tmp_path, "E1", other["arms"], [0]) == [], "rows made with other options are not this arm's"
+
+
+def test_precision_is_measured_once_an_experiment(small, tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr(E, "precision_here", lambda cfg: measured.append(cfg.precision) or "fp32")
+    arms = {name: {k: v for k, v in options.items() if k != "precision"} for name, options in E.EXPERIMENTS["E1"].arms.items()}
+    monkeypatch.setitem(E.EXPERIMENTS, "E1", E.Experiment("small", arms, "static"))
+    run("run", "E1", "--seeds", 1, "--only", "static", "--out", tmp_path, *SMALL)
+    run("run", "E1", "--seeds", 1, "--out", tmp_path, *SMALL)
+    assert measured == ["auto"] and {json.loads(line)["config"]["precision"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()} == {"fp32"}
+
+
 TWO = [x for name, lr in (("a", 1e-3), ("b", 2e-3)) for x in ("--arm", f"{name}=" + json.dumps({**json.loads(OWN), "lr": lr}))]
 
 

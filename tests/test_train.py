@@ -221,6 +221,13 @@ def test_negative_control_a_regime_turned_round_drives_everything_the_other_way(
     assert all(holds(lambda r: r)) and not any(holds(lambda r: 1 - r))
 
 
+def test_constant_structure_keeps_its_groups_by_depth_whatever_is_found_meanwhile():
+    latch = structure_reg.Structure(8)
+    latch.latched, latch.groups = 0, [0, 1, 0, 1, 0, 1, 2, 2]
+    for mode, groups in (("constant", structure_reg.by_depth(8, latch.G)), ("adaptive", latch.groups)):
+        assert train.drive(config.Config(steps=100, depth=8, structure=mode), 0.8, 50, latch)[3] == groups
+
+
 def test_the_profile_accounts_for_all_of_the_time(tiny, tmp_path, capsys, bare):
     train.train({**tiny, "task": "sr", "steps": 20, "eval_every": 20, "profile": True, "out": str(tmp_path / "r")})
     table = re.findall(r"^(\w[\w ]*?)\s+([\d.]+)\s+([\d.]+) %$", capsys.readouterr().out, re.MULTILINE)
@@ -292,6 +299,10 @@ def test_the_default_split_holds_out_files_without_a_fold_column(tmp_path):
     (("--regime", "replay:none.jsonl"), "none.jsonl"),
     (("--probe", "never"), "--probe never: must be auto or always"),
     (("--align", 9), "--align 9: must be a block from 1 to 4"),
+    (("--accumulate", 32), "--accumulate 32: must be fewer than --batch"),
+    (("--depth", 1), "--depth 1: must be at least 2"),
+    (("--clip", 0), "--clip 0.0: must be positive"),
+    (("--task", "sr", "--clap", "models/clap"), "--clap models/clap: must be left out with --task sr"),
     (("--recipe", "soup"), "invalid choice: 'soup'"),
     (("--device", "abacus"), "--device abacus: not here"),
 ])
