@@ -31,7 +31,7 @@ class Config:
     seed: int = 0                # everything random derives from it
     steps: int = 3_000           # optimizer steps
     batch: int = 32              # clips a step, over all devices
-    accumulate: int = 1          # parts that a batch is cut into, one after another: less memory, the same gradient
+    accumulate: int = 1          # parts that a batch is cut into, one after another: less memory, the same flow-matching gradient
     checkpointing: bool = False  # recompute each block in the backward pass instead of keeping it: less memory, a third more time
     compile: bool = False        # torch.compile the network: a minute or more at the start
     width: int = 128             # D
