@@ -306,7 +306,7 @@ def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
         path = folder_of(out, arm, seed)
         if not (path / "scores.json").is_file():
             given = {k: v for k, v in arms[arm].items() if k not in (*UNLIKE, "device")}
-            rows += [r for r in kept.get((arm, seed), []) if all(r["config"].get(k, v) == v for k, v in given.items())]  # not an older experiment's of that name
+            rows += [r for r in kept.get((arm, seed), []) if all(r.get("config", {}).get(k, v) == v for k, v in given.items())]  # not an older experiment's of that name
             continue
         made_with = json.loads((path / "config.json").read_text())
         if derived(arms[arm]):

@@ -159,7 +159,8 @@ def feature_mean(ear: Ear, latents, data, device: str) -> Tensor:
     order = np.random.default_rng(0).permutation(len(data))
     some = order[: max(1, int(np.searchsorted(np.cumsum(np.asarray(data.lengths())[order]), 20 * 60 * 16_000)))]
     if ear.teacher.takes == "mel":
-        z = np.concatenate([latents.crop(i, 0, int(latents.where[i + 1] - latents.where[i])) for i in some])
+        z = np.concatenate([latents.z[latents.where[i] : latents.where[i + 1]] for i in some]).astype(np.float32)
+        z = z[np.isfinite(z).all(1)]                               # one broken clip must not spoil every distance
         parts = [ear(torch.from_numpy(part)[None])[0] for part in np.array_split(z, max(1, len(z) // 1_500))]
     else:
         parts = [ear.encode(torch.from_numpy(data.wave(int(i)))[None])[0] for i in some]

@@ -154,6 +154,9 @@ def test_replayed_sources_are_made_of_the_runs_they_name(tmp_path):
         folder = E.folder_of(tmp_path, "slope", seed)
         folder.mkdir(parents=True)
         (folder / "log.jsonl").write_text("".join(json.dumps({"step": k, "r": min(1.0, (0.01 + 0.01 * seed) * k)}) + "\n" for k in range(10, 101, 10)))
+        with pytest.raises(data.UserError, match="of a run that has not ended"):
+            E.source_file("warped:slope", {"steps": 100}, tmp_path, "x", seed, [seed])
+        (folder / "scores.json").touch()
     read = lambda kind, seed: regime.read_r(E.source_file(kind, {"steps": 100}, tmp_path, "x", seed, [0, 1]).removeprefix("replay:"))[1]
     assert read("yoked:slope", 0)[49] == 1.0 and read("yoked:slope", 1)[49] == 0.5, "the other seed's"
     assert abs(read("ramp:0.5", 0)[24] - 0.5) < 1e-12 and read("ramp:0.5", 0)[99] == 1
