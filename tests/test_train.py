@@ -360,3 +360,11 @@ def test_modules_speak_of_concepts_and_never_of_each_other():
     ours = {p.stem for p in Path(ROOT).glob("*.py")}
     for name in ("regime.py", "guidance.py", "sampler.py", "structure_reg.py", "model.py", "data.py"):
         assert not imports(name) & ours, name
+
+
+@pytest.mark.slow
+def test_a_compiled_checkpointed_accumulated_run_passes_its_first_full_probe_with_guidance_on(tiny, tmp_path, bare):
+    """At step 16 the two losses' gradients are compared, which a compiled backward pass does not allow: it must not be asked."""
+    run = train.train({**tiny, "steps": 18, "eval_every": 18, "compile": True, "checkpointing": True, "accumulate": 2, "out": str(tmp_path / "r")})
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert any(r["step"] == 16 and r["lambda"] > 0 for r in rows) and all(np.isfinite(r["loss"]) for r in rows if "loss" in r)
