@@ -826,13 +826,17 @@ class Unseen:
     new: np.ndarray            # (n,) captions that training never saw word for word
 
 
+def round_trip(codec, waves: np.ndarray) -> np.ndarray:
+    """(n, N) -> (n, N): what the latent space leaves of sounds, the ceiling of any model in it."""
+    return np.concatenate([codec.decode(codec.encode(torch.as_tensor(waves[i : i + 50]))).numpy() for i in range(0, len(waves), 50)])
+
+
 def unseen_clips(codec, config: dict, clips: int, judge: Judge, split: str) -> Unseen:
     world, other = (SoundWorld(s, clips, seconds=config["seconds"]).prepare() for s in (split, "val" if split != "val" else "test"))
     real, others = (np.stack([w.wave(i) for i in range(clips)]) for w in (world, other))
-    trip = np.concatenate([codec.decode(codec.encode(torch.as_tensor(real[i : i + 50]))).numpy() for i in range(0, clips, 50)])
     trained = SoundWorld("train", config["clips"], seconds=config["seconds"])
     captions, seen = [world.caption(i) for i in range(clips)], {trained.caption(i, k) for i in range(len(trained)) for k in range(trained.wordings)}
-    return Unseen(world, captions, {"real": real, "codec ceiling": trip}, others, listen(judge, real), listen(judge, others)["embedding"], np.array([c not in seen for c in captions]))
+    return Unseen(world, captions, {"real": real, "codec ceiling": round_trip(codec, real)}, others, listen(judge, real), listen(judge, others)["embedding"], np.array([c not in seen for c in captions]))
 
 
 def score_t2a(run: Run, clips: int, kind: str, split: str, w: float | None, steps: int | None, clap=None, embedder=None) -> list[dict]:
@@ -855,9 +859,8 @@ def score_folder(run: Run, clips: int, judge: Judge, split: str, w, steps, clap=
     real = np.stack([crop(sets[0], i) for i in range(n)])
     others = np.stack([crop(sets[1], i) for i in rng.permutation(len(sets[1]))[: max(500, n)]])
     reference, captions = listen(judge, others)["embedding"], [sets[0].caption(i) for i in range(n)]
-    trip = np.concatenate([run.codec.decode(run.codec.encode(torch.as_tensor(real[i : i + 50]))).numpy() for i in range(0, n, 50)])
     made = generate(run, captions, list(range(n)), progress="generating", w=w, steps=steps)
-    rows = {"real": real, "codec ceiling": trip, "model": made}
+    rows = {"real": real, "codec ceiling": round_trip(run.codec, real), "model": made}
     foreign = foreign_scores(rows, captions, others, clap, embedder)
     return [{"row": name, "n": n, "kid": kid(listen(judge, waves)["embedding"], reference), **foreign[name]} for name, waves in rows.items()]
 

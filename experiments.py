@@ -320,7 +320,7 @@ def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
                          "r": float(regime.held(*follows, r["step"])), **({"D": float(np.interp(np.log2(r["step"]), *zip(*((np.log2(k), d) for k, d in probes))))} if probes else {}),
                          **({"final": {m: v["mean"] if isinstance(v, dict) and "mean" in v else v for m, v in final.items()}} if k == len(evals) - 1 else {}),
                          "config": {m: v for m, v in made_with.items() if m != "out"}, **made})
-    others = [r for key, run in kept.items() if key not in set(itertools.product(arms, seeds)) for r in run]
+    others = [r for (arm, seed), run in kept.items() if arm not in arms or seed not in seeds for r in run]
     data.write_whole(out / "rows.jsonl", "".join(json.dumps(r) + "\n" for r in rows + others))
     return rows
 
