@@ -1,0 +1,457 @@
+"""How fast, against what? Training step, generation and data, each measured beside its peer, in one process.
+
+    python -m lab.bench --out results/bench.json      # the shape of the preset that this machine gets
+    python -m lab.bench --compile --rounds 30         # compiled rows too (minutes)
+
+Arms take turns step by step after a warm-up, so that whatever else the machine does meets them all alike.
+Reported are the median step and the ratio to the plain arm, with a t interval over rounds (of log ratios).
+The arms of the training step:
+
+    plain     lab/plain_dit.py: a DiT of the same shape as published
+    vanilla   ours without mechanisms
+    stage     ours with guidance and structure at their full weights
+    AdamW     vanilla with the peer's optimizer
+
+FLOP are counted by torch (lab/estimate.py); their rate is also given as a share of what one large matrix
+product reaches in this process. "Saved" is what autograd keeps for the backward pass. MB are 10^6 bytes.
+
+Comes in: a preset (its shapes), SoundWorld clips. Goes out: a table, and a dict that can be written as JSON:
+rows of the training step, of a whole run, of generation, of data.
+
+Public: Ours, wait, in_turns, ratio, matmul_rate, bench_steps, bench_run_cost, bench_generation, bench_data,
+bench, table, estimate_hours.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import data
+import evaluate
+import regime
+import structure_reg
+import train
+from lab.estimate import flop, saved_bytes
+from lab.plain_dit import Plain
+from model import DiT, block_weights, flow_matching_loss
+from parts import config
+from parts.audio import CLIP_S, RATE
+from parts.codec import N_FFT, Codec, griffin_lim
+from parts.devices import Timer, hardware, pick_device
+from parts.errors import UserError, run_cli
+from parts.files import write_text
+from parts.metrics import mean_interval
+from parts.scoring import preview_clips
+from parts.soundworld import SoundWorld
+from parts.teacher import TeacherFeatures, load_teacher
+from parts.text import Words
+
+
+class Ours:
+    """train.py's step, with the mechanisms at given weights."""
+
+    def __init__(self, cfg: config.Config, words, features: int, lam: float, mu: float):
+        """features: width of the teacher's features; lam, mu: weights of guidance and structure, 0: off."""
+        self.cfg = cfg
+        self.networks = train.build_networks(cfg, words, features if lam else 0, torch.zeros(features))
+        self.lam = lam
+        self.mu = mu
+        self.groups = structure_reg.depth_groups(cfg.depth, 3)
+        self.steps_done = 0
+
+    def loss(self, batch: dict, timer=train.ignore) -> Tensor:
+        losses = train.losses(self.cfg, self.networks, batch, self.steps_done, self.lam, self.mu, self.groups,
+                              timer)
+        return losses["total"]
+
+    def step(self, batch: dict, timer=train.ignore) -> None:
+        self.steps_done += 1
+        self.loss(batch, timer).backward()
+        timer("backward")
+        train.update(self.cfg, self.networks, self.steps_done, timer)
+
+
+# --- measuring ----------------------------------------------------------------------------------------------
+
+def wait(device: str) -> None:
+    """Until a GPU has done what it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def in_turns(arms: dict, rounds: int, warm_up: int = 3) -> dict[str, np.ndarray]:
+    """{name: function without arguments} -> {name: seconds of each round}; the order within a round is drawn
+    anew each time."""
+    rng = np.random.default_rng(0)
+    seconds = {name: [] for name in arms}
+    for k in range(warm_up + rounds):
+        for name in rng.permutation(list(arms)):
+            start = time.perf_counter()
+            arms[name]()
+            if k >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(times) for name, times in seconds.items()}
+
+
+def ratio(a: np.ndarray, b: np.ndarray) -> dict:
+    """How many times as fast is b as a, from the seconds of each round: geometric mean of a / b and its 95 %
+    t interval."""
+    logs = np.log(a / b)
+    return {"ratio": float(np.exp(logs.mean())), "interval": [float(np.exp(x)) for x in mean_interval(logs)]}
+
+
+def matmul_rate(device: str, dtype, n: int = 2_048) -> float:
+    """FLOP/s of an n x n matrix product, the best of ten."""
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    best = np.inf
+    for _ in range(10):
+        start = time.perf_counter()
+        a @ a
+        wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+# --- the training step --------------------------------------------------------------------------------------
+
+def bench_steps(task: str, base: dict, batches: list[dict], words, compiled: bool, rounds: int) -> list[dict]:
+    """Rows of the training step: every arm in fp32 and bf16; eager, and compiled if asked. base: settings of
+    all arms; words: the text encoder or None."""
+    rows = []
+    features = load_teacher().features
+    for precision in ("fp32", "bf16"):
+        arms = {}
+        for mode in ("eager", "compiled")[: 1 + compiled]:
+            cfg = config.resolve({**base, "task": task, "precision": precision, "compile": mode == "compiled",
+                                  "out": "unused"})
+            for name, arm in _arms(cfg, words, features, batches[0]["x0"].shape[1]).items():
+                arms[name, mode] = arm
+
+        # All arms see the same batches, each in its own turn.
+        turns = {}
+        for (name, mode), arm in arms.items():
+            turns[f"{name}/{mode}"] = functools.partial(_step, arm, itertools.cycle(batches), cfg.device)
+        seconds = in_turns(turns, rounds)
+
+        best_rate = matmul_rate(cfg.device, torch.bfloat16 if precision == "bf16" else torch.float32)
+        for (name, mode), arm in arms.items():
+            mine, plain = seconds[f"{name}/{mode}"], seconds[f"plain/{mode}"]
+            median = float(np.median(mine))
+            row = {"task": task, "precision": precision, "arm": name, "mode": mode, "step_ms": 1e3 * median,
+                   "clips_per_s": cfg.batch / median, "against_plain": ratio(plain, mine),
+                   "rounds": len(mine)}
+            if mode == "eager":
+                row |= _work(arm, batches[0], median, best_rate)
+            if cfg.device.startswith("cuda"):
+                row["peak_mb"] = torch.cuda.max_memory_allocated() / 1e6
+            rows.append(row)
+    return rows
+
+
+def _arms(cfg: config.Config, words, features: int, tokens: int) -> dict:
+    return {
+        "plain": Plain(cfg, len(words) if words else 0, tokens, cfg.compile),
+        "vanilla": Ours(cfg, words, features, 0.0, 0.0),
+        "stage": Ours(cfg, words, features, cfg.lambda0, cfg.mu0),
+        "AdamW": Ours(dataclasses.replace(cfg, optimizer="adamw"), words, features, 0.0, 0.0),
+    }
+
+
+def _step(arm, batches, device: str) -> None:
+    arm.step(next(batches))
+    wait(device)
+
+
+def _work(arm, batch: dict, seconds: float, best_rate: float) -> dict:
+    """FLOP/s of a step that takes these seconds, their share of the best rate there is, and memory saved."""
+    work = flop(lambda: arm.loss(batch).backward())
+    if not work:
+        return {}
+    return {"flop_per_s": work / seconds, "share_of_matmul": work / seconds / best_rate,
+            "saved_mb": saved_bytes(lambda: arm.loss(batch)) / 1e6}
+
+
+# --- a whole run --------------------------------------------------------------------------------------------
+
+def bench_run_cost(task: str, base: dict, precision: str, batches: list[dict], words, codec, rounds: int,
+                   batch_of_step) -> dict:
+    """What `stage` costs over `vanilla`, averaged over a run of the preset's length with guidance on
+    throughout: its steps, and its probes and structure checks at their own times. And the share of each part
+    of a stage step. batch_of_step(k): draws the batch of step k."""
+    cfg = config.resolve({**base, "task": task, "precision": precision, "out": "unused"})
+    teacher = load_teacher()
+    vanilla = Ours(cfg, words, teacher.features, 0.0, 0.0)
+    stage = Ours(cfg, words, teacher.features, cfg.lambda0, cfg.mu0)
+    extract = TeacherFeatures(codec, teacher).to(cfg.device)
+    measure_D = train.Probe(_join(batches[:2]), extract, None, "t1")
+    steps = itertools.count(1)
+    timer = Timer(cfg.device)
+
+    def vanilla_step():
+        vanilla.step(batch_of_step(next(steps)))
+        wait(cfg.device)
+
+    def stage_step():
+        timer.start()
+        batch = batch_of_step(next(steps))
+        timer("data")
+        stage.step(batch, timer)
+
+    def probe():
+        with stage.networks.autocast():
+            measure_D(stage.networks.ema)
+
+    def check():
+        # A new detector each time: an old one passes over weights that have hardly moved.
+        detector = structure_reg.GroupDetector(cfg.depth, 0)
+        detector.check(10**9, block_weights(stage.networks.model))
+
+    seconds = in_turns({"vanilla": vanilla_step, "stage": stage_step, "probe": probe, "check": check}, rounds)
+    vanilla_s, probe_s, check_s = (float(np.median(seconds[name])) for name in ("vanilla", "probe", "check"))
+
+    # A full probe, one a doubling (of eight), has four more forward passes; every other probe comes with a
+    # check.
+    probes = len(regime.probe_steps(cfg.steps))
+    extra = probes * probe_s + 4 * (probes // 8) * probe_s + probes / 2 * check_s
+    share = extra / (cfg.steps * vanilla_s)
+    step = ratio(seconds["stage"], seconds["vanilla"])
+    over_vanilla = {"ratio": step["ratio"] + share, "interval": [x + share for x in step["interval"]]}
+
+    all_parts = sum(timer.seconds.values())
+    parts = {part: part_s / all_parts for part, part_s in timer.seconds.items()}
+    return {"task": task, "precision": precision, "steps": cfg.steps, "step": step, "probe_ms": 1e3 * probe_s,
+            "probes": probes, "check_ms": 1e3 * check_s, "stage_over_vanilla": over_vanilla,
+            "parts_of_a_stage_step": dict(sorted(parts.items(), key=lambda part: -part[1]))}
+
+
+def _join(batches: list[dict]) -> dict:
+    """Batches -> one; captions are padded to the longest."""
+    joined = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name != "ids"}
+    if "ids" in batches[0]:
+        captions = [ids for batch in batches for ids in batch["ids"]]
+        joined["ids"] = nn.utils.rnn.pad_sequence(captions, batch_first=True)
+    return joined
+
+
+# --- generation and data ------------------------------------------------------------------------------------
+
+def by_size(seconds: dict[str, np.ndarray], clip_s: float) -> list[dict]:
+    """{number of clips: seconds of each round} -> rows; clip_s: length of a clip."""
+    rows = []
+    for size, times in seconds.items():
+        n, median = int(size), float(np.median(times))
+        rows.append({"clips": n, "s": median, "s_a_clip": median / n, "times_real_time": clip_s * n / median})
+    return rows
+
+
+def bench_generation(run, rounds: int, sizes=(4, 16, 64)) -> list[dict]:
+    """Seconds to make n clips, from caption (or muffled clip) to waveform."""
+    captions = [SoundWorld("val", 64).caption(i) for i in range(64)]
+    muffled = np.zeros((64, round(run.config["seconds"] * RATE)), np.float32)
+
+    def make(n: int) -> None:
+        if run.config["task"] == "t2a":
+            evaluate.generate(run, captions[:n], list(range(n)))
+        else:
+            evaluate.upsample(run, muffled[:n], 2_000, list(range(n)))
+
+    seconds = in_turns({str(n): functools.partial(make, n) for n in (1, *sizes)}, max(3, rounds // 5), 1)
+    return by_size(seconds, run.config["seconds"])
+
+
+def bench_data(rounds: int, sizes=(8, 32, 128)) -> list[dict]:
+    """Seconds to render n SoundWorld clips, one thread; times real time a core."""
+    world = SoundWorld("train")
+
+    def render(n: int) -> None:
+        for i in range(n):
+            world.render(i)
+
+    seconds = in_turns({str(n): functools.partial(render, n) for n in sizes}, max(3, rounds // 10), 1)
+    return by_size(seconds, CLIP_S)
+
+
+# --- all of it ----------------------------------------------------------------------------------------------
+
+def bench(device: str = "auto", preset: str = "auto", rounds: int = 20, compiled: bool = False,
+          out: Path | None = None, clips: int = 300) -> dict:
+    """Measure everything at a preset's shape, print the table, write JSON to `out`. clips: how many clips of
+    SoundWorld the batches are drawn from."""
+    result = {"torch": torch.__version__, "threads": torch.get_num_threads(), "rounds": rounds, "steps": [],
+              "run": [], "generation": {}, "data": bench_data(rounds)}
+    for task in ("t2a", "sr"):
+        base = {"device": pick_device(device), "preset": preset}
+        cfg = config.resolve({**base, "task": task, "out": "unused"})
+        result["device"] = hardware(cfg.device)
+        result["preset"] = cfg.preset
+        result["shape"] = {name: getattr(cfg, name)
+                           for name in ("width", "depth", "heads", "batch", "channels", "seconds")}
+
+        codec, words, batch_of_step = _prepare(cfg, clips)
+        batches = [batch_of_step(k) for k in range(4)]
+        rows = bench_steps(task, base, batches, words, compiled, rounds)
+        result["steps"] += rows
+
+        # A run is measured in the precision that train.py would choose: the faster one.
+        eager = [row for row in rows if row["arm"] == "vanilla" and row["mode"] == "eager"]
+        faster = min(eager, key=lambda row: row["step_ms"])["precision"]
+        result["run"].append(bench_run_cost(task, base, faster, batches, words, codec, rounds, batch_of_step))
+
+        model = evaluate.build_model(vars(cfg), words).to(cfg.device).eval().requires_grad_(False)
+        run = evaluate.Run(Path("bench"), vars(cfg), model, codec, words, 0)
+        result["generation"][task] = bench_generation(run, rounds)
+    print(table(result))
+    if out:
+        write_text(out, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _prepare(cfg: config.Config, clips: int) -> tuple:
+    """Codec, latents, teacher's features and captions of SoundWorld clips, as train.py prepares them ->
+    codec, text encoder or None, function that draws the batch of step k."""
+    world = SoundWorld("train", clips, seconds=cfg.seconds).prepare()
+    codec = Codec(cfg.channels).fit(world.wave(i) for i in range(100))
+    tokens = codec.tokens(round(cfg.seconds * RATE))
+    latents = data.LatentCache(world, codec)
+    muffled = data.LatentCache(world, codec, cfg.variants) if cfg.task == "sr" else None
+    phi = data.LatentCache(world, TeacherFeatures(codec, load_teacher()))
+    words, token_ids = None, []
+    if cfg.task == "t2a":
+        captions = [world.caption(i) for i in range(clips)]
+        words = Words.fit(captions)
+        token_ids = words.cache([[caption] for caption in captions])
+
+    def batch_of_step(k: int) -> dict:
+        drawn = data.draw_batch(latents, muffled, cfg.batch, tokens, np.random.default_rng(k), phi)
+        return train.add_noise(drawn, token_ids, cfg, torch.Generator().manual_seed(k), cfg.m_late)
+
+    return codec, words, batch_of_step
+
+
+def table(result: dict) -> str:
+    """What `bench` measured, ready to print."""
+    shape = ", ".join(f"{name} {value}" for name, value in result["shape"].items())
+    lines = [f"{result['device']}, {result['threads']} threads, torch {result['torch']}, "
+             f"preset {result['preset']} ({shape}), {result['rounds']} rounds",
+             f"{'training step':30s} ms   clips/s   times as fast as plain, 95 %   GFLOP/s  "
+             "of a matrix product   saved MB   peak MB"]
+    lines += [_step_line(row) for row in result["steps"]]
+    for run in result["run"]:
+        lines += _run_lines(run)
+    for task, rows in result["generation"].items():
+        lines.append(_sizes_line(f"{task}: clips made at once", rows))
+    lines.append(_sizes_line("SoundWorld clips rendered, one core", result["data"]))
+    return "\n".join(lines)
+
+
+def _format_ratio(x: dict) -> str:
+    low, high = x["interval"]
+    return f"{x['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _step_line(row: dict) -> str:
+    line = (f"{row['task']:4s}{row['precision']:5s}{row['mode']:9s}{row['arm']:8s} {row['step_ms']:7.1f} "
+            f"{row['clips_per_s']:9.0f}   {_format_ratio(row['against_plain']):28s}")
+    if "flop_per_s" in row:
+        line += (f" {row['flop_per_s'] / 1e9:8.1f}  {100 * row['share_of_matmul']:10.1f} %        "
+                 f"{row['saved_mb']:8.1f}")
+    if "peak_mb" in row:
+        line += f"   {row['peak_mb']:.0f}"
+    return line
+
+
+def _run_lines(run: dict) -> list[str]:
+    shares = [f"{part} {100 * share:.1f} %" for part, share in run["parts_of_a_stage_step"].items()]
+    return [f"{run['task']} {run['precision']}: stage over vanilla, averaged over {run['steps']} steps with "
+            f"{run['probes']} probes ({run['probe_ms']:.0f} ms each): "
+            f"{_format_ratio(run['stage_over_vanilla'])} times; "
+            f"a step alone {_format_ratio(run['step'])} times",
+            "    of a stage step: " + ", ".join(shares)]
+
+
+def _sizes_line(name: str, rows: list[dict]) -> str:
+    texts = []
+    for row in sorted(rows, key=lambda row: row["clips"]):
+        texts.append(f"{row['clips']}: {row['s']:.2f} s, {1e3 * row['s_a_clip']:.0f} ms each, "
+                     f"{row['times_real_time']:.0f} x real time")
+    return f"{name}: {'; '.join(texts)}"
+
+
+# --- hours of an experiment ---------------------------------------------------------------------------------
+
+def estimate_hours(options: list[dict]) -> float:
+    """Hours for runs with these train.py options, one after another: a measured forward and backward pass of
+    each distinct shape, times the steps, plus a quarter for the rest of a step; and the clips that previews
+    and final tables generate and decode. Rendering of data is not counted."""
+    known = {}  # shape -> what was measured
+    total = 0.0
+    for given in options:
+        cfg = config.resolve({**given, "out": "unused", "regime": "clock"})
+        sr = cfg.task == "sr"
+        tokens = round(25 * cfg.seconds)
+        shape = (cfg.device, cfg.channels, cfg.width, cfg.depth, cfg.heads, cfg.batch, cfg.task, tokens)
+        if shape not in known:
+            known[shape] = _measure_shape(cfg, tokens)
+        step, decode = known[shape]
+
+        # One clip takes a forward pass (a third of a step) an integration step, two with guidance.
+        one = cfg.sample_steps * (1 if sr else 2) * step / 3 / cfg.batch
+        evaluations = -(-cfg.steps // cfg.eval_every)
+        clips = preview_clips(dataclasses.asdict(cfg))
+        previews = evaluations * clips * (one + decode / (1 if sr else 4))
+        # Rows of the final table: the model and its ceiling; in super-resolution two samples, two baselines.
+        table_of_a_clip = (2 * one + 7 * decode) if sr else (one + 2 * decode)
+        final = cfg.score_clips * table_of_a_clip
+        total += (1.25 * cfg.steps * step + previews + final) / 3_600
+    return total
+
+
+def _measure_shape(cfg: config.Config, tokens: int) -> tuple[float, float]:
+    """-> seconds of a forward and backward pass of a batch, and of decoding one clip."""
+    sr = cfg.task == "sr"
+    model = DiT(cfg.channels, cfg.width, cfg.depth, cfg.heads, 0 if sr else 200, sr).to(cfg.device)
+    x = torch.randn(cfg.batch, tokens, cfg.channels, device=cfg.device)
+    t = torch.rand(cfg.batch, device=cfg.device)
+    ids = torch.ones(cfg.batch, 10, dtype=torch.long, device=cfg.device)
+
+    def forward_and_backward():
+        text = None if sr else model.encode_text(ids)
+        flow_matching_loss(model(x, t, text), x).mean().backward()
+
+    def decode():
+        griffin_lim(torch.rand(16, 2 * tokens + 1, N_FFT // 2 + 1), 640 * tokens)
+
+    return _fastest(forward_and_backward), _fastest(decode) / 16
+
+
+def _fastest(function) -> float:
+    return float(in_turns({"it": function}, rounds=3, warm_up=1)["it"].min())
+
+
+# --- command ------------------------------------------------------------------------------------------------
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--preset", choices=config.CHOICES["preset"], default="auto")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--compile", action="store_true", help="compiled rows too")
+    parser.add_argument("--out", type=Path, help="JSON")
+    args = parser.parse_args()
+    if args.rounds < 3:
+        raise UserError(f"--rounds {args.rounds}: must be at least 3")
+    bench(args.device, args.preset, args.rounds, args.compile, args.out)
+
+
+if __name__ == "__main__":
+    run_cli(main)

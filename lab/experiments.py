@@ -1,0 +1,358 @@
+"""The experiments: arms with their controls, over seeds, to a table and a figure.
+
+    python -m lab.experiments list                                 # the experiments and their arms
+    python -m lab.experiments run E1 --seeds 8 --out results/e1    # runs what is missing; table and figure
+    python -m lab.experiments run E1 --dry-run                     # arms and hours, before anyone waits
+    python -m lab.experiments run E1 --arm 'mine={"lambda0": 1}'   # your own arm beside them (or --arms FILE)
+    python -m lab.experiments table results/e1                     # the table again, from the rows on disk
+
+An experiment is a list of arms, each a name and options of train.py (lab/questions.py). An interrupted one
+goes on with the same command; what is finished is not run again (lab/runner.py). The folder then holds
+experiment.json (arms, seeds, reference), rows.jsonl (one row an arm x seed x evaluation), summary.json,
+table.txt and figure.png (lab/tables.py).
+
+Intervals are Student's t over seeds, of paired differences; fewer than 8 seeds are labelled descriptive.
+p-values are exact sign-flip tests; the smallest p that n seeds can reach (2 / 2^n) is printed
+(lab/statistics.py).
+
+Public: COMMON, precision_here, read_arms, tuned_clocks, plan, show, main.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import train
+from lab.bench import estimate_hours
+from lab.questions import CLOCK, EXPERIMENTS, HOME, reference_of
+from lab.runner import DERIVED, ROOT, collect, derived, folder_of, job, other_settings, resolve_arm
+from lab.tables import figure, final_metric, summarize, table, track, track_table
+from parts.cache import parallel_map
+from parts.config import CHOICES, Config
+from parts.errors import UserError, run_cli
+from parts.files import write_text
+from parts.text import Words
+
+COMMON = {  # settings that the command line may give to all arms -> their types
+    "task": str,
+    "preset": str,
+    "precision": str,
+    "data": str,
+    "val_fold": int,
+    "clap": str,
+    "audio_model": str,
+    "device": str,
+    "steps": int,
+    "eval_every": int,
+    "score_clips": int,
+    "score_split": str,
+    "judge": str,
+    "clips": int,
+}
+PILOT = "PILOT: short runs, few seeds; to see the machinery work, not to decide anything\n"
+
+
+# --- what is to be run --------------------------------------------------------------------------------------
+
+def read_arms(own: list[str], file: str | None) -> dict:
+    """The user's own arms, from --arm NAME=JSON (several) and --arms FILE (a JSON object of objects); checked
+    against train.py's options. UserError says what is wrong."""
+    arms = {}
+    for text in own:
+        name, _, body = text.partition("=")
+        try:
+            arms[name.strip()] = json.loads(body)
+        except json.JSONDecodeError as e:
+            raise UserError(f"--arm {text}: must be NAME={{...}} with options of train.py as JSON "
+                            f"({e.msg})") from None
+    if file:
+        try:
+            arms |= json.loads(Path(file).read_text())
+        except (OSError, json.JSONDecodeError, TypeError) as e:
+            raise UserError(f"--arms {file}: not a JSON file of arms ({e})") from None
+
+    known = {f.name for f in dataclasses.fields(Config)} - {"out", "seed"}
+    for name, options in arms.items():
+        if not isinstance(options, dict) or not name:
+            raise UserError(f"arm {name!r}: must be an object of train.py options")
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise UserError(f"arm {name!r}: train.py has no option {unknown[0]!r}")
+    return arms
+
+
+def _read_experiment(folder: Path, otherwise: str) -> dict:
+    """experiment.json of a folder; where there is none, the UserError `otherwise`."""
+    path = folder / "experiment.json"
+    if not path.is_file():
+        raise UserError(otherwise)
+    return json.loads(path.read_text())
+
+
+def _best_clock(rows: list[dict], arms: dict, setting: str) -> str | None:
+    """The clock of a setting with the best mean final metric; None: none has finished."""
+    finals = {}  # clock -> its seeds' final metrics
+    for arm in arms:
+        if arm.startswith(f"{setting}: {CLOCK}"):
+            finals[arm] = [r["final"] for r in rows if r["arm"] == arm and "final" in r]
+    if not any(finals.values()):
+        return None
+    key, _ = final_metric(rows)
+    means = {arm: np.mean([final[key] for final in scores]) for arm, scores in finals.items() if scores}
+    higher_is_better = key in ("exact", "clap_score")
+    best = max(means, key=means.get) if higher_is_better else min(means, key=means.get)
+    return best.rpartition(": ")[2]
+
+
+def tuned_clocks(arms: dict, folder: Path, seeds: list[int]) -> dict:
+    """E7's arms for fresh seeds, in the settings that `folder` (E7 on development seeds) has: of its clocks
+    only the one that did best there (re-tuned), and the one that did best at home (frozen). UserError: no
+    experiment there, or one that has seen these seeds."""
+    first = "run E7 there first, on other seeds"
+    spec = _read_experiment(folder, f"--tuned {folder}: no experiment.json; {first}")
+    seen = set(spec["seeds"]) & set(seeds)
+    if seen:
+        raise UserError(f"--tuned {folder}: chosen on seed {min(seen)} too, which would flatter the clocks; "
+                        f"use --first-seed {max(spec['seeds']) + 1}")
+    rows = collect(folder, spec["experiment"], spec["arms"], spec["seeds"])
+
+    settings = []
+    for setting in dict.fromkeys(arm.rpartition(": ")[0] for arm in arms):
+        if setting == HOME or any(arm.startswith(f"{setting}: ") for arm in spec["arms"]):
+            settings.append(setting)
+    best = {}
+    for setting in settings:
+        best[setting] = _best_clock(rows, arms, setting)
+        if best[setting] is None:
+            raise UserError(f"--tuned {folder}: no finished clock of setting {setting!r}")
+
+    chosen = {}
+    for setting in settings:
+        frozen, retuned = best[HOME], best[setting]
+        for name in dict.fromkeys(("stage", "static", frozen, retuned)):
+            roles = [role for role, clock in (("frozen", frozen), ("re-tuned", retuned)) if clock == name]
+            suffix = f" ({', '.join(roles)})" if roles else ""
+            chosen[f"{setting}: {name}{suffix}"] = arms[f"{setting}: {name}"]
+    return chosen
+
+
+def plan(args) -> tuple[dict, dict, list[int], str]:
+    """Arguments of `run` -> arms {name: options}, common options, seeds, reference."""
+    experiment = EXPERIMENTS[args.experiment]
+    typed = {name: getattr(args, name) for name in COMMON if getattr(args, name) is not None}
+    common = {**experiment.base, **typed}
+    seeds = list(range(args.first_seed, args.first_seed + args.seeds))
+    if args.tuned and args.experiment != "E7":
+        raise UserError("--tuned belongs to E7, whose clocks are chosen on development seeds")
+    own = read_arms(args.arm, args.arms)
+    arms = tuned_clocks(experiment.arms, args.tuned, seeds) if args.tuned else experiment.arms
+    arms = {**arms, **own}
+    if args.only:
+        missing = [name for name in args.only if name not in arms]
+        if missing:
+            raise UserError(f"--only {missing[0]}: no such arm; there are: {', '.join(arms)}")
+        arms = {name: options for name, options in arms.items() if name in args.only or name in own}
+
+    # Where the experiment's own reference was left out, the first arm takes its place.
+    reference = experiment.reference
+    if not any(reference_of(arm, arms, reference) for arm in arms):
+        reference = next(iter(arms))
+    return {name: {**common, **options} for name, options in arms.items()}, common, seeds, reference
+
+
+# --- running it ---------------------------------------------------------------------------------------------
+
+def precision_here(cfg: Config) -> str:
+    """fp32 or bf16, whichever is faster at this shape: measured once, so that all runs of an experiment
+    compute alike."""
+    B = cfg.batch
+    x0 = torch.randn(B, round(25 * cfg.seconds), cfg.channels, device=cfg.device)            # (B, T, C)
+    batch = {"x0": x0, "eps": x0.flip(0), "t": torch.rand(B, device=cfg.device),
+             "drop": torch.zeros(B, dtype=torch.bool, device=cfg.device)}
+    if cfg.task == "sr":
+        batch["cond"] = x0
+        words = None
+    else:
+        batch["ids"] = torch.ones(B, 10, dtype=torch.long, device=cfg.device)
+        words = Words(["x"] * 200)
+    return train.measured_precision(train.Networks(cfg, words), batch)
+
+
+def _describe(args, arms: dict, common: dict, seeds: list[int], steps: int) -> str:
+    """What is about to be run, and how long it takes."""
+    hours = estimate_hours([options for options in arms.values() for _ in seeds])
+    lines = [f"{args.experiment}: {EXPERIMENTS[args.experiment].question}",
+             f"{len(arms)} arms x {len(seeds)} seeds, {steps} steps, about {hours:.1f} hours here"]
+    for name, options in arms.items():
+        own = {k: v for k, v in options.items() if k not in common and k != "steps"}
+        lines.append(f"  {name:26s} {json.dumps(own)}")
+    return "\n".join(lines)
+
+
+def _refuse_other_runs(out: Path, arms: dict, seeds: list[int]) -> None:
+    """UserError where a run of this folder has other settings than it would be given now."""
+    for arm, seed in itertools.product(arms, seeds):
+        begun = folder_of(out, arm, seed) / "config.json"
+        differs = other_settings(arms[arm], seed, json.loads(begun.read_text())) if begun.is_file() else None
+        if differs:
+            raise UserError(f"{begun.parent}: a run with {differs}; give another --out, or delete it")
+
+
+def _decide_precision(out: Path, arms: dict, resolved: dict) -> dict:
+    """The arms, `auto` replaced by what this experiment used before, or else by what is faster here."""
+    before = {}
+    if (out / "experiment.json").is_file():
+        before = json.loads((out / "experiment.json").read_text())["arms"]
+    undecided = [name for name, cfg in resolved.items()
+                 if cfg.precision == "auto" and cfg.text == "words" and cfg.codec == "mel"]
+    if not undecided:
+        return arms
+    used = [options["precision"] for options in before.values() if options.get("precision", "auto") != "auto"]
+    chosen = used[0] if used else precision_here(resolved[undecided[0]])
+    return arms | {name: {**arms[name], "precision": chosen} for name in undecided}
+
+
+def _runs_at_a_time(args, resolved: dict) -> int:
+    """--jobs, or four where a GPU has room for several small networks."""
+    if args.jobs:
+        return args.jobs
+    on_gpu = next(iter(resolved.values())).device.startswith("cuda")
+    return 4 if on_gpu and max(cfg.width for cfg in resolved.values()) <= 384 else 1
+
+
+def _run_all(name: str, out: Path, arms: dict, seeds: list[int], packed: int) -> dict:
+    """Run every arm x seed, `packed` at a time -> {which: why} of those that failed. UserError: stopped by
+    the user."""
+    def need(arm_seed: tuple) -> int:
+        return DERIVED.get(derived(arms[arm_seed[0]]), 0)
+
+    # By need (a replayed run comes after what it replays), then by seed: an interrupted experiment has whole
+    # pairs.
+    jobs = sorted(((arm, seed) for seed in seeds for arm in arms), key=need)
+    workers = packed if packed > 1 else 0
+    failed, stopped = {}, []
+    bar = tqdm(total=len(jobs), desc=name, unit="run", dynamic_ncols=True)
+    for _, level in itertools.groupby(jobs, key=need):
+        ended = parallel_map(job, list(level), (out, arms, seeds, packed), workers, ahead=1)
+        for (arm, seed), (status, why) in ended:
+            bar.update()
+            if status == "failed":  # one arm's failure must not cost the others
+                failed[f"{arm}, seed {seed}"] = why.strip().splitlines()[-1]
+                with open(out / "failures.log", "a") as f:
+                    f.write(f"--- {arm}, seed {seed}\n{why}\n")
+            if status == "stopped":
+                stopped.append(f"{why.split(';')[0]} of {arm!r}, seed {seed}")
+                if packed == 1:
+                    break
+        if stopped:
+            raise UserError(f"{stopped[0]}; the same command continues")
+    bar.close()
+    return failed
+
+
+# --- commands -----------------------------------------------------------------------------------------------
+
+def cmd_list(args) -> None:
+    for name, experiment in EXPERIMENTS.items():
+        print(f"{name}  {experiment.question}\n    {', '.join(experiment.arms)}")
+
+
+def cmd_run(args) -> None:
+    # Every arm is checked before any is run.
+    arms, common, seeds, reference = plan(args)
+    resolved = {name: resolve_arm(options) for name, options in arms.items()}
+    arms = {name: {**options, "steps": resolved[name].steps} for name, options in arms.items()}
+    print(_describe(args, arms, common, seeds, next(iter(resolved.values())).steps))
+    if args.dry_run:
+        return
+    out = args.out or ROOT / "results" / args.experiment.lower()
+    _refuse_other_runs(out, arms, seeds)
+    arms = _decide_precision(out, arms, resolved)
+
+    # What was asked for is written down first: `table` works on what there is, at any time.
+    spec = {"experiment": args.experiment, "arms": arms, "seeds": seeds, "reference": reference,
+            "pilot": args.pilot}
+    write_text(out / "experiment.json", json.dumps(spec, indent=1) + "\n")
+    began = time.time()
+    failed = _run_all(args.experiment, out, arms, seeds, _runs_at_a_time(args, resolved))
+    for which, why in failed.items():
+        print(f"FAILED {which}: {why} (see {out / 'failures.log'})")
+    show(out)
+    print(f"{time.time() - began:.0f} s in this call; rows: {out / 'rows.jsonl'}")
+    if failed:
+        sys.exit(1)
+
+
+def cmd_table(args) -> None:
+    show(args.folder)
+
+
+def show(out: Path) -> None:
+    """Print the table of an experiment's folder; write table.txt, summary.json, figure.png, rows.jsonl and,
+    for E5, track.json. UserError where there is nothing to show."""
+    spec = _read_experiment(out, f"{out}: no experiment.json; not the folder of an experiment")
+    name, arms, seeds, reference = spec["experiment"], spec["arms"], spec["seeds"], spec["reference"]
+    rows = collect(out, name, arms, seeds)
+    if not rows:
+        raise UserError(f"{out}: no finished run yet")
+    text = table(name, rows, arms, seeds, reference)
+    if spec.get("pilot"):
+        text = PILOT + text
+    if name == "E5":
+        text += "\n\n" + track_table(rows)
+        write_text(out / "track.json", json.dumps(track(rows), indent=1) + "\n")
+    write_text(out / "summary.json", json.dumps(summarize(rows, arms, seeds, reference), indent=1) + "\n")
+    write_text(out / "table.txt", text + "\n")
+    figure(out, name, rows, arms, seeds)
+    print("\n" + text)
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", choices=tuple(EXPERIMENTS))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", action="extend", metavar="ARM",
+                        help="these of its arms alone (your own are run anyway)")
+    parser.add_argument("--arm", action="append", default=[], metavar="NAME=JSON", help="your own arm")
+    parser.add_argument("--arms", metavar="FILE", help="your own arms: a JSON object of objects")
+    parser.add_argument("--tuned", type=Path, metavar="FOLDER",
+                        help="E7: keep the best clock of each setting, by this folder's E7 on other seeds")
+    parser.add_argument("--jobs", type=int, default=0,
+                        help="runs at a time; 0: one, or four small ones on a GPU")
+    parser.add_argument("--pilot", action="store_true", help="mark the table as a pilot")
+    parser.add_argument("--dry-run", action="store_true")
+    for name, kind in COMMON.items():
+        parser.add_argument("--" + name.replace("_", "-"), dest=name, type=kind, choices=CHOICES.get(name),
+                            help="as in train.py, for all arms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m lab.experiments", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("list", help="the experiments and their arms")
+    command.set_defaults(run_command=cmd_list)
+    command = commands.add_parser("run", help="run what is missing, print the table")
+    _add_run_arguments(command)
+    command.set_defaults(run_command=cmd_run)
+    command = commands.add_parser("table", help="table and figure again")
+    command.add_argument("folder", type=Path)
+    command.set_defaults(run_command=cmd_table)
+    args = parser.parse_args()
+    if getattr(args, "seeds", 1) < 1:
+        raise UserError(f"--seeds {args.seeds}: must be positive")
+    args.run_command(args)
+
+
+if __name__ == "__main__":
+    run_cli(main)

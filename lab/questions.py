@@ -1,0 +1,112 @@
+"""The questions put to the paper: each an experiment, a list of arms with their controls.
+
+An arm is a name and what it sets of train.py's settings. The question stands in the name of the experiment's
+reference: differences are taken from that arm. Everything that is not set here (steps, clips, seeds, task) is
+the same for all arms of an experiment and comes from the command line (lab/experiments.py).
+
+Three sources of r are not train.py's own; the runner makes them, as a file that is replayed (lab/runner.py):
+`ramp:SHARE` rises linearly and reaches 1 after that share of the steps; `warped:ARM` is the r of that arm,
+same seed, at a randomly warped time; `yoked:ARM` is the r of that arm under another seed.
+
+Public: Experiment, EXPERIMENTS, HOME, CLOCK, reference_of.
+"""
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+from parts.config import RECIPES
+
+HOME = "home"       # E7: the setting that a frozen clock was tuned in
+CLOCK = "clock to"  # E7: how the name of an arm begins whose r reaches 1 after that share of the steps
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """question; arms {name: train.py options}; reference: the arm that differences are taken from; base:
+    options of all arms. An arm named "SETTING: NAME" is compared with "SETTING: REFERENCE"."""
+    question: str
+    arms: dict
+    reference: str
+    base: dict = field(default_factory=dict)
+
+
+def reference_of(arm: str, arms, reference: str) -> str | None:
+    """The arm that `arm` is compared with: `reference`, in its own setting where it has one. None: neither
+    is there."""
+    setting, colon, _ = arm.rpartition(": ")
+    own = setting + colon + reference
+    if own in arms:
+        return own
+    return reference if reference in arms else None
+
+
+def _recipes(*names: str) -> dict:
+    return {name: {"recipe": name} for name in names}
+
+
+def _sets_of_mechanisms() -> dict:
+    """All eight: each mechanism follows r or is off (the timesteps: constant)."""
+    mechanisms = ("guidance", "timesteps", "structure")
+    arms = {}
+    for mask in itertools.product((False, True), repeat=3):
+        adaptive = [name for name, on in zip(mechanisms, mask) if on]
+        options = {"recipe": "stage", "guidance": "off", "timesteps": "constant", "structure": "off"}
+        for name in adaptive:
+            options[name] = "adaptive"
+        arms["+".join(adaptive) or "none"] = options
+    return arms
+
+
+def _rates_and_widths() -> dict:
+    """Runs that learn at different speeds."""
+    arms = {}
+    for factor, width in itertools.product((0.25, 1.0, 2.0), (64, 128)):
+        rates = {"lr": 2e-3 * factor, "muon_lr": 5e-3 * factor}
+        arms[f"lr x {factor:g}, width {width}"] = {**rates, "width": width}
+    return arms
+
+
+def _settings_and_clocks() -> dict:
+    """In every setting: the measured r, the static baseline, and clocks of four speeds."""
+    settings = {
+        HOME: {},
+        "half the rate": {"lr": 1e-3, "muon_lr": 2.5e-3},
+        "half the width": {"width": 64},
+        "batch 16": {"batch": 16},
+        "fewer clips": {"clips": 1_500},
+    }
+    ways = _recipes("stage", "static")
+    for share in (0.25, 0.5, 1.0, 2.0):
+        ways[f"{CLOCK} {share:g} K"] = {"recipe": "stage", "regime": f"ramp:{share:g}"}
+    arms = {}
+    for setting, options in settings.items():
+        for name, way in ways.items():
+            arms[f"{setting}: {name}"] = {**options, **way}
+    return arms
+
+
+EXPERIMENTS = {
+    "E1": Experiment("Does stage-aware training beat the static baseline?", _recipes(*RECIPES), "static"),
+    "E2": Experiment("Which mechanism helps, and do they add up?", _sets_of_mechanisms(), "none"),
+    "E3": Experiment("Is it the regime's slope, or would any r do?", {
+        "slope": {"recipe": "stage"},
+        "loss": {"recipe": "stage", "regime": "loss"},
+        "clock": {"recipe": "clock"},
+        "random": {"recipe": "stage", "regime": "warped:slope"},
+        "yoked": {"recipe": "stage", "regime": "yoked:slope"},
+        "latent proxy": {"recipe": "stage", "regime_signal": "latent"},
+    }, "clock"),
+    "E4": Experiment("Does it need this teacher?", {
+        "tiny": {"recipe": "static"},
+        "random": {"recipe": "static", "teacher": "random"},
+        "shuffled": {"recipe": "static", "teacher": "shuffled"},
+        "none": {"recipe": "static", "guidance": "off"},
+    }, "none"),
+    # No guidance in E5: it would optimise the very features that D is measured in.
+    "E5": Experiment("Does r track semantic progress?", _rates_and_widths(), "lr x 1, width 128",
+                     {"recipe": "static", "guidance": "off", "probe": "always"}),
+    "E6": Experiment("How much sooner is a quality reached?", _recipes("vanilla", "static", "stage"),
+                     "static"),
+    "E7": Experiment("Does it transfer where a frozen clock does not?", _settings_and_clocks(), "stage"),
+}

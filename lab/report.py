@@ -1,0 +1,341 @@
+"""Several runs side by side: one HTML file to read and to play sounds from.
+
+    python -m lab.report runs/a runs/b --out report.html
+
+Comes in: run folders. Goes out: one page with a table of results, learning curves, sounds of the same unseen
+clips made from the same noise, the settings that differ, and the runs' dashboards. Pictures and sounds are in
+the page itself: it can be sent to somebody, and asks no server for anything. Names, captions and settings may
+come from somebody else's folder, so the template escapes every text it is given (jinja2's autoescape).
+
+Runs of one task, data and clip length share the sounds they are compared on. A run that lacks a part (log,
+final table, dashboard) is shown without it. Errors are UserErrors.
+
+Public: report, render.
+"""
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import torch
+
+import data
+import evaluate
+from lab.statistics import format_interval
+from parts.audio import first_seconds, write_wav
+from parts.band_limit import band_limit
+from parts.errors import UserError, run_cli
+from parts.files import write_text
+from parts.pictures import draw_spectrogram
+
+CUTOFF = 2_000  # Hz: band limit of the inputs in super-resolution
+CURVES = (      # (title, key in an evaluation of the log, axis)
+    ("Validation loss", "val_loss", "mean squared velocity error"),
+    ("Quick metric on validation clips", "event_accuracy", "event-set accuracy"),
+    ("Quick metric on validation clips", "lsd_hf", "LSD-HF at 2 kHz"),
+)
+NOT_COMPARED = ("out", "workers", "profile")  # settings that may differ between two runs of the same kind
+
+PAGE = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">
+<title>Report: {{ names | join(", ") }}</title>
+<style>
+body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff}
+body{margin:0 auto;padding:1rem;max-width:1200px}
+h1{font-size:1.5rem}
+h2{font-size:1.2rem;margin-top:2rem}
+img{max-width:100%;height:auto}
+figcaption,.note{color:#555;font-size:.9rem}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;font-size:.9rem;min-width:100%}
+th,td{border-bottom:1px solid #ddd;padding:.35rem .7rem;text-align:left;vertical-align:top}
+th,td{min-width:8rem;max-width:24rem;overflow-wrap:anywhere}
+td.differs{background:#fff3c4}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:1rem;margin:.5rem 0 1.5rem}
+.big{grid-template-columns:repeat(auto-fill,minmax(320px,1fr))}
+.cards figure{margin:0;min-width:0;border:1px solid #ddd;border-radius:6px;padding:.5rem}
+audio{width:100%}
+figcaption,blockquote{overflow-wrap:anywhere}
+blockquote{margin:.8rem 0 .2rem;font-weight:600}
+</style></head><body>
+
+{% macro grid(rows) %}
+<div class=wide><table>
+<tr><th></th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for title, cells in rows %}
+<tr><th>{{ title }}</th>{% for text, differs in cells %}
+<td{% if differs %} class=differs{% endif %}>{{ text }}</td>{% endfor %}</tr>
+{% endfor %}
+</table></div>
+{% endmacro %}
+
+<h1>Report of {{ names | length }} run{{ "s" if names | length > 1 }}</h1>
+<h2>Results</h2>
+{{ grid(results) }}
+
+<h2>Learning curves</h2>
+<div class="cards big">
+{% for title, picture in curves %}
+<figure><figcaption>{{ title }}</figcaption><img alt="{{ title }}, all runs" src="{{ picture }}"></figure>
+{% endfor %}
+</div>
+
+{% for task, data, clips in sounds %}
+<h2>Sounds: {{ task }} on {{ data }}</h2>
+<p class=note>Unseen clips; the same noise for every run.</p>
+{% for caption, cards in clips %}
+<blockquote>{{ caption }}</blockquote>
+<div class=cards>
+{% for title, picture, sound in cards %}
+<figure><figcaption>{{ title }}</figcaption><img alt="spectrogram: {{ title }}" src="{{ picture }}">
+<audio controls preload="metadata" src="{{ sound }}"></audio></figure>
+{% endfor %}
+</div>
+{% endfor %}
+{% endfor %}
+
+<h2>Settings that differ</h2>
+{% if settings %}{{ grid(settings) }}{% else %}<p>None.</p>{% endif %}
+
+<h2>Dashboards</h2>
+{% for name, picture in dashboards %}
+<details><summary>{{ name }}</summary><img alt="dashboard of {{ name }}" src="{{ picture }}"></details>
+{% else %}
+<p>None.</p>
+{% endfor %}
+</body></html>
+"""
+
+
+def report(paths: list[Path], out: Path, clips: int = 4) -> None:
+    """Write one self-contained HTML file about runs: results, curves, sounds, settings that differ,
+    dashboards. clips: how many unseen clips of each task. UserError: not an .html file, not a run folder."""
+    if out.suffix != ".html" or out.is_dir():
+        raise UserError(f"--out {out}: must name an .html file")
+    runs = [evaluate.load_run(path) for path in paths]
+    html = render(runs, _names(paths), clips)
+    write_text(out, html)
+    print(f"{out}: {len(html) / 1e6:.1f} MB, {len(runs)} run{'s' if len(runs) > 1 else ''}")
+
+
+def render(runs: list, names: list[str], clips: int) -> str:
+    """The page about loaded runs, as they are to be called in it."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                                     undefined=jinja2.StrictUndefined)
+    return environment.from_string(PAGE).render(
+        names=names,
+        results=_results(runs),
+        curves=_curves(runs, names),
+        sounds=_sounds(runs, names, clips),
+        settings=_settings_that_differ(runs),
+        dashboards=_dashboards(runs, names),
+    )
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """Paths without the folders that all of them share, which tell nothing apart."""
+    shared = os.path.commonpath([path.resolve().parent for path in paths])
+    return [os.path.relpath(path.resolve(), shared) for path in paths]
+
+
+# --- results and settings: rows (title, [(text, is it to be marked?) of each run]) --------------------------
+
+def _results(runs: list) -> list[tuple]:
+    """What was trained, its result, its ceiling, the protocol."""
+    titles = ("recipe", "task, data", "steps", "result, 95 % interval over clips",
+              "ceiling: real clips through the codec", "protocol")
+    columns = [_result_of(run) for run in runs]
+    rows = []
+    for title, *texts in zip(titles, *columns):
+        rows.append((title, [(text, False) for text in texts]))
+    return rows
+
+
+def _result_of(run) -> tuple[str, ...]:
+    table, protocol = {}, "-"
+    scores = run.path / "scores.json"
+    if scores.is_file():
+        score = next(iter(json.loads(scores.read_text()).values()))
+        table = {row["row"]: row for row in score["rows"]}
+        protocol = ", ".join(f"{name} {value}" for name, value in score["protocol"].items()
+                             if name not in ("run", "step"))
+    return (run.config.get("recipe", "-"), f"{run.config['task']}, {run.config['data']}", str(run.step),
+            _score_text(table.get("model")), _score_text(table.get("codec ceiling")), protocol)
+
+
+def _score_text(row: dict | None) -> str:
+    """A row of a final table, by the first metric that it has."""
+    if row is None:
+        return "no final table"
+    if "exact" in row:
+        return f"event set {row['exact']:.3f} {format_interval(row['interval'], False)}"
+    if "energy_score" in row:
+        score = row["energy_score"]
+        return f"energy score {score['mean']:.3f} {format_interval(score['interval'], False)}"
+    return f"KID {row['kid']:.4f}"
+
+
+def _settings_that_differ(runs: list) -> list[tuple]:
+    """Settings that not all runs share; those are marked that are not the first run's."""
+    fields = dict.fromkeys(field for run in runs for field in run.config)
+    rows = []
+    for field in fields:
+        texts = [str(run.config.get(field, "-")) for run in runs]
+        if field not in NOT_COMPARED and len(set(texts)) > 1:
+            rows.append((field, [(text, text != texts[0]) for text in texts]))
+    return rows
+
+
+# --- pictures and sounds, as data: URLs ---------------------------------------------------------------------
+
+def _curves(runs: list, names: list[str]) -> list[tuple[str, str]]:
+    """(title, picture) of validation loss, each quality measured, and r, all runs overlaid; without those
+    that no run has."""
+    logs = [_log(run) for run in runs]
+    pictures = []
+    for title, metric, ylabel in CURVES:
+        points = [_evaluations(log, metric) for log in logs]
+        if any(points):
+            pictures.append((title, _overlay(names, points, ylabel, marker="o", ms=3)))
+    points = [_regime(log) for log in logs]
+    if any(points):
+        pictures.append(("Regime r", _overlay(names, points, "r (0 acquires, 1 refines)", (-0.03, 1.03),
+                                              drawstyle="steps-post")))
+    return pictures
+
+
+def _log(run) -> list[dict]:
+    path = run.path / "log.jsonl"
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _evaluations(log: list[dict], metric: str) -> list[tuple]:
+    """(step, value) where it was measured."""
+    return [(row["step"], row["eval"][metric]) for row in log if row.get("eval", {}).get(metric) is not None]
+
+
+def _regime(log: list[dict]) -> list[tuple]:
+    """(step, r); nothing to see where r was never measured."""
+    if not any("D" in row or row.get("r") for row in log):
+        return []
+    return [(row["step"], row["r"]) for row in log if "r" in row]
+
+
+def _overlay(names: list[str], points: list[list[tuple]], ylabel: str, ylim=None, **style) -> str:
+    """Curves of runs in one picture: ten colours, then ten more with another dash."""
+    ax = _axes(6, 3.8)
+    for k, (name, of_run) in enumerate(zip(names, points)):
+        if of_run:
+            ax.plot(*zip(*of_run), color=f"C{k % 10}", ls=("-", "--", ":")[k // 10 % 3], label=name, **style)
+    ax.set(xlabel="step", ylabel=ylabel, ylim=ylim)
+    ax.legend(fontsize=9)
+    return _png(ax)
+
+
+def _dashboards(runs: list, names: list[str]) -> list[tuple[str, str]]:
+    pictures = []
+    for name, run in zip(names, runs):
+        path = run.path / "dashboard.png"
+        if path.is_file():
+            pictures.append((name, _data_url("image/png", path.read_bytes())))
+    return pictures
+
+
+def _sounds(runs: list, names: list[str], n: int) -> list[tuple]:
+    """(task, data, clips) of each kind of run, in the order in which they come; runs of a kind share their
+    clips."""
+    groups = {}
+    for name, run in zip(names, runs):
+        kind = (run.config["task"], run.config["data"], run.config["seconds"])
+        groups.setdefault(kind, []).append((name, run))
+    return [(task, folder, _clips(group, n)) for (task, folder, _), group in groups.items()]
+
+
+def _clips(runs: list[tuple], n: int) -> list[tuple]:
+    """n unseen clips as (caption, cards), for every (name, run) of a kind: real, codec ceiling, (muffled
+    input,) each run from the same noise."""
+    first = runs[0][1]
+    test = data.open_set(first.config, "test", 64)
+    rows = _spread_over_lengths(test, n)
+    captions = [test.caption(i) for i in rows]
+    seeds = list(range(len(rows)))
+    real = np.stack([first_seconds(test.wave(i), first.config["seconds"]) for i in rows])      # (n, N)
+    ceiling = first.codec.decode(first.codec.encode(torch.as_tensor(real))).numpy()
+    columns = [("real", real), ("codec ceiling", ceiling)]
+    if first.config["task"] == "sr":
+        muffled = np.stack([band_limit(wave, CUTOFF) for wave in real])
+        columns.append(("muffled input, 2 kHz", muffled))
+    for name, run in runs:
+        if run.config["task"] == "t2a":
+            made = evaluate.generate(run, captions, seeds)
+        else:
+            made = evaluate.upsample(run, muffled, CUTOFF, seeds)
+        columns.append((f"{name}, step {run.step}", made[:, : real.shape[1]]))
+    return [(caption, [_card(title, waves[k]) for title, waves in columns])
+            for k, caption in enumerate(captions)]
+
+
+def _spread_over_lengths(test, n: int) -> list[int]:
+    """n of the first 64 clips, from the shortest caption to the longest."""
+    size = min(64, len(test))
+    by_length = sorted(range(size), key=lambda i: (len(test.caption(i)), i))
+    return by_length[:: max(1, size // n)][:n]
+
+
+def _card(title: str, wave: np.ndarray) -> tuple[str, str, str]:
+    """(title, spectrogram, sound) of a wave (N,)."""
+    ax = _axes(3.4, 2.2)
+    draw_spectrogram(ax, wave, "")
+    ax.set_xlabel("time (s)", fontsize=8)
+    ax.set_ylabel("frequency (kHz)", fontsize=8)
+    return title, _png(ax), _wav(wave)
+
+
+def _axes(width: float, height: float):
+    """The axes of a new picture, in inches; not by pyplot, which would keep it and may open a window."""
+    from matplotlib.figure import Figure
+    return Figure((width, height), layout="constrained").subplots()
+
+
+def _png(ax) -> str:
+    buffer = io.BytesIO()
+    ax.figure.savefig(buffer, format="png", dpi=100)
+    return _data_url("image/png", buffer.getvalue())
+
+
+def _wav(wave: np.ndarray) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.wav"
+        write_wav(path, wave)
+        return _data_url("audio/wav", path.read_bytes())
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64," + base64.b64encode(content).decode()
+
+
+# --- command ------------------------------------------------------------------------------------------------
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("report.html"))
+    parser.add_argument("--clips", type=int, default=4)
+    args = parser.parse_args()
+    report(args.runs, args.out, args.clips)
+
+
+if __name__ == "__main__":
+    run_cli(main)

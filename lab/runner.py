@@ -1,0 +1,309 @@
+"""Runs of an experiment: make what is missing, find what exists, write it all down as rows.
+
+Every arm x seed is an ordinary run folder, OUT/runs/ARM-sSEED, made by train.train, so it can be resumed,
+generated from and scored like any other. A finished one is not run again, nor one that another experiment
+beside this one has made. All arms of one seed see the same data, steps, initial weights, batches and
+evaluation noise.
+
+Comes in: OUT, the experiment's folder; arms {name: train.py options}; seeds. Goes out: rows.jsonl, one row an
+arm x seed x evaluation (lab/tables.py), and next to each run made.json, what it was made with.
+
+Arms may name three sources of r that train.py does not know (lab/questions.py). They are made here from other
+runs' logs, as a file that the run replays; so the runs that they are made of must come first.
+
+Public: DERIVED, derived, slug, folder_of, resolve_arm, provenance, other_settings, find_finished_run,
+run_arm, job, collect.
+"""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import traceback
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import regime
+import train
+from parts import config
+from parts.cache import cores
+from parts.devices import hardware, pick_device
+from parts.errors import UserError
+from parts.files import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+UNLIKE = ("out", "recipe", "workers", "profile")  # settings that two runs may differ in and still be the same
+
+
+# --- names --------------------------------------------------------------------------------------------------
+
+def slug(name: str) -> str:
+    """An arm's name as part of a folder's name."""
+    return "".join(c if c.isalnum() or c in "-+." else "-" for c in name).strip("-")
+
+
+def folder_of(out: Path, arm: str, seed: int) -> Path:
+    """The run folder of an arm x seed."""
+    return out / "runs" / f"{slug(arm)}-s{seed}"
+
+
+# --- sources of r that are made of other runs ---------------------------------------------------------------
+
+# Kind of source -> which runs must come first: none (0), the same seed's (1), all seeds' (2).
+DERIVED = {"ramp": 0, "warped": 1, "yoked": 2}
+
+
+def derived(options: dict) -> str | None:
+    """The kind of an arm's source of r if it is made here and replayed, else None."""
+    kind = options.get("regime", "").split(":")[0]
+    return kind if kind in DERIVED else None
+
+
+def warp(steps: np.ndarray, r: np.ndarray, K: int, seed: int) -> np.ndarray:
+    """r (n,), written at steps (n,), at a randomly warped time: r(K u^g) at u = k / K, k = 1 ... K, with log2
+    g uniform in [-1, 1]. As smooth and as monotone as r, at the wrong moments. -> (K,)."""
+    g = 2 ** np.random.default_rng([seed, 31]).uniform(-1, 1)
+    u = np.arange(1, K + 1) / K
+    return regime.hold_last(steps, r, K * u**g)
+
+
+def _replayed(kind: str, what: str, K: int, out: Path, arm: str, seed: int, seeds: list[int]) -> np.ndarray:
+    """r (K,) of another run: the same seed's, warped, or the next seed's, as it was."""
+    other = seed
+    if kind == "yoked":
+        if len(seeds) < 2:
+            raise UserError(f"arm {arm!r} replays another seed's regime; give at least --seeds 2")
+        other = seeds[(seeds.index(seed) + 1) % len(seeds)]
+    log = folder_of(out, what, other) / "log.jsonl"
+    if not (log.parent / "scores.json").is_file():
+        raise UserError(f"arm {arm!r} replays {log}, which is missing or of a run that has not ended; "
+                        f"run arm {what!r} first")
+    steps, r = regime.read_r(log)
+    if kind == "warped":
+        return warp(steps, r, K, seed)
+    return regime.hold_last(steps, r, np.arange(1, K + 1))
+
+
+def source_file(source: str, options: dict, out: Path, arm: str, seed: int, seeds: list[int]) -> str:
+    """`warped:ARM`, `yoked:ARM` and `ramp:SHARE` -> replay:FILE, written next to the run. UserError: ARM has
+    not run, or there is no other seed."""
+    kind, _, what = source.partition(":")
+    K = options["steps"]
+    if kind == "ramp":
+        r = np.minimum(1.0, np.arange(1, K + 1) / (float(what) * K))
+    else:
+        r = _replayed(kind, what, K, out, arm, seed, seeds)
+    path = out / "runs" / f"{slug(arm)}-s{seed}.r.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"step": k, "r": float(v)}) + "\n" for k, v in enumerate(r, 1)))
+    return f"replay:{path}"
+
+
+# --- which runs are the same --------------------------------------------------------------------------------
+
+def resolve_arm(options: dict, **more) -> config.Config:
+    """Settings of an arm, checked (UserError). A source of r that is made later can't be checked: the clock
+    stands in."""
+    stand_in = {"regime": "clock"} if derived(options) else {}
+    cfg = config.resolve({**options, **stand_in, **more, "out": "unused"})
+    train.check_regime(cfg)
+    return cfg
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def provenance() -> dict:
+    """What a run was made with: commit (with + where any .py file of the tree differs from it), versions,
+    machine."""
+    # Git's * also matches slashes: this is every .py file below ROOT, whatever its folder.
+    changed = _git("diff", "--quiet", "HEAD", "--", "*.py").returncode == 1
+    commit = _git("rev-parse", "--short", "HEAD").stdout.strip()
+    return {
+        "commit": commit + ("+" if changed else ""),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": hardware(pick_device("auto")),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def other_settings(options: dict, seed: int, made_with: dict) -> str | None:
+    """What a run with the settings `made_with` has otherwise than one with these options would, as "steps
+    100, not 3000"; None: nothing."""
+    wanted = dataclasses.asdict(resolve_arm(options, seed=seed))
+    ignored = {*UNLIKE, "device"}
+    if derived(options):
+        ignored.add("regime")     # made_with holds the path of a file
+    if wanted["precision"] == "auto":
+        ignored.add("precision")  # made_with holds what was measured
+    if wanted["codec"] != "mel":
+        ignored.add("channels")   # made_with holds what the codec has
+    for name, value in wanted.items():
+        if name not in ignored and name in made_with and made_with[name] != value:
+            return f"{name} {made_with[name]}, not {value}"
+    return None
+
+
+def _what_counts(settings: dict) -> dict:
+    return {name: value for name, value in settings.items() if name not in UNLIKE}
+
+
+def find_finished_run(out: Path, options: dict, seed: int) -> Path | None:
+    """A finished run of an experiment beside `out` with the very same settings, made at this commit: E1's
+    `stage` is E3's `slope`. None: there is none."""
+    commit = provenance()["commit"]
+    # A derived source is made of other runs of its own experiment; code that is not committed may have
+    # changed.
+    if derived(options) or not commit or commit.endswith("+"):
+        return None
+    wanted = _what_counts(dataclasses.asdict(resolve_arm(options, seed=seed)))
+    for made in sorted(out.parent.glob("*/runs/*/made.json")):
+        if json.loads(made.read_text())["commit"] != commit:
+            continue
+        if _what_counts(json.loads((made.parent / "config.json").read_text())) == wanted:
+            return made.parent
+    return None
+
+
+# --- runs ---------------------------------------------------------------------------------------------------
+
+def _copy_or_link(source: str, target: str) -> None:
+    """Weights are linked: they are large, and only ever replaced."""
+    if source.endswith(".pt"):
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)
+
+
+def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> Path:
+    """Train one arm x seed, or continue it, or find it finished, here or beside. Returns its folder."""
+    path = folder_of(out, arm, seed)
+    if (path / "scores.json").is_file():
+        return path
+    same = None if path.exists() else find_finished_run(out, options, seed)
+    if same:
+        shutil.copytree(same, path, copy_function=_copy_or_link)
+        return path
+
+    if (path / "config.json").is_file():
+        # Begun; also if it died before its first checkpoint.
+        train.train({}, str(path))
+    else:
+        if path.exists():
+            shutil.rmtree(path)
+        if derived(options):
+            options = {**options, "regime": source_file(options["regime"], options, out, arm, seed, seeds)}
+        train.train({**options, "seed": seed, "out": str(path)})
+    write_text(path / "made.json", json.dumps(provenance()) + "\n")
+    return path
+
+
+def job(arm_seed: tuple, out: Path, arms: dict, seeds: list[int], packed: int = 1) -> tuple[str, str]:
+    """One run (arm, seed), in this process or (packed > 1) one of `packed` worker processes
+    -> ("done" | "stopped" | "failed", why)."""
+    arm, seed = arm_seed
+    try:
+        if packed == 1:
+            run_arm(out, arm, arms[arm], seed, seeds)
+            return "done", ""
+        # Side by side: the cores are shared out, and what a run prints goes to a file beside it, because its
+        # bar and its lines would be mixed with the others'.
+        torch.set_num_threads(max(1, cores() // packed))
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+        with open(f"{folder_of(out, arm, seed)}.txt", "a") as f:
+            with contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
+                run_arm(out, arm, {**arms[arm], "workers": 0}, seed, seeds)
+        return "done", ""
+    except train.Stopped as e:
+        return "stopped", str(e)
+    except Exception:  # whatever it was, the other runs go on
+        return "failed", traceback.format_exc()
+
+
+# --- rows ---------------------------------------------------------------------------------------------------
+
+def _recorded_rows(out: Path) -> dict:
+    """{(arm, seed): rows} of rows.jsonl as it is."""
+    recorded = {}
+    path = out / "rows.jsonl"
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            recorded.setdefault((row["arm"], row["seed"]), []).append(row)
+    return recorded
+
+
+def _made_with(row: dict, options: dict) -> bool:
+    """Was this row's run made with these options, and not by an older experiment with an arm of that name?"""
+    settings = row.get("config", {})
+    for name, value in options.items():
+        if name not in (*UNLIKE, "device") and settings.get(name, value) != value:
+            return False
+    return True
+
+
+def _final_scores(path: Path) -> dict:
+    """The model's row of a run's final table, {metric: number}."""
+    score = next(iter(json.loads((path / "scores.json").read_text()).values()))
+    model_row = next(row for row in score["rows"] if row["row"] == "model")
+    final = {}
+    for metric, value in model_row.items():
+        final[metric] = value["mean"] if isinstance(value, dict) and "mean" in value else value
+    return final
+
+
+def _rows_of_run(path: Path, name: str, arm: str, seed: int, options: dict) -> list[dict]:
+    """The rows of one finished run."""
+    settings = json.loads((path / "config.json").read_text())
+    if derived(options):
+        settings["regime"] = options["regime"]  # what was asked for, not the path of the file made of it
+    settings = {k: v for k, v in settings.items() if k != "out"}
+    made = json.loads((path / "made.json").read_text()) if (path / "made.json").is_file() else {}
+    log = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    evaluations = [line for line in log if "eval" in line]
+    steps_of_r, r = regime.read_r(path / "log.jsonl")
+    probes = [(np.log2(line["step"]), line["D"]) for line in log if "D" in line]
+
+    rows = []
+    for line in evaluations:
+        step = line["step"]
+        row = {"experiment": name, "arm": arm, "seed": seed, "step": step}
+        row |= {metric: value for metric, value in line["eval"].items() if metric != "val_loss_t"}
+        row["r"] = float(regime.hold_last(steps_of_r, r, step))
+        if probes:
+            row["D"] = float(np.interp(np.log2(step), *zip(*probes)))
+        if line is evaluations[-1]:
+            row["final"] = _final_scores(path)
+        rows.append(row | {"config": settings, **made})
+    return rows
+
+
+def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
+    """Rows of all finished runs of experiment `name`: one an arm x seed x evaluation, `final` with the
+    table's metrics on the last; D and r as they stood there (D interpolated in log2 k between probes).
+
+    Written to rows.jsonl, where the rows of runs whose folder is gone stay, and those of arms and seeds that
+    are not asked for now."""
+    recorded = _recorded_rows(out)
+    rows = []
+    for arm, seed in itertools.product(arms, seeds):
+        path = folder_of(out, arm, seed)
+        if (path / "scores.json").is_file():
+            rows += _rows_of_run(path, name, arm, seed, arms[arm])
+        else:
+            rows += [row for row in recorded.get((arm, seed), []) if _made_with(row, arms[arm])]
+    not_asked_for = []
+    for (arm, seed), run in recorded.items():
+        if arm not in arms or seed not in seeds:
+            not_asked_for += run
+    write_text(out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows + not_asked_for))
+    return rows

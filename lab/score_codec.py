@@ -1,0 +1,48 @@
+"""The round trip of held-out clips through a latent space: to be read before a model is trained in it.
+
+    python -m lab.score_codec mel
+    python -m lab.score_codec models/dac --data my_folder --out codec.json
+
+Public: main.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import data
+from parts.audio import CLIP_S
+from parts.commands import add_loading_options, positive
+from parts.components import open_codec
+from parts.devices import pick_device
+from parts.errors import UserError, run_cli
+from parts.files import write_text
+from parts.scoring import codec_table, score_codec
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("codec", metavar="mel|MODEL")
+    parser.add_argument("--channels", type=positive(int), default=64, help="principal components kept")
+    parser.add_argument("--data", default="soundworld", help="soundworld or a folder of recordings")
+    parser.add_argument("--val-fold", type=int, default=0, help="the fold that is held out")
+    parser.add_argument("--clips", type=positive(int), default=100)
+    parser.add_argument("--out", type=Path, help="JSON")
+    add_loading_options(parser)
+    args = parser.parse_args()
+    if args.clips < 2:
+        raise UserError(f"--clips {args.clips}: needs at least 2 clips")
+    config = {"codec": args.codec, "channels": args.channels, "data": args.data, "val_fold": args.val_fold,
+              "seconds": CLIP_S}
+    train_set, test_set = data.open_set(config, "train", 2_000), data.open_set(config, "test", args.clips)
+    codec = open_codec(config, pick_device(args.device), args.trust_remote_code, args.allow_pickle)
+    result = score_codec(codec, config, train_set, test_set, args.clips)
+    print(codec_table(result))
+    if args.out:
+        write_text(args.out, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,321 @@
+"""Rows of an experiment -> its table and its figure.
+
+A row is what one run (arm x seed) measured at one evaluation: {"arm", "seed", "step", "seconds", qualities on
+validation clips, "r", "D" where it was measured}; the last row of a run also holds "final", the metrics of
+the final table. Rows are all that is needed here: the runs themselves may be gone.
+
+Every arm is compared with its reference over the seeds that both have finished: difference of the final
+metric (paired interval, sign-flip p, Holm's p over all arms of the table) and time to quality on the learning
+curves. A table of fewer than 8 seeds is labelled descriptive.
+
+Public: QUALITY, curves, final_metric, summarize, secondary_metrics, table, track, track_table, figure.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+
+from lab.questions import EXPERIMENTS, reference_of
+from lab.statistics import format_interval, holm, interval, paired, rate_correlation, smallest_p, speed_up
+
+# Learning curves are of the first of these that a run has -> +1: higher is better, -1: lower is better.
+QUALITY = {"event_accuracy": 1, "lsd_hf": -1, "val_loss": -1}
+FINAL = {  # the table is of the first of these that a run has, in its final scores -> how it reads
+    "exact": "event-set accuracy",
+    "clap_score": "CLAP score",
+    "energy_score": "energy score (lower is better)",
+    "kid_model": "KID in the audio model's space (lower is better)",
+    "kid": "KID in the judge's space (lower is better)",
+}
+SECONDARY = ("kid", "event_kl", "lsd_hf", "val_loss")  # compared besides; lower is better in all of them
+SEMANTIC = ("event_accuracy", "recall")                # E5: which events there are
+DETAIL = ("count", "pitch", "order")                   # E5: how well those are made that are there
+
+
+# --- what rows hold -----------------------------------------------------------------------------------------
+
+def curves(rows: list[dict], arm: str, seeds: list[int], metric: str, clock: str = "step") -> dict:
+    """{seed: (steps or seconds (n,), quality (n,))} of an arm's finished runs; quality is turned so that
+    higher is better. clock: step | seconds."""
+    out = {}
+    for seed in seeds:
+        mine = [r for r in rows if r["arm"] == arm and r["seed"] == seed]
+        if mine:
+            x = np.array([r[clock] for r in mine], float)
+            y = np.array([r[metric] for r in mine], float)
+            out[seed] = x, QUALITY[metric] * y
+    return out
+
+
+def curve_metric(rows: list[dict]) -> str | None:
+    """The key of QUALITY that the learning curves are of; None: the rows have none."""
+    for metric in QUALITY:
+        if rows and metric in rows[0]:
+            return metric
+    return None
+
+
+def final_metric(rows: list[dict]) -> tuple[str, str]:
+    """(key in the final scores, how it reads): event-set accuracy, CLAP score (higher is better), energy
+    score or KID (lower is better)."""
+    key = next(k for k in FINAL if any(k in r.get("final", {}) for r in rows))
+    return key, FINAL[key]
+
+
+# --- the table ----------------------------------------------------------------------------------------------
+
+def _speed_ups(rows: list[dict], arm: str, reference: str, seeds: list[int], metric: str) -> dict:
+    """How much sooner than its reference an arm reaches the same quality, in steps and in seconds."""
+    out = {}
+    for clock in ("step", "seconds"):
+        if any(clock not in r for r in rows if r["arm"] in (arm, reference)):
+            continue  # made on another day or machine: no seconds to compare
+        ref = curves(rows, reference, seeds, metric, clock)
+        mine = curves(rows, arm, seeds, metric, clock)
+        out[f"speed_up_{clock}"] = speed_up([ref[s] for s in seeds], [mine[s] for s in seeds])
+    return out
+
+
+def summarize(rows: list[dict], arms: dict, seeds: list[int], reference: str) -> list[dict]:
+    """One row an arm: final metric over seeds, paired difference from its reference with Holm's p, speed-up
+    over it in steps and seconds. An arm without a finished run: {"arm", "n": 0}."""
+    key, _ = final_metric(rows)
+    metric = curve_metric(rows)
+    final = {arm: {} for arm in arms}  # arm -> {seed: final metric}
+    for r in rows:
+        if r["arm"] in final and "final" in r:
+            final[r["arm"]][r["seed"]] = r["final"][key]
+    out = []
+    for arm, values in final.items():
+        if not values:
+            out.append({"arm": arm, "n": 0})
+            continue
+        mean, low, high = interval(list(values.values()))
+        row = {"arm": arm, "n": len(values), "mean": mean, "interval": [low, high]}
+
+        # Against the reference, over the seeds that both have.
+        other = reference_of(arm, arms, reference)
+        both = sorted(set(values) & set(final.get(other, {})))
+        if both and arm != other:
+            row["reference"] = other
+            row["against"] = paired([values[s] for s in both], [final[other][s] for s in both])
+            if metric:
+                row |= _speed_ups(rows, arm, other, both, metric)
+        out.append(row)
+
+    # The more arms are tested, the smaller a p must be.
+    tested = [row["against"] for row in out if "against" in row]
+    for against, p in zip(tested, holm([against["p"] for against in tested])):
+        against["holm_p"] = p
+    return out
+
+
+def secondary_metrics(rows: list[dict], arms: dict, seeds: list[int], reference: str) -> dict:
+    """{arm: {metric: paired difference from its reference}} of what a finished run has besides the final
+    metric: what one gains may cost another. A metric that any of the runs compared lacks is left out."""
+    main, _ = final_metric(rows)
+    last = {}  # (arm, seed) -> {metric: value} at the end
+    for r in rows:
+        if "final" in r:
+            last[r["arm"], r["seed"]] = {**r["final"], "val_loss": r.get("val_loss")}
+    out = {}
+    for arm in arms:
+        other = reference_of(arm, arms, reference)
+        both = [s for s in seeds if (arm, s) in last and (other, s) in last]
+        if arm == other or not both:
+            continue
+        found = {}
+        for metric in SECONDARY:
+            mine = [last[arm, s].get(metric) for s in both]
+            ref = [last[other, s].get(metric) for s in both]
+            if metric != main and all(isinstance(value, float) for value in mine + ref):
+                found[metric] = paired(mine, ref)
+        if found:
+            out[arm] = found
+    return out
+
+
+def _format_speed_up(found: dict) -> str:
+    if not found["n"]:
+        return "never in reach (censored)"
+    text = f"{found['ratio']:.2f} {format_interval(found['interval'], sign=False, digits=2)}"
+    if found["shared"] < 0.95:
+        text += f", over {100 * found['shared']:.0f} % of its range"
+    return text
+
+
+def _format_arm(row: dict, width: int) -> str:
+    """An arm's line of the table; row: of summarize."""
+    if not row["n"]:
+        return f"{row['arm']:{width}s} 0   no finished run"
+    line = f"{row['arm']:{width}s} {row['n']}  {row['mean']:6.3f} "
+    line += f"{format_interval(row['interval'], sign=False):16s}"
+    if "against" in row:
+        d = row["against"]
+        line += f"  {d['difference']:+.3f} {format_interval(d['interval']):16s}"
+        line += f"  {d['p']:.3f}   {d['holm_p']:.3f}"
+        for key in ("speed_up_step", "speed_up_seconds"):
+            if key in row:
+                line += f"   {_format_speed_up(row[key])}"
+    return line
+
+
+def table(name: str, rows: list[dict], arms: dict, seeds: list[int], reference: str) -> str:
+    """The experiment's table, ready to print."""
+    _, label = final_metric(rows)
+    n = len(seeds)
+    width = max(26, *map(len, arms))
+
+    # What is asked, of how many seeds, against which arm.
+    question = EXPERIMENTS[name].question if name in EXPERIMENTS else ""
+    basis = f"{label}, {n} seed{'s' * (n > 1)}"
+    if n < 8:
+        basis += " - DESCRIPTIVE: fewer than 8 seeds decide nothing"
+    basis += f"; smallest p that {n} seeds can reach: {smallest_p(n):.2g}; differences from {reference!r}"
+    if any(": " in arm for arm in arms):
+        basis += " of the same setting"
+    head = (f"{'arm':{width}s} n   mean  95 % interval    difference, 95 %             p  Holm p   "
+            "sooner by, in steps: 95 %     in seconds")
+
+    lines = [f"{name}: {question}", basis, head]
+    lines += [_format_arm(row, width) for row in summarize(rows, arms, seeds, reference)]
+
+    # What an arm gains in the main metric it may lose in others.
+    others = secondary_metrics(rows, arms, seeds, reference)
+    if others:
+        note = "lower is better in all of these; not adjusted for their number"
+        lines += ["", f"also, as differences, 95 % ({note})"]
+    for arm, found in others.items():
+        differences = []
+        for metric, d in found.items():
+            differences.append(f"{metric} {d['difference']:+.3f} {format_interval(d['interval'])}")
+        lines.append(f"{arm:{width}s} " + ", ".join(differences))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+# --- E5: does D fall where quality rises? -------------------------------------------------------------------
+
+def track(rows: list[dict]) -> dict:
+    """E5: {quality: rate correlation with D} over finished runs, at the evaluations where every run has both.
+    {} below 3 runs or 3 such evaluations."""
+    runs = {}  # (arm, seed) -> {step: row}
+    for r in rows:
+        runs.setdefault((r["arm"], r["seed"]), {})[r["step"]] = r
+    common = sorted(set.intersection(*map(set, runs.values())))
+    out = {}
+    for quality in (*SEMANTIC, *DETAIL):
+        # A factor that was asked of no clip is None there.
+        steps = []
+        for k in common:
+            if all(run[k].get(quality) is not None and "D" in run[k] for run in runs.values()):
+                steps.append(k)
+        if len(runs) < 3 or len(steps) < 3:
+            continue
+        compared = []
+        for run in runs.values():
+            D = np.array([run[k]["D"] for k in steps], float)
+            values = np.array([run[k][quality] for k in steps], float)
+            compared.append({"x": np.log2(steps), "D": D, "quality": values})
+        out[quality] = rate_correlation(compared)
+    return out
+
+
+def track_table(rows: list[dict]) -> str:
+    """`track` as text."""
+    found = track(rows)
+    if not found:
+        return "E5: fewer than 3 finished runs, or fewer than 3 common evaluations"
+    n = next(iter(found.values()))["runs"]
+    unit = f"less the mean over the {n} runs at that step; the unit is the run"
+    if n < 8:
+        unit += " - DESCRIPTIVE: fewer than 8 runs decide nothing"
+    what = "Correlation of the rate at which D falls with the rate at which a quality rises, per doubling,"
+    head = f"{'':26s} correlation, 95 %          p   rates a run"
+    lines = [f"E5: {EXPERIMENTS['E5'].question} {what}", unit, head]
+    for quality, c in found.items():
+        kind = "semantic" if quality in SEMANTIC else "detail"
+        label = f"{quality.replace('_', ' ')} ({kind})"
+        ends = format_interval(c["interval"])
+        lines.append(f"{label:26s} {c['correlation']:+.3f} {ends:18s} {c['p']:.3f}   {c['points']}")
+    return "\n".join(lines)
+
+
+# --- the figure ---------------------------------------------------------------------------------------------
+
+LABELS = {  # of the vertical axes
+    "event_accuracy": "event-set accuracy",
+    "lsd_hf": "LSD-HF at 2 kHz (lower is better)",
+    "val_loss": "validation loss (lower is better)",
+    "r": "regime r",
+    "recall": "events heard (semantic)",
+    "count": "count, of heard events (detail)",
+    "pitch": "high or low, of heard events (detail)",
+    "order": "order, of right sets (detail)",
+}
+
+
+def _draw_arm(ax, rows: list[dict], arm: str, number: int, seeds: list[int], metric: str, clock: str) -> None:
+    """One arm's mean curve with its t band over seeds; nothing where it has no rows with both keys."""
+    runs = []
+    for seed in seeds:
+        run = [r for r in rows if r["arm"] == arm and r["seed"] == seed and metric in r and clock in r]
+        if run:
+            runs.append(run)
+    if not runs:
+        return
+    x = np.mean([[r[clock] for r in run] for run in runs], 0)        # (evaluations,)
+    y = np.array([[r[metric] for r in run] for run in runs], float)  # (runs, evaluations), None is NaN
+    known = ~np.isnan(y).any(0)  # a factor that was not asked of some seed has no paired mean
+    color = f"C{number % 10}"
+    dashes = ("-", "--", ":")[number // 10 % 3]
+    label = f"{arm} (n = {len(runs)})"
+    ax.plot(x[known], y[:, known].mean(0), marker="o", ms=3, label=label, color=color, ls=dashes)
+    if len(runs) > 1:
+        half = scipy.stats.t.ppf(0.975, len(runs) - 1) * y.std(0, ddof=1) / np.sqrt(len(runs))
+        low, high = (y.mean(0) - half)[known], (y.mean(0) + half)[known]
+        ax.fill_between(x[known], low, high, color=color, alpha=0.12, lw=0)
+
+
+def figure(out: Path, name: str, rows: list[dict], arms: dict, seeds: list[int]) -> None:
+    """Write out/figure.png: learning curves by arm, mean and t interval over seeds: quality against steps and
+    seconds, r; for captions also each factor alone."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    main = curve_metric(rows)
+    if main is None:
+        return
+
+    # Panels: (what, against what), four in a line.
+    panels = [(main, "step"), (main, "seconds"), ("r", "step")]
+    for factor in ("recall", "count", "pitch", "order"):
+        if any(r.get(factor) is not None for r in rows):
+            panels.append((factor, "step"))
+    lines = -(-len(panels) // 4)
+    columns = -(-len(panels) // lines)
+    fig, axes = plt.subplots(lines, columns, figsize=(5 * columns, 3.8 * lines + 0.6), layout="constrained",
+                             squeeze=False)
+    for ax in axes.flat[len(panels):]:
+        ax.axis("off")
+
+    # Curves.
+    for ax, (metric, clock) in zip(axes.flat, panels):
+        for number, arm in enumerate(arms):
+            _draw_arm(ax, rows, arm, number, seeds, metric, clock)
+        xlabel = "training step" if clock == "step" else "training seconds (evaluation excluded)"
+        ax.set(xlabel=xlabel, ylabel=LABELS[metric], ylim=(-0.03, 1.03) if metric != main else None)
+
+    # The legend takes the empty place at the end, where there is one.
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    if len(panels) < axes.size:
+        columns = 2 if len(labels) > 16 else 1
+        axes.flat[-1].legend(handles, labels, loc="center", fontsize=8, ncol=columns, frameon=False)
+    else:
+        axes.flat[0].legend(handles, labels, fontsize=8)
+    n = len(seeds)
+    basis = f"{n} seed{'s' * (n > 1)}: descriptive" if n < 8 else f"{n} seeds; bands: 95 %"
+    fig.suptitle(f"{name}: {EXPERIMENTS[name].question} Validation clips; {basis}")
+    fig.savefig(out / "figure.png", dpi=90)
+    plt.close(fig)

@@ -1,0 +1,155 @@
+"""Arrays on disk that are filled once, by several processes, and continued where they stopped.
+
+Everything that is slow to make and can be made again (rendered clips, decoded recordings, latents, teacher
+features) is an array in a cache folder, named by a hash of all that it depends on. An array is made in chunks
+of items; a byte a chunk says which are done, so an interrupted run loses no more than the chunks that it was
+working on.
+
+    fn(indices, *args) --fill_array--> NAME.npy   rows of all items, returned as a read-only memory map
+                                       NAME.done  one byte a chunk: 1 where it is filled
+                                       NAME.lock  so that two runs do not fill one array at once
+
+Workers are spawned, so this module imports no torch: it would cost each of them seconds.
+
+Public: cache_dir, digest, cores, parallel_map, fill_array.
+"""
+from __future__ import annotations
+
+import hashlib
+import multiprocessing as mp
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from parts.errors import UserError
+from parts.files import file_lock
+
+
+def cache_dir() -> Path:
+    """Folder of everything that can be made again. Delete it whenever you like; STAGE_AUDIO_CACHE moves it
+    elsewhere."""
+    folder = Path(os.environ.get("STAGE_AUDIO_CACHE") or Path.home() / ".cache" / "stage-audio")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def digest(*parts) -> str:
+    """Short stable hash of any printable parts; the name of a cache entry."""
+    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+# --- worker processes -----------------------------------------------------------------------------------
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the parent process, then end this one. A killed parent can't tell its workers;
+    without this they would finish their jobs and then wait for ever."""
+    mp.connection.wait([mp.parent_process().sentinel])
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def parallel_map(fn, jobs, args=(), workers: int | None = None, ahead: int = 2):
+    """Yield (job, fn(job, *args)) as they finish, in worker processes (None: one a core; 0: in this one). fn
+    must be top-level. `ahead` jobs a worker are handed out at a time; with 1, none is begun after Ctrl-C."""
+    if workers is None:
+        workers = min(61, cores())  # Windows allows 61 handles
+    if workers == 0 or len(jobs) <= 1:
+        for job in jobs:
+            yield job, fn(job, *args)
+        return
+
+    # 'spawn', not 'fork': forking a process whose torch threads have run can deadlock in the child.
+    pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), initializer=_start_worker)
+    try:
+        job_of = {}  # future -> job
+        todo = list(jobs)[::-1]
+        while todo or job_of:
+            while todo and len(job_of) < ahead * workers:
+                job = todo.pop()
+                job_of[pool.submit(fn, job, *args)] = job
+            finished = wait(list(job_of), return_when=FIRST_COMPLETED).done
+            future = next(iter(finished))
+            yield job_of.pop(future), future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+# --- arrays ---------------------------------------------------------------------------------------------
+
+def fill_array(folder: Path, name: str, shape, dtype, fn, n: int, args=(), chunk: int = 64, workers=None,
+               desc: str = "", where=None) -> np.ndarray:
+    """Memory-map folder/name.npy, filling what is not yet done.
+
+    fn(indices, *args) returns the rows of those items, concatenated along axis 0; item i owns row i, or the
+    rows where[i]:where[i+1] when `where` (n+1 offsets) is given. `desc` is said on the progress bar. Returns
+    a read-only memory map of `shape`. UserError where the disk has no room."""
+    folder.mkdir(parents=True, exist_ok=True)
+    where = np.arange(n + 1) if where is None else where
+    path = folder / f"{name}.npy"
+    flags_path = folder / f"{name}.done"
+    n_chunks = -(-n // chunk)
+
+    # Two runs that start together must not fill one cache at once.
+    with file_lock(folder / f"{name}.lock"):
+        begun = path.exists() and flags_path.exists() and flags_path.stat().st_size == n_chunks
+        if not begun:
+            _create_array(path, shape, dtype, desc)
+            flags_path.write_bytes(bytes(n_chunks))
+
+        flags = np.memmap(flags_path, np.uint8, "r+")
+        todo = [tuple(range(c * chunk, min(n, (c + 1) * chunk))) for c in np.flatnonzero(flags == 0)]
+        if todo:
+            # A chunk is flagged after its rows are on disk: a kill in between makes it again.
+            rows = np.lib.format.open_memmap(path, "r+")
+            done = n - sum(map(len, todo))
+            bar = tqdm(total=n, initial=done, desc=desc, unit="clip", dynamic_ncols=True)
+            for job, made in parallel_map(fn, todo, args, workers if len(todo) > 2 else 0):
+                rows[where[job[0]] : where[job[-1] + 1]] = made
+                rows.flush()
+                flags[job[0] // chunk] = 1
+                flags.flush()
+                bar.update(len(job))
+            bar.close()
+    return np.load(path, mmap_mode="r")
+
+
+def _create_array(path: Path, shape, dtype, desc: str) -> None:
+    """An .npy file of zeros that takes its room on the disk now; it appears whole, under its final name."""
+    folder = path.parent
+    shape = tuple(map(int, shape))  # numpy integers would spoil the header
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    free = shutil.disk_usage(folder).free
+
+    # The file is sparse at first: a disk that fills up under it would end this process without a word.
+    if size > 0.95 * free:
+        raise UserError(f"{folder}: {desc} needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make "
+                        "room, or set STAGE_AUDIO_CACHE to another disk")
+    if size > 2e8:
+        print(f"{desc}: writing {size / 1e9:.1f} GB to {folder}")
+
+    # Take the room here, where a lack of it is an error and not a killed process.
+    temporary = path.with_name(f"{path.stem}.tmp{os.getpid()}")
+    np.lib.format.open_memmap(temporary, "w+", dtype, shape).flush()
+    if hasattr(os, "posix_fallocate"):
+        with open(temporary, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+    os.replace(temporary, path)

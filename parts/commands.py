@@ -1,0 +1,78 @@
+"""The command line of evaluate.py: which commands there are and what each takes.
+
+Public: evaluate_parser.
+"""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def positive(kind):
+    """An argparse type: a positive number of a kind."""
+    def parse(text: str):
+        if kind(text) <= 0:
+            raise argparse.ArgumentTypeError("must be positive")
+        return kind(text)
+    return parse
+
+
+def evaluate_parser(description: str) -> argparse.ArgumentParser:
+    """The chosen command's name is `args.command`."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    generate = commands.add_parser("generate", help="caption -> wav")
+    generate.add_argument("run")
+    generate.add_argument("--prompt", required=True)
+    generate.add_argument("--out", type=Path, default=Path("out.wav"))
+    generate.add_argument("--n", type=positive(int), default=1,
+                          help="how many, from seeds seed, seed + 1, ...")
+    generate.add_argument("--method", choices=("euler", "heun"), default="euler")
+    generate.add_argument("--seconds", type=positive(float))
+
+    upsample = commands.add_parser("upsample", help="muffled audio -> full band")
+    upsample.add_argument("run")
+    upsample.add_argument("--input", type=Path, required=True)
+    upsample.add_argument("--out", type=Path, default=Path("clear.wav"))
+    upsample.add_argument("--cutoff", type=float,
+                          help="Hz above which the input holds nothing; found by itself when left out")
+
+    score = commands.add_parser("score", help="metrics with intervals")
+    score.add_argument("runs", nargs="+")
+    score.add_argument("--clips", type=positive(int), default=500)
+    score.add_argument("--judge", choices=("dev", "final"), default="dev")
+    score.add_argument("--split", choices=("val", "test", "combos"), default="test")
+    score.add_argument("--cutoff", type=int, default=2_000)
+    score.add_argument("--out", type=Path, help="JSON")
+    score.add_argument("--clap", default="", metavar="MODEL",
+                       help="a CLAP model, folder or hub id: CLAP score")
+    score.add_argument("--audio-model", default="", metavar="MODEL",
+                       help="any audio model, folder or hub id: KID and Frechet distance in its space")
+
+    for command in (generate, upsample):
+        command.add_argument("--seed", type=int, default=0)
+    for command in (generate, score):
+        command.add_argument("--guidance-scale", type=float, metavar="W", help="1 is plain conditional")
+    for command in (generate, upsample, score):
+        command.add_argument("--steps", type=positive(int), help="integration steps")
+        add_loading_options(command)
+
+    sounds = commands.add_parser("sounds", help="what a model can be asked for")
+    sounds.add_argument("run")
+    export = commands.add_parser("export", help="small checkpoint for sharing")
+    export.add_argument("run", type=Path)
+    export.add_argument("folder", type=Path)
+    dashboard = commands.add_parser("dashboard", help="draw dashboard.png again")
+    dashboard.add_argument("run", type=Path)
+    return parser
+
+
+def add_loading_options(command: argparse.ArgumentParser) -> None:
+    """How pretrained parts are loaded, and where."""
+    command.add_argument("--device", default="cpu")
+    command.add_argument("--trust-remote-code", action="store_true",
+                         help="run Python code that comes with a pretrained part")
+    command.add_argument("--allow-pickle", action="store_true",
+                         help="read pretrained weights that are not safetensors")

@@ -1,0 +1,303 @@
+"""The settings of a run: each with its default and its meaning, presets, recipes, checks, the command line.
+
+    defaults  <  preset (by device)  <  recipe  <  what the user typed
+
+`Config` is flat: one documented field a line, grouped under headings, and the command line has a flag for
+each. A new setting is one line of `Config`; a new combination of mechanisms is one line of RECIPES. What a
+value must satisfy stands in the check of its group, below.
+
+Public: Config, PRESETS, RECIPES, CHOICES, parse, resolve, validate_config.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+from parts.devices import pick_device
+from parts.errors import UserError
+
+
+@dataclass
+class Config:
+    # --- the run
+    task: str = "t2a"            # t2a: caption -> sound; sr: band-limited -> full-band sound
+    preset: str = "auto"         # smoke (CPU, MPS) | small (one GPU) | full; auto: by device
+    recipe: str = "stage"        # vanilla | static | stop | clock | stage: of RECIPES; flags overrule it
+    out: str = ""                # run folder; empty: runs/<task>, numbered when taken
+    seed: int = 0                # everything random derives from it
+    steps: int = 3_000           # optimizer steps, K
+    device: str = "auto"         # cpu | cuda | mps
+    precision: str = "auto"      # fp32 | bf16; auto: the one that measures faster here
+    workers: int = -1            # processes that prepare data; -1: one a core
+    profile: bool = False        # print each part's share of the time at the end
+
+    # --- data
+    data: str = "soundworld"     # soundworld, a folder of recordings, or a mixture: folder=3,soundworld=1
+    max_bad_share: float = 0.01  # share of a folder's rows or files that may be unusable (bad.txt)
+    val_fold: int = 0            # value of column `fold` that is held out; 0: a tenth of the files
+    seconds: float = 2.56        # length of training crops
+    clips: int = 6_000           # SoundWorld training clips
+    variants: int = 3            # sr: band-limited versions of each training clip
+
+    # --- model
+    width: int = 128             # W, model width
+    depth: int = 4               # L, transformer blocks
+    heads: int = 4               # attention heads
+    channels: int = 64           # C, principal components that the codec keeps
+    codec: str = "mel"           # the latent space; mel: log-mel + PCA, or a neural codec (folder or hub id)
+    text: str = "words"          # words: the embedded encoder, or a frozen one (folder or hub id)
+    trust_remote_code: bool = False  # run Python code that comes with a pretrained model
+    allow_pickle: bool = False   # read pretrained weights that are not safetensors
+
+    # --- optimizer
+    batch: int = 32              # clips a step, over all devices
+    accumulate: int = 1          # parts that a batch is cut into: less memory, the same gradient
+    checkpointing: bool = False  # recompute each block in the backward pass: less memory, a third more time
+    compile: bool = False        # torch.compile the network: a minute or more at the start
+    optimizer: str = "muon"      # muon: matrices inside blocks, AdamW the rest | adamw: everything
+    lr: float = 2e-3             # rate after warm-up, then constant: a decay would favour short arms
+    muon_lr: float = 5e-3        # the same for Muon, in units of AdamW's rate (update RMS 0.2 lr)
+    warmup: int = 100            # steps of linear warm-up
+    weight_decay: float = 0.01   # decoupled, in both optimizers
+    grad_clip: float = 1.0       # ceiling of the gradient norm
+    ema: float = 0.9999          # EMA ceiling; ramped as (1 + k) / (10 + k): spans a tenth of the run
+    cond_drop: float = 0.1       # share of samples trained without condition, for classifier-free guidance
+
+    # --- regime: where training is
+    regime: str = "slope"        # source of r: slope | loss | clock | replay:FILE (another run's log.jsonl)
+    regime_signal: str = "t1"    # what the slope is taken of: t1 | levels | ratio | latent (regime.signal)
+    probe: str = "auto"          # auto: measure D where r depends on it | always | never
+
+    # --- mechanism 1: SSL guidance
+    guidance: str = "adaptive"   # off | constant | adaptive: lambda(r)
+    teacher: str = "tiny"        # tiny: the shipped one | folder or hub id | controls: random (not
+    #                              trained), shuffled (the shipped one's features of other clips)
+    teacher_layer: int = 0       # of a pretrained teacher, from 1; 0: the last
+    lambda0: float = 0.5         # weight of the alignment loss (REPA: 0.5)
+    gamma: float = 1.0           # exponent of its decay
+    stop_at: float = 0.0         # constant guidance ends after this share of the steps (HASTE); 0: no
+    guide_every: int = 4         # align every n-th token, others each step: neighbours are alike
+    align_block: int = 0         # aligned block, from 1; 0: round(0.4 L)
+
+    # --- mechanism 2: training timesteps
+    timesteps: str = "adaptive"  # off: m = 0 (reference) | constant: m_late | adaptive: m(r)
+    m_late: float = 1.5          # centre m of p(t) at r = 1 and if constant; a logit: 1.5 is t = 0.82
+    m_early: float = 2.0         # m at r = 0: t = 0.88, nearer to noise
+    t_std: float = 1.0           # s of the logit-normal, on the same scale
+
+    # --- mechanism 3: structure of the blocks
+    structure: str = "adaptive"  # off | constant: groups by depth | adaptive: groups in the weights
+    mu0: float = 0.1             # weight of the structure loss
+    struct_loss: str = "grouped"  # grouped | dispersive
+
+    # --- evaluation
+    guidance_scale: float = 2.5  # w of classifier-free guidance in previews and scores (t2a; sr uses 1)
+    sample_steps: int = 16       # Euler steps of previews and scores
+    eval_every: int = 600        # steps between validation, previews and checkpoints
+    score_clips: int = 500       # clips of the final table
+    score_split: str = "test"    # test | val: development must not use the test split
+    judge: str = "dev"           # dev | final: the judge of the final table
+    clap: str = ""               # a CLAP model (folder or hub id) for the final table's CLAP score
+    audio_model: str = ""        # any audio model, for the final table's KID and Frechet distance
+
+    @property
+    def adaptive(self) -> bool:
+        """Does any mechanism follow r?"""
+        return "adaptive" in (self.guidance, self.timesteps, self.structure)
+
+
+PRESETS = {  # what differs from the defaults above; a second entry is laid over it for super-resolution
+    "smoke": ({}, {"clips": 2_500, "score_clips": 100}),
+    "small": ({"steps": 20_000, "batch": 128, "width": 384, "depth": 12, "heads": 6, "clips": 40_000,
+               "lr": 5e-4, "muon_lr": 2e-3, "eval_every": 1_000}, {}),
+    "full": ({"steps": 300_000, "batch": 256, "width": 768, "depth": 16, "heads": 12, "channels": 96,
+              "seconds": 10.24, "clips": 20_000, "lr": 2e-4, "muon_lr": 1e-3, "warmup": 2_000,
+              "eval_every": 5_000}, {}),
+}
+RECIPES = {  # who drives what; the other settings are the same in every row
+    "vanilla": {"guidance": "off", "timesteps": "off", "structure": "off"},
+    "static": {"guidance": "constant", "timesteps": "constant", "structure": "off"},
+    "stop": {"guidance": "constant", "timesteps": "constant", "structure": "off", "stop_at": 0.4},
+    "clock": {"guidance": "adaptive", "timesteps": "adaptive", "structure": "adaptive", "regime": "clock"},
+    "stage": {"guidance": "adaptive", "timesteps": "adaptive", "structure": "adaptive", "regime": "slope"},
+}
+# Asked anew each time: a run folder from elsewhere must not answer for the user.
+TRUST = ("trust_remote_code", "allow_pickle")
+WITH_RESUME = ("steps", "device", "workers", "profile", *TRUST)  # what may be typed beside --resume
+MODES = ("off", "constant", "adaptive")
+REGIMES = ("slope", "loss", "clock")  # sources of r without a file
+CHOICES = {
+    "task": ("t2a", "sr"),
+    "preset": ("auto", *PRESETS),
+    "recipe": tuple(RECIPES),
+    "precision": ("auto", "fp32", "bf16"),
+    "optimizer": ("muon", "adamw"),
+    "regime_signal": ("t1", "levels", "ratio", "latent"),
+    "probe": ("auto", "always", "never"),
+    "guidance": MODES,
+    "timesteps": MODES,
+    "structure": MODES,
+    "struct_loss": ("grouped", "dispersive"),
+    "score_split": ("test", "val"),
+    "judge": ("dev", "final"),
+}
+
+
+# --- checks: (setting, is it possible?, what it must be), a function for each group -------------------------
+
+def _run_checks(c: Config):
+    yield "steps", c.steps > 0, "positive"
+    yield "seed", c.seed >= 0, "0 or more"
+
+
+def _data_checks(c: Config):
+    yield "max_bad_share", 0 <= c.max_bad_share < 1, "in [0, 1)"
+    yield "seconds", 0.5 <= c.seconds <= 30, "from 0.5 to 30"
+    yield "clips", c.clips >= 100, "at least 100"
+    yield "variants", c.variants > 0, "positive"
+
+
+def _model_checks(c: Config):
+    yield "width", 0 < c.width <= 16_384, "from 1 to 16384"
+    yield "depth", 0 < c.depth <= 512, "from 1 to 512"
+    one_block_is_enough = c.structure == "off" and c.probe != "always"
+    enough = c.depth > 1 or one_block_is_enough
+    yield "depth", enough, "at least 2, or add --structure off: one block has no groups"
+    even = c.heads > 0 and c.width % (2 * c.heads) == 0
+    yield "heads", even, "such that width / heads is an even number"
+    yield "channels", 0 < c.channels <= 128, "from 1 to 128"
+
+
+def _optimizer_checks(c: Config):
+    yield "batch", c.batch > 0, "positive"
+    divides = c.accumulate > 0 and c.batch % c.accumulate == 0
+    yield "accumulate", divides, f"a divisor of --batch {c.batch}"
+    compares_clips = c.structure != "off" or c.teacher == "shuffled"
+    several = divides and c.batch // c.accumulate > 1
+    yield ("accumulate", several or not compares_clips,
+           "fewer than --batch: the structure loss and shuffled features compare clips of one part")
+    yield "lr", c.lr > 0, "positive"
+    yield "muon_lr", c.muon_lr > 0, "positive"
+    yield "warmup", c.warmup > 0, "positive"
+    yield "weight_decay", c.weight_decay >= 0, "0 or more"
+    yield "grad_clip", c.grad_clip > 0, "positive"
+    yield "cond_drop", 0 <= c.cond_drop < 1, "in [0, 1)"
+
+
+def _regime_checks(c: Config):
+    name, _, file = c.regime.partition(":")
+    known = c.regime in REGIMES or (name == "replay" and file != "")
+    yield "regime", known, "slope, loss, clock or replay:FILE"
+    needs_probe = c.regime == "slope" and c.adaptive
+    measured = c.probe != "never" or not needs_probe
+    yield "probe", measured, "auto or always where an adaptive mechanism follows the slope"
+
+
+def _mechanism_checks(c: Config):
+    yield "lambda0", c.lambda0 >= 0, "0 or more"
+    yield "gamma", c.gamma > 0, "positive"
+    yield "stop_at", 0 <= c.stop_at <= 1, "in [0, 1]"
+    yield "guide_every", 0 < c.guide_every <= 8, "from 1 to 8"
+    yield "align_block", 0 <= c.align_block <= c.depth, f"a block from 1 to {c.depth}, or 0"
+    yield "t_std", c.t_std > 0, "positive"
+    yield "mu0", c.mu0 >= 0, "0 or more"
+
+
+def _evaluation_checks(c: Config):
+    yield "sample_steps", c.sample_steps > 0, "positive"
+    yield "eval_every", c.eval_every > 0, "positive"
+    yield "score_clips", c.score_clips >= 2, "at least 2"
+    captioned = c.task == "t2a"
+    yield "clap", not c.clap or captioned, "left out with --task sr: there is no caption to compare with"
+
+
+CHECKS = (_run_checks, _data_checks, _model_checks, _optimizer_checks, _regime_checks, _mechanism_checks,
+          _evaluation_checks)
+
+
+def out_of_range(cfg: Config) -> tuple[str, str] | None:
+    """The first setting with an impossible value, as ("name value", what it must be)."""
+    for name, possible, must_be in itertools.chain.from_iterable(check(cfg) for check in CHECKS):
+        if not possible:
+            return f"{name.replace('_', '-')} {getattr(cfg, name)}", must_be
+    return None
+
+
+def validate_config(fields) -> str | None:
+    """What is wrong with the settings of a run folder from elsewhere, in one line; None: nothing."""
+    # The folder's fields are those of this version, no more and no fewer.
+    types = typing.get_type_hints(Config)
+    if not isinstance(fields, dict):
+        return "holds no settings"
+    odd = sorted(set(fields) ^ set(types))
+    if odd:
+        return f"{'no' if odd[0] in types else 'unknown'} setting {odd[0]!r}; it is of another version"
+
+    # Each value is what could have been typed.
+    for name, value in fields.items():
+        allowed = (int, float) if types[name] is float else (types[name],)
+        is_a_bool = isinstance(value, bool)  # which Python also takes for an int
+        if not isinstance(value, allowed) or is_a_bool != (types[name] is bool):
+            return f"{name} is {value!r}, not of type {types[name].__name__}"
+        if name in CHOICES and value not in CHOICES[name]:
+            return f"{name} is {value!r}, not one of {', '.join(CHOICES[name])}"
+    wrong = out_of_range(Config(**fields))
+    return "{}: must be {}".format(*wrong) if wrong else None
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+def parse(argv: list[str], description: str = __doc__) -> tuple[dict, str]:
+    """Command line -> ({field: typed value} as given, run folder to resume or '')."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resume", metavar="RUN", default="", help="continue the run in this folder")
+    types = typing.get_type_hints(Config)
+    for f in dataclasses.fields(Config):
+        if types[f.name] is bool:
+            how = {"action": argparse.BooleanOptionalAction, "default": None}
+        else:
+            how = {"type": types[f.name], "choices": CHOICES.get(f.name)}
+        flag = "--" + f.name.replace("_", "-")
+        parser.add_argument(flag, dest=f.name, help=f"default {f.default!r}", **how)
+    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+
+    # A resumed run keeps its settings: another batch size halfway would make it a run that nobody can repeat.
+    resume = given.pop("resume")
+    extra = sorted(set(given) - set(WITH_RESUME))
+    if resume and extra:
+        raise UserError("--resume continues with the run's own settings; only --steps, --device, --workers "
+                        f"and --profile may be added, not --{extra[0].replace('_', '-')}")
+    return given, resume
+
+
+def resolve(given: dict) -> Config:
+    """Defaults < preset (by device) < recipe < what the user typed. UserError for a value that can't be."""
+    cfg = Config(**{name: given[name] for name in ("task", "device", "preset") if name in given})
+    cfg.device = pick_device(cfg.device)
+    if cfg.preset == "auto":
+        cfg.preset = "small" if cfg.device.startswith("cuda") else "smoke"
+    preset, preset_for_sr = PRESETS[cfg.preset]
+    if cfg.task == "sr":
+        preset = {**preset, **preset_for_sr}
+    recipe = RECIPES[given.get("recipe", cfg.recipe)]
+    typed = {name: value for name, value in given.items() if name not in ("device", "preset")}
+    cfg = dataclasses.replace(cfg, **{**preset, **recipe, **typed})
+    if not cfg.out:
+        cfg.out = _free_folder(f"runs/{cfg.task}")
+    wrong = out_of_range(cfg)
+    if wrong:
+        raise UserError("--{}: must be {}".format(*wrong))
+    if not cfg.align_block:
+        cfg.align_block = max(1, round(0.4 * cfg.depth))
+    return cfg
+
+
+def _free_folder(name: str) -> str:
+    """`name`, or name-2, name-3, ...: the first that does not exist."""
+    names = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
+    return next(n for n in names if not Path(n).exists())

@@ -1,0 +1,31 @@
+"""Errors that a user can mend, and how a command ends.
+
+A command raises UserError where something outside the program is wrong: a flag, a file, a row. `run_cli` turns it into
+one line on stderr and exit status 2, so nobody has to read a traceback to learn that a file name was misspelt.
+
+Public: UserError, run_cli, printable.
+"""
+import sys
+
+
+class UserError(Exception):
+    """Something the user can fix. Entry points print it as one line and exit with status 2."""
+
+
+def run_cli(main) -> None:
+    """Run `main()` as a command: a UserError becomes one clear line on stderr and exit status 2, Ctrl-C status 130."""
+    try:
+        main()
+    except (UserError, OSError) as e:
+        # OSError: a full disk, a folder where a file should be; its text names the path.
+        print(f"error: {printable(str(e))}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def printable(text: str) -> str:
+    """For the terminal: control characters become spaces. A caption or a file name from elsewhere could otherwise move
+    the cursor or retitle the window."""
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -1,0 +1,71 @@
+"""Latents of clips: encoded once, then read from a memory map.
+
+    data set + codec --LatentCache--> z (T, C) of each clip, float16; random crops of it are what training
+    reads
+
+A codec is anything with `key`, `channels`, `tokens(n)` and `encode(wav)`, so teacher features
+(parts/teacher.py) are cached by the same code. B batch, N samples, T tokens, C latent channels.
+
+Public: LatentCache.
+"""
+from __future__ import annotations
+
+import multiprocessing
+
+import numpy as np
+import torch
+
+from parts.band_limit import BAND_LIMIT_VERSION, random_band_limit
+from parts.cache import cache_dir, digest, fill_array
+
+
+class LatentCache:
+    """Latents of every clip of a data set, concatenated along time in one float16 memory map, keyed by data +
+    codec. A codec is anything with key, channels, tokens(n) and encode(wav), so teacher features are cached
+    by the same code.
+
+    variants = 0: the clips themselves. variants = R > 0: R randomly band-limited versions of each clip
+    (super-resolution input; version r of clip i depends on (i, r) alone), channels side by side: (sum T, R
+    C)."""
+
+    def __init__(self, data, codec, variants: int = 0, workers: int | None = None):
+        self.variants, self.channels = variants, codec.channels
+        self.p = getattr(data, "p", None)                  # probability of each clip, where they differ
+        tokens = [codec.tokens(n) for n in data.lengths()]
+        self.where = np.concatenate([[0], np.cumsum(tokens)])      # clip i owns rows where[i]:where[i + 1]
+        folder = cache_dir() / f"latents-{digest(data.key, codec.key, variants, BAND_LIMIT_VERSION)}"
+        shape = (self.where[-1], self.channels * max(1, variants))
+        # Band-limiting is scipy work and spreads over processes; plain encoding is one batched STFT and stays
+        # here.
+        spreads = variants and getattr(codec, "spreads", False)
+        self.z = fill_array(folder, "z", shape, np.float16, _encode_chunk, len(data), (data, codec, variants),
+                            where=self.where, workers=workers if spreads else 0,
+                            desc="encoding" + (" muffled" if variants else ""))
+
+    def __len__(self) -> int:
+        return len(self.where) - 1
+
+    def crop(self, i: int, start: int, length: int, variant: int = 0) -> np.ndarray:
+        """Tokens [start, start + length) of clip i (fewer at its end), (<= length, C) float32."""
+        first = self.where[i] + start
+        last = min(first + length, self.where[i + 1])
+        channels = slice(variant * self.channels, (variant + 1) * self.channels)
+        return np.asarray(self.z[first:last, channels], np.float32)
+
+
+def _encode_chunk(indices, data, codec, variants: int) -> np.ndarray:
+    """Latents of some clips, concatenated along time."""
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)  # one thread a worker: more would fight over the cores
+        data.prepare(0)           # maps the cache, which exists by now
+    waves = [data.wave(i) for i in indices]
+    if not variants and len({len(x) for x in waves}) == 1:  # equal lengths: one batch
+        return codec.encode(torch.from_numpy(np.stack(waves))).flatten(0, 1).numpy().astype(np.float16)
+    latents = []
+    for i, x in zip(indices, waves):
+        versions = [x]
+        if variants:
+            versions = [random_band_limit(x, np.random.default_rng([77, i, r]))[0] for r in range(variants)]
+        z = codec.encode(torch.from_numpy(np.stack(versions)))                     # (R, T, C)
+        latents.append(z.permute(1, 0, 2).reshape(z.shape[1], -1).numpy())         # (T, R C)
+    return np.concatenate(latents).astype(np.float16)

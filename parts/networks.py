@@ -1,0 +1,83 @@
+"""What learns: the network, its average, guidance's projector, their optimizers; on one device or several.
+
+Nothing here knows what the network is; train.py builds it, says what is lost (`losses`) and when it moves
+(`update`).
+
+Public: Networks.
+"""
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from parts.config import Config
+from parts.devices import WORLD, pick_precision
+from parts.optim import make_optimizers
+from parts.runs import load_weights
+
+
+class Networks:
+    """model: the network, on its device; projector: that of guidance, or None; phi_mean (F,): mean of the
+    teacher's features, or None. `net` and `project` are model and projector as they are called in
+    training."""
+
+    def __init__(self, cfg: Config, model: nn.Module, projector: nn.Module | None = None,
+                 phi_mean: Tensor | None = None):
+        self.cfg, self.model, self.projector, self.phi_mean = cfg, model, projector, phi_mean
+        model.checkpointing = cfg.checkpointing
+        self.ema = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model_optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.muon_lr, cfg.weight_decay)
+        self.optimizers = list(self.model_optimizers)
+        if projector is not None:
+            self.optimizers += make_optimizers(projector, "adamw", cfg.lr, 0, cfg.weight_decay)
+        self.net, self.project = model, projector
+        if WORLD > 1:
+            # Gradients are averaged over the devices.
+            devices = [cfg.device] if cfg.device.startswith("cuda") else None
+            self.net = nn.parallel.DistributedDataParallel(model, devices)
+            if projector is not None:
+                self.project = nn.parallel.DistributedDataParallel(projector, devices)
+        if cfg.compile:
+            self.net = torch.compile(self.net)
+
+    @property
+    def lr(self) -> float:
+        """AdamW's learning rate at the last update."""
+        return self.model_optimizers[0].param_groups[0]["lr"]
+
+    def autocast(self):
+        """bfloat16 where the settings say so."""
+        kind = self.cfg.device.split(":")[0]
+        return torch.autocast(kind, torch.bfloat16, enabled=self.cfg.precision == "bf16")
+
+    def faster_precision(self, loss_of, batch: dict) -> str:
+        """fp32 or bf16, whichever is faster here: loss_of(batch) -> loss is timed forward and backward."""
+        if not self.cfg.device.startswith("cuda"):
+            # Emulated bf16 can be ten times slower: a few clips tell as much.
+            batch = {name: value[:8] for name, value in batch.items()}
+
+        def trial(bf16: bool) -> None:
+            with torch.autocast(self.cfg.device.split(":")[0], torch.bfloat16, enabled=bf16):
+                loss = loss_of(batch)
+            loss.backward()
+            self.model.zero_grad()
+        return pick_precision(trial, self.cfg.device)
+
+    def state_dict(self) -> dict:
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "projector": self.projector.state_dict() if self.projector is not None else {},
+            "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+    def load(self, state: dict, folder: str) -> None:
+        """From a checkpoint's state_dict; `folder` is named where it does not fit (UserError)."""
+        load_weights(folder, self.model, state["model"])
+        load_weights(folder, self.ema, state["ema"])
+        if self.projector is not None:
+            load_weights(folder, self.projector, state["projector"])
+        for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
+            optimizer.load_state_dict(saved)

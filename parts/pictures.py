@@ -1,0 +1,320 @@
+"""Pictures of a run: spectrograms, the previews of one evaluation, and the dashboard.
+
+    draw_spectrogram    one axis of any figure
+    draw_previews       real and generated clips side by side: a png, the wav files and their captions
+    dashboard           dashboard.png from log.jsonl and the last previews: how training went, on one page
+
+The dashboard has three bands: losses and metrics above the regime and what it drives; the similarity of
+blocks and its groups at three moments; previews. Everything comes from files of the run folder, so it can be
+drawn again at any time, except the density of training timesteps, which the caller hands in.
+
+Waveforms are (N,) float32 in [-1, 1] at 16 kHz; axes are in seconds, kHz and dB. matplotlib is imported when
+something is drawn.
+
+Public: draw_spectrogram, draw_previews, dashboard.
+"""
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import scipy.io.wavfile
+import torch
+
+from parts.audio import RATE, write_wav
+from parts.codec import N_FFT, stft
+from parts.errors import UserError
+from parts.scoring import preview_clips
+
+
+def _pyplot():
+    """matplotlib.pyplot without a display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def draw_spectrogram(ax, x: np.ndarray, title: str):
+    """Spectrogram of (N,) with axes in s and kHz; dB relative to full scale of the STFT. Returns the image
+    (for a colour bar)."""
+    # A sine of amplitude 1 has the STFT magnitude N_FFT / 4 under a Hann window.
+    magnitude = stft(torch.as_tensor(x)[None])[0].abs().numpy().T / (N_FFT / 4)  # (bins, frames)
+    db = 20 * np.log10(np.maximum(magnitude, 1e-5))
+    extent = (0, len(x) / RATE, 0, RATE / 2_000)
+    image = ax.imshow(db, origin="lower", aspect="auto", extent=extent, vmin=-80, vmax=0, cmap="magma")
+    lines = textwrap.wrap(title, 34)[:3]
+    ax.set_title("\n".join(lines), fontsize=8, parse_math=False)  # a caption may hold dollars
+    ax.tick_params(labelsize=7)
+    return image
+
+
+# --- previews -----------------------------------------------------------------------------------------------
+
+
+def draw_previews(path: Path, step: int, pairs: list[tuple[str, np.ndarray, np.ndarray]]) -> None:
+    """Write previews of a run folder: pairs of (caption, real (N,), made (N,)) -> samples/stepNNNNNN.png,
+    real-K.wav, stepNNNNNN-K.wav and captions.txt ("K: caption", a line each)."""
+    plt = _pyplot()
+    fig = plt.figure(figsize=(3.2 * len(pairs), 4.6), layout="constrained")
+    axes = fig.subplots(2, len(pairs), sharex=True, sharey=True, squeeze=False)
+    for column, (caption, real, made) in zip(axes.T, pairs):
+        draw_spectrogram(column[0], real, caption)
+        image = draw_spectrogram(column[1], made, "model")
+        column[1].set_xlabel("time (s)", fontsize=8)
+    axes[0, 0].set_ylabel("real\nfrequency (kHz)", fontsize=8)
+    axes[1, 0].set_ylabel(f"step {step}\nfrequency (kHz)", fontsize=8)
+    fig.colorbar(image, ax=axes, label="dB", shrink=0.7)
+
+    samples = path / "samples"
+    fig.savefig(samples / f"step{step:06d}.png", dpi=90)
+    plt.close(fig)
+    for k, (_, real, made) in enumerate(pairs):
+        write_wav(samples / f"real-{k}.wav", real)
+        write_wav(samples / f"step{step:06d}-{k}.wav", made)
+    captions = "".join(f"{k}: {caption}\n" for k, (caption, _, _) in enumerate(pairs))
+    (samples / "captions.txt").write_text(captions, encoding="utf-8")
+
+
+# --- the dashboard ------------------------------------------------------------------------------------------
+
+
+def dashboard(path: Path, density) -> None:
+    """Draw dashboard.png of a run folder from its log and its last previews: losses, the regime and what it
+    drives, the blocks' grouping at three moments, sounds. UserError where there is no log.
+
+    density(t, m, s): density of training timesteps at t (n,) under a schedule of location m and width s ->
+    (n,) tensor."""
+    if not (path / "log.jsonl").is_file():
+        raise UserError(f"{path}: no log.jsonl to draw from")
+    plt = _pyplot()
+    config = json.loads((path / "config.json").read_text())
+    rows = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    train = [row for row in rows if "loss" in row]
+    evals = [row for row in rows if "eval" in row]
+
+    fig = plt.figure(figsize=(15, 17), layout="constrained")
+    top, middle, bottom = fig.subfigures(3, 1, height_ratios=(1.35, 0.75, 1))
+    last = train[-1]["step"] if train else 0
+    fig.suptitle(
+        f"{path}: {config['task']} on {config['data']}, recipe {config.get('recipe', '-')}, "
+        f"{last} of {config['steps']} steps, seed {config['seed']}",
+        fontsize=11,
+        parse_math=False,
+    )
+    panels = top.subplots(2, 3)
+    if train:
+        _draw_loss(panels[0, 0], train, evals)
+        _draw_loss_by_noise(panels[0, 1], evals)
+        _draw_quick_metric(panels[0, 2], config, evals)
+        _draw_regime(panels[1, 0], train)
+        if any("r" in row for row in train):
+            _draw_weights(panels[1, 1], train)
+            _draw_density(panels[1, 2], config, train, density)
+    _draw_structure(middle, [row for row in train if "structure" in row])
+    if evals:
+        _draw_last_previews(bottom, path, evals[-1]["step"])
+
+    # A reader finds the old picture or the new one.
+    temporary = path / "dashboard.tmp.png"
+    fig.savefig(temporary, dpi=90)
+    plt.close(fig)
+    temporary.replace(path / "dashboard.png")
+
+
+def _column(rows: list[dict], key: str) -> tuple[list, list]:
+    """(steps, values) of the rows that hold a key."""
+    found = [row for row in rows if key in row]
+    return [row["step"] for row in found], [row[key] for row in found]
+
+
+def _draw_loss(ax, train: list[dict], evals: list[dict]) -> None:
+    """Flow-matching loss of training, single batches and their running mean over a twentieth of the run, and
+    of validation."""
+    steps = np.array([row["step"] for row in train])
+    loss = np.array([row["loss_fm"] for row in train])
+    eval_steps = [row["step"] for row in evals]
+    eval_loss = [row["eval"]["val_loss"] for row in evals]
+    k = max(2, len(loss) // 20)
+    ax.plot(steps, loss, color="0.8", lw=0.7, label="training, single batches")
+    if len(loss) >= k:
+        mean = np.convolve(loss, np.ones(k) / k, "valid")
+        ax.plot(steps[k - 1 :], mean, color="C0", label=f"training, mean of {k}")
+    ax.plot(eval_steps, eval_loss, "o-", color="C3", ms=4, label="validation (EMA, t uniform)")
+    # The first batches would flatten the rest.
+    lowest = min([loss.min(), *eval_loss])
+    ax.set_ylim(0.9 * lowest, 1.1 * np.quantile(loss, 0.99))
+    ax.set(title="flow-matching loss", xlabel="step", ylabel="mean squared velocity error")
+    ax.legend(fontsize=8)
+
+
+def _draw_loss_by_noise(ax, evals: list[dict]) -> None:
+    """Validation loss in bins of t."""
+    title = "validation loss by noise level (t = 1 is noise)"
+    if evals:
+        viridis = _pyplot().cm.viridis
+        steps = [row["step"] for row in evals]
+        bins = np.array([row["eval"]["val_loss_t"] for row in evals])  # (evaluations, bins)
+        n = bins.shape[1]
+        for j in range(n):
+            label = f"t = {(j + 0.5) / n:.2f}"
+            ax.plot(steps, bins[:, j], "o-", ms=3, color=viridis(j / (n - 1)), label=label)
+        ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.set(title=title, xlabel="step", ylabel="mean squared velocity error", yscale="log")
+
+
+def _draw_quick_metric(ax, config: dict, evals: list[dict]) -> None:
+    """The quick metric of the task (validation loss where there is none) and each factor of captions taken
+    alone."""
+    n = preview_clips(config)
+    names = {"event_accuracy": f"event-set accuracy, n = {n}", "lsd_hf": f"LSD-HF at 2 kHz, n = {n}"}
+    shown = "val_loss"
+    for name in names:
+        if evals and name in evals[-1]["eval"]:
+            shown = name
+            break
+    steps = [row["step"] for row in evals]
+    values = [row["eval"][shown] for row in evals]
+    ax.plot(steps, values, "o-", color="C1", label=shown.replace("_", " "))
+    for k, factor in enumerate(("recall", "order", "count", "pitch")):
+        points = [(row["step"], row["eval"][factor]) for row in evals if row["eval"].get(factor) is not None]
+        if points:
+            ax.plot(*zip(*points), ".-", lw=0.8, color=f"{0.3 + 0.15 * k:.2f}", label=f"{factor} alone")
+    ax.legend(fontsize=7)
+    title = "quick metric on validation clips"
+    if shown in names:
+        title += ", 12 integration steps"
+    ax.set(title=title, xlabel="step", ylabel=names.get(shown, "validation loss"))
+    if shown == "event_accuracy":
+        ax.set_ylim(0, 1)
+
+
+def _draw_regime(ax, train: list[dict]) -> None:
+    """Discrepancy D at several t, and over it, on an axis of its own, the regime r."""
+    limits = (max(10, train[0]["step"]), train[-1]["step"] + 1)
+    ax.set(title="where training is", xlabel="step (doublings)", xscale="log", xlim=limits)
+    r_steps, r = _column(train, "r")
+    if not r:
+        ax.text(0.5, 0.5, "this run logged no regime", ha="center", transform=ax.transAxes)
+        return
+    for t, color in (("1.0", "C0"), ("0.9", "0.45"), ("0.7", "0.6"), ("0.5", "0.75")):
+        points = [(row["step"], row["D_t"][t]) for row in train if t in row.get("D_t", {})]
+        if points:
+            style = "-" if t == "1.0" else "o-"
+            ax.plot(*zip(*points), style, ms=3, color=color, label=f"D at t = {float(t):.1f}")
+    steps, shuffled = _column(train, "D_shuffled")
+    if steps:
+        ax.plot(steps, shuffled, "x:", ms=4, color="C0", label="D at t = 1, conditions shuffled")
+    measured = any("D" in row for row in train)
+    ax.set_ylabel("discrepancy D" if measured else "D: not measured by this recipe")
+    other = ax.twinx()
+    other.step(r_steps, r, where="post", color="C3", lw=2)
+    other.set(ylim=(-0.03, 1.03))
+    other.set_ylabel("regime r (0 acquires, 1 refines)", color="C3")
+    if any("no_signal" in row for row in train):
+        ax.text(0.02, 0.3, "no significant slope: r follows the clock", fontsize=8, transform=ax.transAxes)
+    if measured:
+        ax.set_ylim(-0.35, 1.05)  # room for the legend under the curves
+        ax.legend(fontsize=7, loc="lower left", ncol=2)
+
+
+def _draw_weights(ax, train: list[dict]) -> None:
+    """Loss weights lambda and mu, and the agreement of gradients where it was measured."""
+    ax.plot(*_column(train, "lambda"), color="C2", label="lambda (guidance)")
+    ax.plot(*_column(train, "mu"), color="C4", label="mu (structure)")
+    ax.set(title="what r drives", xlabel="step", ylabel="loss weight", ylim=(-0.02, None))
+    steps, agreement = _column(train, "agreement")
+    if steps:
+        other = ax.twinx()
+        other.plot(steps, agreement, "o-", ms=3, color="0.4")
+        other.axhline(0, color="0.7", lw=0.7)
+        other.set_ylabel("cosine of loss and guidance gradients (grey)")
+    ax.legend(fontsize=8)
+
+
+def _draw_density(ax, config: dict, train: list[dict], density) -> None:
+    """p(t) over training, from the logged locations m."""
+    t = (torch.arange(100) + 0.5) / 100                            # centres of 100 bins
+    steps, locations = _column(train, "m")
+    p = np.stack([density(t, m, config["t_std"]).numpy() for m in locations], 1)  # (100, steps)
+    image = ax.pcolormesh(steps, t.numpy(), p, shading="nearest", vmin=0)
+    ax.set(title="density of training timesteps p(t)", xlabel="step", ylabel="t (1 is noise)")
+    ax.figure.colorbar(image, ax=ax, label="p(t)")
+
+
+def _draw_structure(fig, checks: list[dict]) -> None:
+    """S and its groups at the first check, halfway, and the last; then p and the stability of the groups
+    over all checks."""
+    axes = fig.subplots(1, 4, width_ratios=(1, 1, 1, 1.3))
+    if not checks:
+        for ax in axes[1:]:
+            ax.remove()
+        axes[0].axis("off")
+        axes[0].text(0, 0.5, "block structure: not measured by this recipe")
+        return
+    moments = [checks[0], checks[len(checks) // 2], checks[-1]]
+    # One colour scale for all three: the largest similarity of two different blocks.
+    top = 0.05
+    for check in moments:
+        S = np.array(check["structure"]["S"])
+        top = max(top, np.abs(S - np.eye(len(S))).max())
+    for ax, check in zip(axes, moments):
+        image = _draw_similarity(ax, check["step"], check["structure"], top)
+    fig.colorbar(image, ax=axes[:3], label="similarity S of blocks", shrink=0.8)
+
+    ax = axes[3]
+    steps = [check["step"] for check in checks]
+    p = [check["structure"]["p"] for check in checks]
+    rand_index = [check["structure"]["rand_index"] for check in checks]
+    ax.plot(steps, p, "o-", ms=3, label="p of the grouping")
+    ax.plot(steps, rand_index, "s-", ms=3, color="0.6", label="agreement with the last one")
+    ax.axhline(0.05, color="C3", lw=0.7)
+    ax.set(title="have the blocks converged to groups?", xlabel="step", xscale="log")
+    ax.legend(fontsize=8)
+
+
+def _draw_similarity(ax, step: int, structure: dict, top: float):
+    """Matrix S with blocks sorted by group and lines between groups. Returns the image."""
+    groups = np.array(structure["groups"])
+    order = np.argsort(groups, kind="stable")
+    S = np.array(structure["S"])
+    S = np.where(np.eye(len(S)) > 0, np.nan, S)  # the diagonal is 1 and would hide the rest
+    S = S[np.ix_(order, order)]
+    image = ax.imshow(S, vmin=-top, vmax=top, cmap="RdBu_r")
+    for edge in np.flatnonzero(np.diff(groups[order])) + 0.5:
+        ax.axhline(edge, color="k", lw=1.5)
+        ax.axvline(edge, color="k", lw=1.5)
+    ax.set(
+        title=f"step {step}: p = {structure['p']:.3f}, {structure['streak']} in a row",
+        xlabel="block, by group",
+        xticks=range(len(S)),
+        yticks=range(len(S)),
+        xticklabels=order + 1,
+        yticklabels=order + 1,
+    )
+    return image
+
+
+def _draw_last_previews(fig, path: Path, step: int) -> None:
+    """Real and generated clips of the last evaluation, from the files of draw_previews."""
+    samples = path / "samples"
+    lines = (samples / "captions.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    captions = [line.split(": ", 1)[1] for line in lines]
+    grid = fig.subplots(2, len(captions), sharex=True, sharey=True, squeeze=False)
+    for k, caption in enumerate(captions):
+        draw_spectrogram(grid[0, k], _read_sample(samples / f"real-{k}.wav"), caption)
+        made = _read_sample(samples / f"step{step:06d}-{k}.wav")
+        image = draw_spectrogram(grid[1, k], made, f"model, step {step}")
+        grid[1, k].set_xlabel("time (s)", fontsize=8)
+    grid[0, 0].set_ylabel("real\nfrequency (kHz)", fontsize=8)
+    grid[1, 0].set_ylabel("generated\nfrequency (kHz)", fontsize=8)
+    fig.colorbar(image, ax=grid, label="dB re full scale", shrink=0.8)
+
+
+def _read_sample(file: Path) -> np.ndarray:
+    """A 16-bit wav of this run -> (N,) float32."""
+    return scipy.io.wavfile.read(file)[1].astype(np.float32) / 32_767

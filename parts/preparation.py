@@ -1,0 +1,168 @@
+"""From settings to latents: which clips a run is trained on, and all of them encoded once.
+
+    `--data` --open_data--> clips --codec--> latents of each, band-limited versions beside them for
+    super-resolution
+                                  --teacher--> features phi that guidance aligns with
+                            captions --words--> token ids
+
+A data set is any object with: `key` (a string that changes when the data changes), `len(d)`, `wave(i) -> (N,)
+float32`, `caption(i, k=0) -> str` (wording k of clip i), `wordings`, `name(i)`, `lengths() -> list of N`, and
+`prepare()` (make its cache, with a progress bar). SoundWorld, AudioFolder and Mixed are three of them.
+
+Public: open_data, open_set, TrainingData, prepare.
+"""
+from __future__ import annotations
+
+import itertools
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from parts.audio import CLIP_S, RATE
+from parts.cache import cache_dir
+from parts.config import Config
+from parts.devices import RANK
+from parts.errors import UserError, printable
+from parts.files import write_text
+from parts.latents import LatentCache
+from parts.recordings import AudioFolder, Mixed
+from parts.runs import load_weights, save_config
+from parts.soundworld import SoundWorld
+from parts.teacher import TeacherFeatures, feature_mean
+from parts.text import Words
+
+# --- clips ----------------------------------------------------------------------------------------------
+
+def open_data(data: str, split: str, n: int = 0, val_fold: int | None = None, seconds: float = CLIP_S,
+              max_bad_share: float = 0.0):
+    """`soundworld`, the path of a folder, or several of them as NAME=WEIGHT,NAME=WEIGHT -> a data set."""
+    if data == "soundworld":
+        return SoundWorld(split, n, seconds=seconds)
+    if "=" not in data or Path(data).is_dir():
+        fold = val_fold or None  # 0, the flag's default, names no fold
+        return AudioFolder(data, split, fold, max_bad_share)
+    names, weights = zip(*(part.strip().rpartition("=")[::2] for part in data.split(",")))
+    try:
+        weights = [float(weight) for weight in weights]
+        if not all(names) or min(weights) <= 0:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--data {data}: a mixture reads NAME=WEIGHT,NAME=WEIGHT with positive "
+                        "weights") from None
+    folds = [None if name == "soundworld" else val_fold for name in names]
+    sets = [open_data(name, split, n, fold, seconds, max_bad_share) for name, fold in zip(names, folds)]
+    return Mixed(sets, weights)
+
+
+def open_set(config: dict, split: str, n: int = 0):
+    """A split of the data that a run was trained on (config: its settings), prepared."""
+    bad_share = config.get("max_bad_share", 0.0)
+    return open_data(config["data"], split, n, config["val_fold"], config["seconds"], bad_share).prepare()
+
+
+# --- all that a run needs -------------------------------------------------------------------------------
+
+@dataclass
+class TrainingData:
+    """The clips of a run, encoded."""
+    train_set: object
+    val_set: object
+    codec: object
+    words: object                      # text encoder; None for super-resolution
+    T: int                             # tokens of a crop
+    latents: LatentCache
+    muffled: LatentCache | None        # band-limited versions, for super-resolution
+    val_latents: LatentCache
+    val_muffled: LatentCache | None
+    token_ids: list                    # of each training clip's wordings
+    val_token_ids: list
+    extract: TeacherFeatures | None    # latents -> phi (B, T, F); None where no teacher is used
+    phi_mean: Tensor | None            # (F,), its data-set mean
+    phi: LatentCache | None            # phi of the training clips, where guidance may need it
+
+
+def prepare(cfg: Config, codec, words, teacher, checkpoint: dict | None, resume: str, claim) -> TrainingData:
+    """Open, encode and cache all clips.
+
+    codec, words, teacher: from parts/components.py. checkpoint, resume: what to go on from. claim(folder):
+    from now on no other process may train there. UserError where the data can't be used; a folder just
+    claimed is then removed."""
+    out, workers = Path(cfg.out), None if cfg.workers < 0 else cfg.workers
+    claimed = RANK == 0 and not resume
+    train_set, val_set = _open_clips(cfg, claim if claimed else None)
+
+    # The latent space: that of the checkpoint, or fitted on ten seconds of 500 clips.
+    if checkpoint:
+        load_weights(resume, codec, checkpoint["codec"])
+    else:
+        some = np.random.default_rng(cfg.seed).permutation(len(train_set))[:500]
+        try:
+            codec.fit(train_set.wave(i)[: 10 * RATE] for i in some)
+        except ValueError as e:  # a few seconds of sound
+            if claimed:
+                shutil.rmtree(out)
+            raise UserError(f"--channels {cfg.channels}: {e}; give more sound, or fewer channels") from None
+        print(f"codec {cfg.codec}: {cfg.channels} components hold {100 * codec.explained:.1f} % of the "
+              f"variance; {codec.rate:g} tokens a second")
+    latents, val_latents = LatentCache(train_set, codec), LatentCache(val_set, codec)
+
+    # The condition: band-limited versions, or captions.
+    muffled = val_muffled = None
+    token_ids, val_token_ids = [], []
+    if cfg.task == "sr":
+        muffled = LatentCache(train_set, codec, cfg.variants, workers)
+        val_muffled = LatentCache(val_set, codec, cfg.variants, workers)
+    else:
+        wordings = range(train_set.wordings)
+        captions = [[train_set.caption(i, k) for k in wordings] for i in range(len(train_set))]
+        if words is None:
+            words = Words(checkpoint["words"]) if checkpoint else Words.fit(itertools.chain(*captions))
+        token_ids = words.cache(captions)
+        val_token_ids = words.cache([[val_set.caption(i)] for i in range(len(val_set))])
+
+    # What guidance aligns with, and what the regime is measured by.
+    extract = phi = phi_mean = None
+    if teacher is not None:
+        extract = TeacherFeatures(codec, teacher)
+        if cfg.guidance != "off":
+            phi = LatentCache(train_set, extract)
+        phi_mean = feature_mean(extract, latents, train_set, cfg.device)
+        extract = extract.to(cfg.device)
+    T = codec.tokens(round(cfg.seconds * RATE))
+    return TrainingData(train_set, val_set, codec, words, T, latents, muffled, val_latents, val_muffled,
+                        token_ids, val_token_ids, extract, phi_mean, phi)
+
+
+def _open_clips(cfg: Config, claim) -> tuple:
+    """-> training and validation clips, rendered or read. The run folder is claimed first (claim: None where
+    it is ours already): the name is taken before the minutes of preparation, and what dies in them can be
+    resumed."""
+    out, workers = Path(cfg.out), None if cfg.workers < 0 else cfg.workers
+    print(f"cache: {cache_dir()} (safe to delete at any time)")
+    sets = [open_data(cfg.data, split, n, cfg.val_fold, cfg.seconds, cfg.max_bad_share)
+            for split, n in (("train", cfg.clips), ("val", 256))]
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    if claim:
+        claim(out)
+        save_config(out, cfg)
+    try:
+        for clips in sets:  # several processes wait for the one that fills a cache
+            clips.prepare(workers)
+    except UserError:       # too many files that can't be read
+        if claim:
+            shutil.rmtree(out)
+        raise
+
+    # Say what was mended, and list what is left out.
+    for clips in sets:
+        for note in getattr(clips, "notes", []):
+            print(f"note: {note}")
+    bad = sorted({row for clips in sets for row in getattr(clips, "bad", [])})
+    if bad and RANK == 0:
+        write_text(out / "bad.txt", "\n".join(map(printable, bad)) + "\n")
+        print(f"note: {len(bad)} rows or files can't be used and are left out; they are listed in "
+              f"{out / 'bad.txt'}")
+    return tuple(sets)

@@ -1,0 +1,138 @@
+"""Other people's models in the place of the embedded parts: how they are loaded (through `transformers`).
+
+Idea.  Research runs replace the toy parts by pretrained ones. Each slot has one class that takes a hub id or
+a local folder and has the interface of the part that it replaces, so the rest of the project does not know
+which one it got.
+
+    --teacher      parts/pretrained_teacher.py  PretrainedTeacher  wav (B, N) -> phi (B, T', F)
+    --codec        parts/pretrained_codec.py    PretrainedCodec    wav (B, N) <-> z (B, T, C)
+    --text         parts/pretrained_text.py     PretrainedText     caption -> (1 + S, E)
+    --clap         parts/pretrained_judges.py   Clap               wav, caption -> (B, E) of unit length
+    --audio-model  parts/pretrained_judges.py   Embedder           wav -> (B, E)
+
+B batch, N samples at 16 kHz, T tokens, T' frames, F, C, E widths, S tokens of text. Each file lists models
+that fit.
+
+Nothing here runs code that came with a download, or reads pickled weights, unless a flag asked for it.
+`transformers` is imported only when a pretrained part is used: the default path needs none of these files.
+
+Public: load, hub_in_reach, has_own, fingerprint, freeze, CLIPS_PER_CALL.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from parts.errors import UserError
+
+# Clips in one call of a pretrained encoder or decoder, whose activations are as large as waveform x channels.
+CLIPS_PER_CALL = 8
+WITHOUT_WEIGHTS = ("AutoConfig", "AutoFeatureExtractor", "AutoTokenizer")  # these read small text files only
+PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+
+
+def load(kind: str, name: str, flag: str, trust: bool = False, pickles: bool = False, **options):
+    """transformers.KIND.from_pretrained(name), each of its many failures turned into one line of advice.
+
+    name: a folder, or a hub id (searched among what is on this machine first). flag: the setting that named
+    it, for the messages. Weights are read from safetensors; `pickles` also admits pytorch_model.bin, `trust`
+    the repository's own Python code. Raises UserError."""
+    try:
+        import transformers
+    except ImportError:
+        needs = "needs the package transformers: pip install transformers"
+        raise UserError(f"--{flag} {name}: {needs}") from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+    # A folder, or OWNER/MODEL. Other spellings are meant as paths, and the hub need not be asked for them.
+    is_folder = Path(name).expanduser().is_dir()
+    if not is_folder and (name.count("/") > 1 or name.startswith((".", "/", "~")) or not name):
+        raise UserError(f"--{flag} {name}: no such folder")
+    where = str(Path(name).expanduser()) if is_folder else name
+    if kind not in WITHOUT_WEIGHTS:
+        options["use_safetensors"] = None if pickles else True
+
+    # First what is on this machine, then the hub.
+    for only_here in (True, False):
+        if not only_here and not hub_in_reach():
+            break
+        try:
+            return getattr(transformers, kind).from_pretrained(
+                where, trust_remote_code=trust, local_files_only=only_here, **options
+            )
+        # OSError, ValueError, KeyError, hub and safetensors errors: the text is all they have in common.
+        except Exception as error:
+            reason = _final_reason(error, Path(where) if is_folder else None, pickles)
+            if reason:
+                raise UserError(f"--{flag} {name}: {reason}") from None
+    folder = "models/" + name.split("/")[-1]
+    raise UserError(
+        f"--{flag} {name}: not on this machine, and the hub can't be reached or has no such model. "
+        f"With a network: hf download {name} --local-dir {folder}; then --{flag} {folder}"
+    )
+
+
+def _final_reason(error: Exception, folder: Path | None, pickles: bool) -> str | None:
+    """Why loading failed for good; None where a hub id (folder None) may still be found elsewhere."""
+    text = str(error)
+    if "trust_remote_code" in text or "custom code" in text:
+        return (
+            "comes with Python code of its own, which would run on this machine; read it, "
+            "then add --trust-remote-code"
+        )
+    if folder is None:
+        return None
+    if not pickles and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        return (
+            "its weights are pickled (.bin), a format that can carry code; convert them to safetensors, "
+            "or add --allow-pickle"
+        )
+    first_line = (text.splitlines() or [""])[0]
+    return f"can't be loaded ({type(error).__name__}: {first_line[:160]})"
+
+
+def hub_in_reach() -> bool:
+    """Can the hub's name be resolved (or is there a proxy that may)?
+
+    Asked first because the hub's client would retry for half a minute to find out."""
+    from huggingface_hub import constants
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if any(os.environ.get(name) for name in PROXIES):
+        return True
+    host = constants.ENDPOINT.split("//")[-1].split("/")[0].split(":")[0]
+    try:
+        return bool(socket.getaddrinfo(host, 443))
+    except OSError:
+        return False
+
+
+def has_own(name: str, file: str) -> bool:
+    """Does a model folder or cached repository hold this file?"""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return (folder / file).is_file()
+    from huggingface_hub import try_to_load_from_cache
+    return isinstance(try_to_load_from_cache(name, file), str)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Short hash of the weights: what a cache of features or latents is keyed by."""
+    sha = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        sha.update(name.encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def freeze(model: nn.Module, device: str) -> nn.Module:
+    """No gradients, eval mode, on the device; bfloat16 on a GPU (a teacher's features need no more, and
+    float16 overflows in some models)."""
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    return model.to(device, dtype).eval().requires_grad_(False)

@@ -1,0 +1,497 @@
+"""Folders of recordings as data sets.
+
+Data sets of captioned sound are published in half a dozen layouts. Each is turned into the same list of
+entries (a file, its captions, whether it is held out); from there on there is one way for all, in stages:
+
+    one file      open_sound, read_audio: any wav, flac, ogg or mp3 -> (N,) float32, mono, 16 kHz
+    layouts       VCTK | class folders | a table (parts/metadata.py), whose files are found by name -> entries
+    a data set    AudioFolder: entries -> the clips of a split, and `prepare`: all of them decoded
+    decoding      16-bit samples of all clips in the cache, one after the other
+    mixtures      Mixed: several data sets as one, drawn by weight
+
+Files come from elsewhere, so nothing that a header, a table or a link says is believed: a UserError names the
+file or the row, and no file outside of the folder is opened.
+
+Public: AUDIO_TYPES, LONGEST_S, LONGEST_CAPTION, open_sound, read_audio, AudioFolder, Mixed; from
+parts/metadata.py: find_metadata, read_rows.
+"""
+from __future__ import annotations
+
+import contextlib
+import functools
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from parts.audio import RATE, resample
+from parts.cache import cache_dir, digest, fill_array
+from parts.errors import UserError, printable
+from parts.metadata import FILE_COLUMNS, caption_columns, find_column, find_metadata, read_rows, split_named
+
+AUDIO_TYPES = (".wav", ".flac", ".ogg", ".mp3")
+# What a header may say: a wrong one must not fill the memory.
+RATES = (2_000, 768_000)  # Hz, lowest and highest
+LONGEST_S = 3_600
+LONGEST_CAPTION = 500  # characters
+
+
+# --- one file -------------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def open_sound(path: Path):
+    """An open soundfile.SoundFile whose header is plausible; whatever goes wrong in the block is a UserError
+    that names the file."""
+    import soundfile  # lazily: the default path (SoundWorld) needs no audio library
+    if not path.is_file():  # devices and pipes are no files either
+        raise UserError(f"{path}: no such file")
+    try:
+        with soundfile.SoundFile(path) as sound:
+            if not RATES[0] <= sound.samplerate <= RATES[1]:
+                raise UserError(f"{path}: its header says {sound.samplerate} Hz; from {RATES[0]} to "
+                                f"{RATES[1]} can be read")
+            if not 0 <= sound.frames <= LONGEST_S * sound.samplerate:
+                raise UserError(f"{path}: its header says {sound.frames / sound.samplerate:.0f} s; cut it "
+                                "into pieces of at most an hour")
+            yield sound
+    except (soundfile.SoundFileError, RuntimeError, ValueError, OverflowError) as e:
+        why = printable(str(e)).strip()[:120]
+        raise UserError(f"{path}: can't be read as audio ({why}); use wav, flac, ogg or mp3") from None
+
+
+def read_audio(path: str | Path) -> np.ndarray:
+    """Any wav/flac/ogg/mp3 of up to an hour -> mono float32 (N,) at 16 kHz. UserError (names the file) if it
+    can't be read."""
+    path = Path(path)
+    pieces = []
+    # In pieces: memory is taken by what is there, not by what the header says.
+    with open_sound(path) as sound:
+        rate, frames = sound.samplerate, sound.frames
+        at_once = max(1, (1 << 20) // sound.channels)
+        while True:
+            piece = sound.read(at_once, dtype="float32", always_2d=True)           # (n, channels)
+            if len(piece) == 0:
+                break
+            pieces.append(piece.mean(1))
+    x = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+    if len(x) == 0:
+        raise UserError(f"{path}: holds no samples")
+    if len(x) < 0.9 * frames - 0.1 * rate:  # an mp3's header may be off by a frame
+        raise UserError(f"{path}: ends after {len(x) / rate:.1f} of the {frames / rate:.1f} s that its "
+                        "header says")
+    if not np.abs(x).max() < 1e6:  # NaN too
+        raise UserError(f"{path}: holds NaN, infinite or absurdly large samples")
+    return resample(x, rate, RATE)
+
+
+# --- layouts: a folder -> entries -----------------------------------------------------------------------
+
+@dataclass
+class _Entry:
+    """One row of a data set: its file, how the row is called, its captions, whether it is held out (None: by
+    hash), and why it can't be used."""
+    path: Path | None
+    name: str
+    captions: list[str]
+    held_out: bool | None = None
+    bad: str = ""
+
+
+def _clean(caption: str) -> str:
+    """Fit for a line of the terminal; class names have underscores."""
+    return " ".join(printable(caption.replace("_", " ")).split())
+
+
+def _read_layout(folder: Path, split: str, val_fold: int | None) -> tuple[list[_Entry], Path]:
+    """-> (all entries of a folder, what they were read from), by the layout that is there (AudioFolder)."""
+    root = _vctk_root(folder)
+    if root is not None:
+        return _vctk(folder, root), folder
+    meta, is_own = find_metadata(folder, split)
+    if meta is None:
+        return _class_folders(folder), folder
+    held_out = split != "train" if is_own else None
+    return _table_entries(folder, meta, held_out, val_fold), meta
+
+
+def _vctk_root(folder: Path) -> Path | None:
+    for name in ("wav48_silence_trimmed", "wav48"):
+        if (folder / name).is_dir():
+            return folder / name
+    return None
+
+
+def _vctk(folder: Path, root: Path) -> list[_Entry]:
+    """VCTK: wav48_silence_trimmed/p225/p225_001_mic1.flac (or wav48/p225/p225_001.wav) and
+    txt/p225/p225_001.txt. Held out: the last 8 of 108 speakers, without p280 and p315 (NU-Wave2's split); of
+    fewer speakers, the same share."""
+    speakers = sorted(d for d in root.iterdir() if d.is_dir() and d.name not in ("p280", "p315"))
+    if len(speakers) < 2:
+        raise UserError(f"{root}: fewer than two speakers; one must be held out")
+    held_out = set(speakers[-max(1, round(8 / 108 * len(speakers))):])
+
+    entries = []
+    for speaker in speakers:
+        for path in sorted(speaker.iterdir()):
+            if path.suffix.lower() not in AUDIO_TYPES or path.stem.endswith("_mic2"):
+                continue
+            text = folder / "txt" / speaker.name / f"{path.stem.removesuffix('_mic1')}.txt"
+            said = _clean(text.read_text(encoding="utf-8", errors="replace")) if text.is_file() else ""
+            entries.append(_Entry(path, path.name, [said or "speech"], speaker in held_out))
+    return entries
+
+
+def _class_folders(folder: Path) -> list[_Entry]:
+    """FOLDER/CLASS/FILE without metadata: the class is the caption. (train/CLASS/FILE, test/CLASS/FILE: with
+    these splits.)"""
+    entries = []
+    for path in sorted(folder.rglob("*")):
+        folders = path.relative_to(folder).parts[:-1]
+        if not folders or path.suffix.lower() not in AUDIO_TYPES or not path.is_file():
+            continue
+        split = split_named({folders[0].lower()})
+        held_out = None
+        if split is not None and len(folders) > 1:
+            held_out = split != "train"
+        caption = _clean(folders[-1]) or "sound"
+        entries.append(_Entry(path, str(path.relative_to(folder)), [caption], held_out))
+    return entries
+
+
+def _table_entries(folder: Path, meta: Path, held_out: bool | None, val_fold: int | None) -> list[_Entry]:
+    """Rows of a metadata file -> entries. held_out: the whole file is (not) held out; None: it says so by
+    fold, or not at all."""
+    rows = read_rows(meta)
+    wordings = caption_columns(meta, rows[0])
+    file = find_column(meta, rows[0], FILE_COLUMNS)
+    if val_fold is not None and "fold" not in rows[0]:
+        raise UserError(f"{meta}: --val-fold needs a column 'fold'")
+
+    finder = _FileFinder(folder)
+    entries = []
+    for row in rows:
+        place = f"{meta}, row {row['#']}"
+        in_fold = held_out
+        if val_fold is not None:
+            if not str(row.get("fold") or "").strip():
+                raise UserError(f"{place}: empty fold; fill it in or remove the row")
+            in_fold = str(row["fold"]) == str(val_fold)
+        captions = [_clean(row[column]) for column in wordings if isinstance(row.get(column), str)]
+        captions = [caption for caption in captions if caption]
+        name = str(row.get(file) or "").strip()
+        path = finder.find(name, row, meta) if name else None
+
+        bad = ""
+        if not name:
+            bad = f"empty {file}"
+        elif not captions:
+            bad = f"empty {wordings[0]}"
+        elif path is None:
+            bad = f"no audio file for {name!r} (looked in {folder} and its subfolders)"
+        entries.append(_Entry(path, place, captions, in_fold, bad))
+    return entries
+
+
+class _FileFinder:
+    """Finds the audio file that a row of a table names."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Path]:
+        """Every audio file of the folder by its name, with and without the extension: walked only where a row
+        does not say where its file is."""
+        files = {}
+        for path in self.folder.rglob("*"):
+            if path.suffix.lower() in AUDIO_TYPES and path.is_file():
+                files[path.stem] = path
+                files[path.name] = path
+        return files
+
+    def find(self, name: str, row: dict, meta: Path) -> Path | None:
+        """The file of a row: as written, beside the metadata or in audio/, or anywhere by its name."""
+        for path in (meta.parent / name, self.folder / name, self.folder / "audio" / name):
+            try:
+                if path.is_file() and path.suffix.lower() in AUDIO_TYPES:
+                    return path
+            except (ValueError, OSError):  # a name with a zero byte, or of a thousand letters
+                continue
+        names = _audiocaps_names(name, row, meta) if "youtube_id" in row else [name]
+        for known in (*names, Path(name).name):
+            if known in self.by_name:
+                return self.by_name[known]
+        return None
+
+
+def _audiocaps_names(name: str, row: dict, meta: Path) -> list[str]:
+    """What the clip of an AudioCaps row may be called. The table names no extension, and downloaders write
+    ID, YID, ID_30, ID_30.000, ID_30000, ID_30_40 ... (start, or start and end ten seconds later, in s or
+    ms)."""
+    try:
+        start = float(row.get("start_time") or 0)
+    except ValueError:
+        raise UserError(f"{meta}, row {row['#']}: start_time {row['start_time']!r} is no number") from None
+    end = start + 10
+    times = [f"{start:g}", f"{start:.1f}", f"{start:.3f}", f"{1e3 * start:.0f}", f"{start:g}_{end:g}",
+             f"{start:.3f}_{end:.3f}", f"{1e3 * start:.0f}_{1e3 * end:.0f}"]
+    endings = [*(f"_{time}" for time in times), ""]
+    names = [f"{prefix}{name}{ending}" for prefix in ("", "Y") for ending in endings]
+    return [*names, str(row.get("audiocap_id") or name)]
+
+
+# --- a data set: entries -> the clips of a split --------------------------------------------------------
+
+class AudioFolder:
+    """A folder of captioned recordings. Layouts, told apart by what is there:
+
+    audiofolder   metadata.csv | metadata.jsonl with file_name and caption | text, for all or one a split; or
+                  FOLDER/CLASS/FILE without
+    AudioCaps     csv with youtube_id, start_time, caption; clips named ID, YID, ID_START ..., any extension;
+                  train.csv, val.csv, test.csv
+    Clotho        csv with file_name, caption_1 ... caption_5, one a split
+    ESC-50        csv with filename, category, fold; files in audio/
+    VCTK          wav48_silence_trimmed/ or wav48/, txt/
+
+    Several rows of one file, and columns caption_1 ..., are several wordings. val_fold: rows with that `fold`
+    are the validation split; where nothing says which clips are held out, a tenth of the *files* is, by a
+    hash of the name (where several files are cuts of one recording, as in ESC-50, use the fold: the hash
+    would put siblings on both sides).
+
+    Rows whose file is missing or whose caption is empty, and files that can't be decoded (known once
+    `prepare` has tried), are left out and listed in `bad`, up to the share max_bad_share of the rows, or of
+    the split's files; more are a UserError. `notes` says what else was mended. A path that leads out of the
+    folder is always an error.
+
+    It has the interface of every data set: see parts/preparation.py."""
+    version = 2  # raise when decoding changes: the cache is keyed by it
+
+    def __init__(self, folder: str | Path, split: str = "train", val_fold: int | None = None,
+                 max_bad_share: float = 0.0):
+        self.folder = Path(folder)
+        self.split = split
+        self.max_bad_share = max_bad_share
+        self.notes = []
+        self._waves = None  # int16 memory map of all samples, once prepared
+        self._spans = None  # (first, last + 1) of each clip in it
+        if not self.folder.is_dir():
+            raise UserError(f"--data {folder}: no such folder")
+        entries, source = _read_layout(self.folder, split, val_fold)
+        if not entries:
+            raise UserError(f"{self.folder}: no metadata found; expected metadata.csv or metadata.jsonl with "
+                            "columns file_name and caption")
+
+        # No way out of the folder, and no more bad rows than are allowed.
+        root = self.folder.resolve()
+        for entry in entries:
+            if entry.path is not None and not entry.path.resolve().is_relative_to(root):
+                raise UserError(f"{entry.name}: leads to {entry.path.resolve()}, outside of {self.folder}; "
+                                "copy the file into the folder")
+        bad = [f"{entry.name}: {entry.bad}" for entry in entries if entry.bad]
+        self.bad = self._allowed(bad, len(entries))
+
+        # The clips of this split, and the name of their cache: it changes with any of the files.
+        clips = self._clips_of_split([entry for entry in entries if not entry.bad])
+        if not clips:
+            fold = f" (no row has fold {val_fold})" if val_fold is not None else ""
+            raise UserError(f"{source}: no clips in the {split} split{fold}")
+        self.paths = list(clips)
+        self.captions = list(clips.values())
+        self.wordings = max(map(len, self.captions))
+        stats = [(path, path.stat()) for path in self.paths]
+        files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        self.key = "folder-" + digest(self.version, root, split, *files)
+
+    def _allowed(self, bad: list[str], of: int) -> list[str]:
+        """`bad` again, or a UserError where it is more than is allowed."""
+        if len(bad) > self.max_bad_share * of:
+            share = ""
+            if self.max_bad_share or len(bad) > 1:
+                share = (f"; {len(bad)} of {of} can't be used, the share {self.max_bad_share:g} may be left "
+                         "out (--max-bad-share)")
+            raise UserError(bad[0] + share)
+        return bad
+
+    def _clips_of_split(self, entries: list[_Entry]) -> dict[Path, list[str]]:
+        """{file: its wordings} of this split, in the order of the entries; adds to `notes`."""
+        # Where nothing says which files are held out: a tenth of them, at least one.
+        by_hash = sorted({entry.path for entry in entries},
+                         key=lambda path: zlib.crc32(path.name.encode(errors="replace")))
+        tenth = set(by_hash[: max(1, len(by_hash) // 10)])
+
+        clips: dict[Path, dict[str, None]] = {}  # captions as keys: each counts once, in their order
+        double = long = 0
+        for entry in entries:
+            held_out = entry.path in tenth if entry.held_out is None else entry.held_out
+            if held_out != (self.split != "train"):
+                continue
+            known = clips.setdefault(entry.path, {})
+            for caption in entry.captions:
+                cut = caption[:LONGEST_CAPTION]
+                double += cut in known
+                long += cut != caption
+                known[cut] = None
+        if double:
+            self.notes.append(f"{self.split}: {double} captions stand twice beside the same file and count "
+                              "once")
+        if long:
+            self.notes.append(f"{self.split}: {long} captions are longer than {LONGEST_CAPTION} characters "
+                              "and are cut there")
+        return {path: list(known) for path, known in clips.items()}
+
+    def __len__(self) -> int:
+        """Clips that can be used: before `prepare`, as far as the metadata tell."""
+        return len(self.paths)
+
+    def __getstate__(self):
+        # Workers map the cache themselves: pickling would copy all the audio.
+        return {**self.__dict__, "_waves": None}
+
+    def name(self, i: int) -> str:
+        return printable(str(self.paths[i]))
+
+    def caption(self, i: int, k: int = 0) -> str:
+        """Wording k of clip i, modulo the number that it has."""
+        return self.captions[i][k % len(self.captions[i])]
+
+    def lengths(self) -> list[int]:
+        """Samples of each clip at 16 kHz."""
+        self.prepare()
+        return [stop - start for start, stop in self._spans]
+
+    def wave(self, i: int) -> np.ndarray:
+        """Clip i, (N,) float32 in [-1, 1]."""
+        self.prepare()
+        start, stop = self._spans[i]
+        return self._waves[start:stop].astype(np.float32) / 32_767
+
+    def prepare(self, workers: int | None = None) -> AudioFolder:
+        """Decode every file once to 16 kHz mono 16-bit in the cache (32 kB a second of audio); leave out
+        those that can't be. UserError where those are more than is allowed, or all."""
+        if self._waves is None:  # wave() calls this too
+            if self._spans is None:  # set where a worker process got this object
+                self._decode(workers)
+            self._waves = np.load(cache_dir() / self.key / "waves.npy", mmap_mode="r")
+        return self
+
+    def _decode(self, workers: int | None) -> None:
+        """Fill the cache, and drop the clips that could not be read."""
+        folder = cache_dir() / self.key
+        n = len(self.paths)
+        lengths = fill_array(folder, "lengths", (n,), np.int64, _measure_chunk, n, (self.paths,),
+                             workers=workers, desc="reading lengths")
+        where = np.concatenate([[0], np.cumsum(lengths)])          # clip i owns where[i]:where[i + 1]
+        waves = fill_array(folder, "waves", (where[-1],), np.int16, _decode_chunk, n,
+                           (self.paths, lengths.tolist()), workers=workers, desc=f"decoding {self.split}",
+                           where=where)
+
+        # The first sample of a clip says whether it could be read.
+        readable = [waves[where[i]] != UNREADABLE for i in range(n)]
+        good = [i for i in range(n) if readable[i]]
+        self.bad += self._allowed([_why_unreadable(self.paths[i]) for i in range(n) if not readable[i]], n)
+        if not good:
+            raise UserError(f"{self.folder}: none of the {n} files of the {self.split} split can be read")
+        self.paths = [self.paths[i] for i in good]
+        self.captions = [self.captions[i] for i in good]
+        self._spans = [(int(where[i]), int(where[i + 1])) for i in good]
+
+
+# --- decoding: what a worker process does for the cache -------------------------------------------------
+
+UNREADABLE = -32_768  # in place of a clip's samples, which are from -32,767 to 32,767
+
+
+def _measure_chunk(indices, paths) -> np.ndarray:
+    """Lengths of files at 16 kHz by their headers; an unreadable one gets the one sample that says so."""
+    lengths = []
+    for i in indices:
+        try:
+            with open_sound(paths[i]) as sound:
+                lengths.append(max(1, -(-sound.frames * RATE // sound.samplerate)))  # rounded up
+        except UserError:
+            lengths.append(1)
+    return np.asarray(lengths)
+
+
+def _decode_chunk(indices, paths, lengths) -> np.ndarray:
+    """Samples of files, int16, one after the other: exactly lengths[i] of file i. Louder sounds are scaled
+    down, never clipped."""
+    pieces = []
+    for i in indices:
+        try:
+            x = read_audio(paths[i])
+        except UserError:
+            pieces.append(np.full(lengths[i], UNREADABLE, np.int16))
+            continue
+        x = np.pad(x, (0, max(0, lengths[i] - len(x))))[: lengths[i]]  # mp3 headers may be off by a frame
+        pieces.append(np.round(x / max(1, np.abs(x).max()) * 32_767).astype(np.int16))
+    return np.concatenate(pieces)
+
+
+def _why_unreadable(path: Path) -> str:
+    try:
+        read_audio(path)
+    except UserError as e:
+        return str(e)
+    # It can be read now: changed meanwhile, without a new time of change.
+    return f"{path}: could not be read when it was decoded"
+
+
+# --- mixtures -------------------------------------------------------------------------------------------
+
+class Mixed:
+    """Several data sets as one: part k gives the share weights[k] of the clips that training draws, whatever
+    its size. Clips of the parts take turns, so that the first n of a validation set are of all kinds."""
+
+    def __init__(self, parts: list, weights: list[float]):
+        self.parts = parts
+        self.weights = weights
+        self.key = "mixed-" + digest(*(part.key for part in parts))
+        self.index = []    # clip i of the mixture -> (k, j): clip j of part k
+        self.p = None      # (n,), draw_batch's probability of each clip
+        self.wordings = 0
+        self.bad = []
+        self.notes = []
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """All that depends on how many clips the parts have."""
+        # Clip j of n stands at j / n of the way, whatever its part.
+        turns = [(j / len(part), k, j) for k, part in enumerate(self.parts) for j in range(len(part))]
+        self.index = [(k, j) for _, k, j in sorted(turns)]
+
+        # p of a clip: the share of its part, divided by the clips of the part.
+        share = np.array(self.weights, float) / sum(self.weights)
+        p = np.array([share[k] / len(self.parts[k]) for k, _ in self.index])
+        self.p = p / p.sum()
+
+        self.wordings = max(part.wordings for part in self.parts)
+        self.bad = [row for part in self.parts for row in getattr(part, "bad", [])]
+        self.notes = [note for part in self.parts for note in getattr(part, "notes", [])]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def name(self, i: int) -> str:
+        k, j = self.index[i]
+        return self.parts[k].name(j)
+
+    def wave(self, i: int) -> np.ndarray:
+        k, j = self.index[i]
+        return self.parts[k].wave(j)
+
+    def caption(self, i: int, wording: int = 0) -> str:
+        k, j = self.index[i]
+        return self.parts[k].caption(j, wording)
+
+    def lengths(self) -> list[int]:
+        lengths = [part.lengths() for part in self.parts]
+        return [lengths[k][j] for k, j in self.index]
+
+    def prepare(self, workers: int | None = None) -> Mixed:
+        for part in self.parts:
+            part.prepare(workers)
+        self._arrange()  # without what can't be read
+        return self

@@ -1,0 +1,46 @@
+"""Claims about the shipped judges."""
+import json
+
+import numpy as np
+import pytest
+
+from parts import judges
+from parts.errors import UserError
+from parts.judges import ASSETS, judge_clips, judged_events, load_judge
+from parts.metrics import event_match
+from parts.soundworld import SoundWorld, factor_table
+
+
+@pytest.mark.parametrize("kind", ["dev", "final"])
+def test_judges_name_the_events_of_unseen_clips(kind):
+    """At least .9 exact on 120 clips here; results/judges.json has the figure on 1,000, which must be at
+    least .95."""
+    world = SoundWorld("test", 120)
+    predicted = judge_clips(load_judge(kind), (world.wave(i) for i in range(120)))
+    truth = factor_table(world)["presence"]
+    assert event_match(truth, predicted["presence"]).mean() >= 0.9
+    others = event_match(truth[::-1], predicted["presence"])
+    assert others.mean() < 0.1, "negative control: another clip's factors"
+    report = json.loads((ASSETS.parent / "results" / "judges.json").read_text())
+    assert report[kind]["test"]["exact"] >= 0.95 and report[kind]["test"]["n"] >= 1_000
+
+
+def test_judges_differ_and_are_small():
+    dev, final = load_judge("dev"), load_judge("final")
+    assert type(dev.trunk) is not type(final.trunk) and dev.trunk.front != final.trunk.front
+    for kind in ("dev", "final"):
+        assert (ASSETS / f"judge-{kind}.safetensors").stat().st_size <= 2e6
+
+
+def test_events_of_a_long_recording_are_those_of_its_windows():
+    """Two clips one after the other: what is detected is the union."""
+    world, judge = SoundWorld("test", 8), load_judge("dev")
+    first, second = world.wave(0), world.wave(1)
+    apart = {*judged_events(judge, first), *judged_events(judge, second)}
+    assert set(judged_events(judge, np.concatenate([first, second]))) == apart
+
+
+def test_a_missing_judge_names_the_command_that_makes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(judges, "ASSETS", tmp_path)
+    with pytest.raises(UserError, match="python -m lab.train_judges final"):
+        load_judge("final")

@@ -1,0 +1,62 @@
+"""Claims about the runner: sources of r that are made of other runs, and what a run says it was made with."""
+import json
+import subprocess
+
+import numpy as np
+import pytest
+
+import regime
+from lab import runner
+from parts.errors import UserError
+
+
+def test_a_warped_regime_keeps_its_range_and_order_and_differs_by_seed():
+    steps = np.arange(10, 1_001, 10)
+    r = np.linspace(0, 1, 100) ** 2
+    a, b = runner.warp(steps, r, 1_000, 0), runner.warp(steps, r, 1_000, 1)
+    assert len(a) == 1_000 and (np.diff(a) >= 0).all()
+    assert a.min() >= 0 and a.max() == 1
+    assert not np.array_equal(a, b)
+
+
+def test_replayed_sources_are_made_of_the_runs_they_name(tmp_path):
+    options = {"steps": 100}
+    for seed in (0, 1):
+        folder = runner.folder_of(tmp_path, "slope", seed)
+        folder.mkdir(parents=True)
+        rows = [{"step": k, "r": min(1.0, (0.01 + 0.01 * seed) * k)} for k in range(10, 101, 10)]
+        (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(UserError, match="of a run that has not ended"):
+            runner.source_file("warped:slope", options, tmp_path, "x", seed, [seed])
+        (folder / "scores.json").touch()
+
+    def r_of(source, seed):
+        made = runner.source_file(source, options, tmp_path, "x", seed, [0, 1])
+        return regime.read_r(made.removeprefix("replay:"))[1]
+
+    assert r_of("yoked:slope", 0)[49] == 1.0 and r_of("yoked:slope", 1)[49] == 0.5, "the other seed's"
+    assert abs(r_of("ramp:0.5", 0)[24] - 0.5) < 1e-12 and r_of("ramp:0.5", 0)[99] == 1
+    with pytest.raises(UserError, match="run arm 'fast' first"):
+        runner.source_file("warped:fast", options, tmp_path, "x", 0, [0])
+    with pytest.raises(UserError, match="at least --seeds 2"):
+        runner.source_file("yoked:slope", options, tmp_path, "x", 0, [0])
+
+
+@pytest.mark.parametrize("changed, mark", [("train.py", "+"), ("parts/deep/er.py", "+"), ("notes.md", "")])
+def test_a_commit_is_marked_where_code_differs_from_it_in_any_folder(tmp_path, monkeypatch, changed, mark):
+    (tmp_path / "parts/deep").mkdir(parents=True)
+    for name in ("train.py", "parts/deep/er.py", "notes.md"):
+        (tmp_path / name).write_text("x = 1\n")
+    identity = ("-c", "user.name=x", "-c", "user.email=x@x")
+    for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-q", "-m", "x")):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    commit = runner.provenance()["commit"]
+    assert commit and not commit.endswith("+")
+    (tmp_path / changed).write_text("x = 2\n")
+    assert runner.provenance()["commit"] == commit + mark
+
+
+def test_a_source_of_r_that_can_not_be_is_an_error_before_anything_runs(tmp_path):
+    with pytest.raises(UserError, match="--regime replay:"):
+        runner.resolve_arm({"regime": f"replay:{tmp_path / 'none.jsonl'}"})

@@ -1,0 +1,113 @@
+"""Claims about the tables: their rows, their references, and what is computed once."""
+import json
+
+import numpy as np
+import pytest
+
+from parts import scoring
+from parts.codec import Codec
+from parts.soundworld import SoundWorld
+
+
+@pytest.fixture
+def codec(waves):
+    return Codec(16).fit(waves)
+
+
+@pytest.fixture(autouse=True)
+def no_references(monkeypatch):
+    """What one test's clips are scored against is not what another's are."""
+    monkeypatch.setattr(scoring, "_REFERENCES", {})
+
+
+SETTINGS = {"data": "soundworld", "val_fold": 0, "clips": 20, "seconds": 2.56}
+
+
+def test_scores_come_with_their_ceiling_controls_and_protocol(t2a_run, sr_run):
+    captions = ["real", "codec ceiling", "model"]
+    restored = ["input", "mean spectrum", "ridge", "model", "codec ceiling"]
+    restored += ["model - mean spectrum", "model - ridge"]
+    for path, rows, keys in (
+        (t2a_run, captions, {"judge", "w", "n", "sample_steps", "candidates"}),
+        (sr_run, restored, {"cutoff_hz", "filter", "stft", "n"}),
+    ):
+        (result,) = json.loads((path / "scores.json").read_text()).values()
+        assert [row["row"] for row in result["rows"]] == rows
+        assert keys <= set(result["protocol"])
+    by_name = {row["row"]: row for row in result["rows"]}
+    difference = by_name["model"]["lsd_hf"]["mean"] - by_name["ridge"]["lsd_hf"]["mean"]
+    assert abs(by_name["model - ridge"]["lsd_hf"]["mean"] - difference) < 1e-9
+    better_to_worse = ["codec ceiling", "ridge", "mean spectrum", "input"]
+    means = [by_name[name]["lsd_hf"]["mean"] for name in better_to_worse]
+    assert means == sorted(means) and len(set(means)) == 4
+
+
+def test_what_runs_are_scored_against_is_made_once_for_a_key_and_anew_for_another():
+    made = []
+
+    def make():
+        made.append(1)
+        return len(made)
+
+    assert [scoring.cached_reference((key,), make) for key in "aaba"] == [1, 1, 2, 3]
+
+
+def test_data_sets_are_opened_only_where_the_references_of_restored_clips_are_not_cached(codec):
+    """And two models are then compared with the same rows."""
+    opened = []
+
+    def open_sets():
+        opened.append(1)
+        return SoundWorld("test", 4), SoundWorld("train", 20)
+
+    def make(muffled, seeds):
+        assert muffled.shape == (4, 40_960) and len(seeds) == 4
+        return muffled
+
+    first = scoring.score_superresolution(codec, SETTINGS, make, open_sets, 4, 2_000, "test")
+    second = scoring.score_superresolution(codec, SETTINGS, make, open_sets, 4, 2_000, "test")
+    assert len(opened) == 1 and first == second
+    by_name = {row["row"]: row for row in first}
+    assert by_name["model"]["lsd"] == by_name["input"]["lsd"], "a model that returns its input"
+    scoring.score_superresolution(codec, SETTINGS, make, open_sets, 4, 4_000, "test")
+    assert len(opened) == 2
+
+
+def test_a_model_that_returns_the_true_clips_is_scored_as_they_are(codec):
+    """Negative control: the clips of other captions."""
+    world = SoundWorld("test", 12)
+    reals = np.stack([world.wave(i) for i in range(12)])
+
+    def score(make):
+        rows = scoring.score_captions(codec, SETTINGS, make, 12, "dev", "test")
+        return {row["row"]: row for row in rows}
+
+    right = score(lambda captions, seeds: reals[seeds])
+    assert right["model"] == right["real"] | {"row": "model"} and right["model"]["exact"] >= 0.9
+    assert right["model"]["event_kl"] == 0
+    wrong = score(lambda captions, seeds: reals[seeds[::-1]])
+    assert wrong["model"]["exact"] < 0.2 and wrong["model"]["event_kl"] > 0.1
+
+
+def test_captioned_recordings_are_scored_on_the_sets_that_were_handed_in(codec):
+    test_set, train_set = SoundWorld("val", 6), SoundWorld("train", 20)
+    asked = []
+
+    def make(captions, seeds):
+        asked.extend(captions)
+        return np.stack([test_set.wave(seed) for seed in seeds])
+
+    rows = scoring.score_recordings(codec, SETTINGS, make, test_set, train_set, 50, "dev")
+    assert asked == [test_set.caption(i) for i in range(6)]
+    assert [row["row"] for row in rows] == ["real", "codec ceiling", "model"]
+    assert all(row["n"] == 6 for row in rows) and rows[0]["kid"] == rows[2]["kid"] != rows[1]["kid"]
+
+
+def test_quick_metrics_are_perfect_for_true_clips_and_worse_for_others(waves):
+    world = SoundWorld("val", 64)
+    right = scoring.quick_caption_metrics(world, waves[:24], 24)
+    wrong = scoring.quick_caption_metrics(world, waves[:24][::-1], 24)
+    assert right["event_accuracy"] >= 0.9 and right["recall"] >= 0.9
+    assert wrong["event_accuracy"] < 0.2 and wrong["recall"] < 0.5
+    assert scoring.quick_superresolution_metric(waves[:2], waves[:2]) == {"lsd_hf": 0.0}
+    assert scoring.quick_superresolution_metric(waves[:2], waves[2:4])["lsd_hf"] > 0.5

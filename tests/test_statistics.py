@@ -1,0 +1,146 @@
+"""Claims about the statistics, calibrated on simulated arms."""
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from lab import statistics as S
+
+
+@pytest.mark.parametrize("n", [8, 20])
+def test_the_interval_of_a_known_difference_covers_it_and_no_difference_is_rarely_rejected(n):
+    """2,000 simulated experiments: seeds share a strong common effect (their data), which pairing must
+    cancel."""
+    rng = np.random.default_rng(n)
+    covered, rejected = [], []
+    for _ in range(2_000):
+        common = 0.1 * rng.standard_normal(n)
+        a = 0.5 + common + 0.02 * rng.standard_normal(n)
+        b = 0.5 + common + 0.02 * rng.standard_normal(n)
+        _, low, high = S.interval(a + 0.03 - b)
+        covered.append(low <= 0.03 <= high)
+        rejected.append(S.sign_flip(a - b)[0] <= 0.05)
+    assert 0.93 <= np.mean(covered) <= 0.97
+    assert np.mean(rejected) <= 0.06
+
+
+def test_negative_control_unpaired_intervals_miss_small_differences():
+    """The same simulation without pairing: intervals several times as wide."""
+    rng = np.random.default_rng(0)
+    common = 0.1 * rng.standard_normal(8)
+    a = 0.53 + common + 0.02 * rng.standard_normal(8)
+    b = 0.5 + common + 0.02 * rng.standard_normal(8)
+    _, low, high = S.interval(a - b)
+    _, unpaired_low, unpaired_high = S.interval(a - rng.permutation(b))
+    assert unpaired_high - unpaired_low > 2 * (high - low)
+
+
+def test_an_interval_as_text():
+    assert S.format_interval([-0.1, 0.25]) == "[-0.100, +0.250]"
+    assert S.format_interval([0.1, 0.25], sign=False, digits=2) == "[0.10, 0.25]"
+    assert S.format_interval([float("nan")] * 2) == "-"
+
+
+def test_sign_flip_is_the_slow_enumeration_and_states_its_smallest_p():
+    d = np.random.default_rng(1).standard_normal(6) + 0.5
+    all_signs = itertools.product((1, -1), repeat=6)
+    as_large = [abs(sum(s * x for s, x in zip(signs, d))) >= abs(d.sum()) - 1e-12 for signs in all_signs]
+    assert S.sign_flip(d) == (np.mean(as_large), 2 / 64)
+    assert S.sign_flip(np.ones(5)) == (2 / 32, 2 / 32)
+    assert S.sign_flip(np.zeros(4))[0] == 1.0
+    exact = scipy.stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert abs(S.sign_flip(d)[0] - exact.pvalue) < 1e-9
+
+
+def test_differences_that_sum_to_zero_have_p_one_whatever_the_rounding():
+    assert S.sign_flip([0.03, -0.01, 0.02, -0.04, 0.01, 0.01, -0.03, 0.01])[0] == 1.0
+
+
+def test_holm_is_the_textbook_example():
+    assert np.allclose(S.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    assert S.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+# --- time to quality
+
+def noisy(rng, scale=1.0, n=24, sd=0.03):
+    """A learning curve that needs `scale` times fewer steps: quality 1 - exp(-scale k / 400) at n
+    evaluations, with noise."""
+    k = np.linspace(50, 1_200, n)
+    return k, 0.8 * (1 - np.exp(-scale * k / 400)) + sd * rng.standard_normal(n)
+
+
+def test_an_arm_with_noisy_curves_is_not_sooner_than_itself_and_a_planted_factor_is_found():
+    """100 experiments of 8 seeds. Negative control: first passages against the noise-free curve make an arm
+    'faster' than itself."""
+    rng = np.random.default_rng(0)
+    inside, found, naive = [], [], []
+    for _ in range(100):
+        ref, same, twice = ([noisy(rng, scale) for _ in range(8)] for scale in (1, 1, 2))
+        low, high = S.speed_up(ref, same)["interval"]
+        inside.append(low <= 1 <= high)
+        found.append(S.speed_up(ref, twice)["ratio"])
+        k, y = noisy(rng, n=240, sd=0.05)
+        truth = 0.8 * (1 - np.exp(-k / 400))
+        q = np.linspace(0.2, 0.7, 20)
+        first_passage = [k[np.argmax(y >= value)] for value in q]
+        naive.append(np.mean(np.log(np.interp(q, truth, k) / first_passage)))
+    assert np.mean(inside) >= 0.9
+    assert 1.7 < np.exp(np.mean(np.log(found))) < 2.3
+    assert np.exp(np.mean(naive)) > 1.05
+
+
+def test_swapping_two_arms_inverts_the_result_and_an_arm_against_itself_is_exactly_one():
+    rng = np.random.default_rng(3)
+    a = [noisy(rng) for _ in range(4)]
+    b = [noisy(rng, 1.5) for _ in range(4)]
+    there, back, same = S.speed_up(a, b), S.speed_up(b, a), S.speed_up(a, a)
+    assert abs(there["ratio"] * back["ratio"] - 1) < 1e-9
+    assert abs(there["interval"][0] * back["interval"][1] - 1) < 1e-9
+    assert same["ratio"] == 1.0 and same["interval"] == [1.0, 1.0]
+    there, back = S.paired([1, 2, 3], [0, 2.5, 1]), S.paired([0, 2.5, 1], [1, 2, 3])
+    assert there["difference"] == -back["difference"] and there["p"] == back["p"]
+    zero = S.paired([1, 2, 3], [1, 2, 3])
+    assert zero["difference"] == 0 and zero["interval"] == [0, 0] and zero["p"] == 1
+
+
+def test_a_quality_that_an_arm_never_reaches_is_censored_not_invented():
+    k = np.arange(1.0, 11)
+    low, high = 0.02 * k, 0.02 * k + 0.5
+    assert np.isnan(S.time_to_quality(k, low, k, high)[0])
+    assert S.speed_up([(k, low)], [(k, high)])["n"] == 0
+    log_ratio, shared = S.time_to_quality(k, 0.1 * k, k, 0.05 * k)
+    assert log_ratio < 0
+    assert 0.4 < shared < 0.5, "only half of the reference's range is compared"
+
+
+def test_isotonic_fits_are_monotone_and_leave_monotone_curves_alone():
+    y = np.random.default_rng(0).standard_normal(30).cumsum()
+    assert (np.diff(S.isotonic(y)) >= -1e-12).all()
+    assert np.allclose(S.isotonic(np.sort(y)), np.sort(y))
+
+
+# --- does one curve follow another?
+
+def simulated_runs(rng, tie: float, n=10, m=12):
+    """Runs whose quality follows D's fall with strength `tie`; all share the same trends."""
+    x = np.linspace(5, 11, m)
+    runs = []
+    for _ in range(n):
+        own = rng.standard_normal(m).cumsum() * 0.02
+        quality = 0.1 * (x - 5) + tie * own + 0.01 * rng.standard_normal(m).cumsum()
+        runs.append({"x": x, "D": 1 - 0.08 * (x - 5) - own, "quality": quality})
+    return runs
+
+
+def test_the_rate_correlation_sees_a_tie_and_not_two_common_trends():
+    """D and quality always both move with training; only runs that are ahead in both at the same step count.
+    Negative control: the plain correlation of the two curves is near -1 with no tie at all."""
+    rng = np.random.default_rng(0)
+    tied = [S.rate_correlation(simulated_runs(rng, 1.0)) for _ in range(5)]
+    assert all(t["correlation"] > 0.5 and t["interval"][0] > 0 and t["p"] < 0.05 for t in tied)
+    free = [S.rate_correlation(simulated_runs(rng, 0.0)) for _ in range(40)]
+    assert np.mean([f["p"] <= 0.05 for f in free]) <= 0.125
+    run = simulated_runs(rng, 0.0, n=1)[0]
+    assert np.corrcoef(run["D"], run["quality"])[0, 1] < -0.8

@@ -1,0 +1,74 @@
+"""Claims about tables and figures, on rows of runs that never were."""
+import numpy as np
+from fabricated import fabricated_rows, half
+
+from lab import tables
+from lab.questions import reference_of
+
+SEEDS = [0, 1, 2]
+
+
+def test_an_arm_of_a_setting_is_compared_within_its_setting():
+    arms = ("home: stage", "home: clock", "away: stage", "away: clock", "stage", "mine")
+    references = [reference_of(arm, arms, "stage") for arm in arms]
+    assert references == ["home: stage"] * 2 + ["away: stage"] * 2 + ["stage"] * 2
+
+    level = {"home: stage": 0.5, "home: clock": 0.6, "away: stage": 0.3, "away: clock": 0.1}
+    rows = fabricated_rows(level, SEEDS, lambda arm, seed: level[arm] + 0.01 * seed)
+    summary = tables.summarize(rows, {arm: {} for arm in level}, SEEDS, "stage")
+    found = {row["arm"]: row.get("against", {}).get("difference") for row in summary}
+    assert found["home: stage"] is None
+    assert abs(found["home: clock"] - 0.1) < 1e-9 and abs(found["away: clock"] + 0.2) < 1e-9
+
+
+def test_what_a_gain_costs_in_other_metrics_is_in_the_table_and_a_metric_that_one_run_lacks_is_not():
+    arms = {"static": {}, "stage": {}}
+    kid = {"static": 0.1, "stage": 0.14}
+    rows = fabricated_rows(arms, SEEDS, half, val_loss=lambda arm, seed, k: 0.9 + 0.01 * seed)
+    for row in rows:
+        if "final" in row:
+            row["final"]["kid"] = kid[row["arm"]] + 0.01 * row["seed"]
+            if row["seed"] > 0:
+                row["final"]["event_kl"] = 0.2
+    found = tables.secondary_metrics(rows, arms, SEEDS, "static")
+    assert set(found) == {"stage"} and set(found["stage"]) == {"kid", "val_loss"}
+    assert abs(found["stage"]["kid"]["difference"] - 0.04) < 1e-9
+    assert found["stage"]["val_loss"]["difference"] == 0
+    assert "kid +0.040 [+0.040, +0.040]" in tables.table("E1", rows, arms, SEEDS, "static")
+
+
+def test_seconds_are_compared_only_where_every_run_has_some_that_count(tmp_path):
+    """An arm that ran on another day keeps its steps and says no seconds."""
+    arms = {"static": {}, "clock": {}, "stage": {}}
+    rows = fabricated_rows(arms, SEEDS, half, lambda arm, seed, k: 0.01 * k)
+    for row in rows:
+        if row["arm"] == "clock":
+            del row["seconds"]
+    _, clock, stage = tables.summarize(rows, arms, SEEDS, "static")
+    assert "speed_up_seconds" in stage
+    assert "speed_up_step" in clock and "speed_up_seconds" not in clock
+    tables.figure(tmp_path, "E1", rows, arms, SEEDS)
+    assert (tmp_path / "figure.png").is_file()
+
+
+def test_e5_tells_semantics_from_detail_and_leaves_out_what_was_not_asked():
+    """Runs whose recall follows D and whose pitch does not; order was asked of nobody at the first
+    evaluations."""
+    rng = np.random.default_rng(0)
+    arms = [f"run {k}" for k in range(10)]
+    steps = (25, 50, 100, 200, 400, 800)
+    ahead = {arm: dict(zip(steps, rng.standard_normal(6).cumsum() * 0.05)) for arm in arms}
+    free = {arm: dict(zip(steps, rng.standard_normal(6).cumsum() * 0.05)) for arm in arms}
+    rows = fabricated_rows(
+        arms, [0], half, lambda a, s, k: 0.1 * np.log2(k) + ahead[a][k], steps,
+        D=lambda a, s, k: 1 - 0.08 * np.log2(k) - ahead[a][k],
+        recall=lambda a, s, k: 0.1 * np.log2(k) + ahead[a][k] + 0.01 * free[a][k],
+        pitch=lambda a, s, k: 0.1 * np.log2(k) + free[a][k],
+        order=lambda a, s, k: None if k < 400 else 0.5,
+    )
+    found = tables.track(rows)
+    assert found["recall"]["interval"][0] > 0.5 and found["recall"]["points"] == 5
+    assert found["pitch"]["interval"][0] < 0.2
+    assert "order" not in found
+    text = tables.track_table(rows)
+    assert "recall (semantic)" in text and "pitch (detail)" in text
