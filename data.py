@@ -125,8 +125,8 @@ def nonfinite_clips(drawn: dict, train_set) -> list[str]:
     found = [(broken, everyone)] * WORLD
     if WORLD > 1:
         dist.all_gather_object(found, found[0])
-    culprits = {name for names, _ in found for name in names}
-    return sorted(culprits or {name for _, names in found for name in names})
+    named = {name for names, _ in found for name in names}
+    return sorted(named or {name for _, names in found for name in names})
 
 
 def demo() -> None:

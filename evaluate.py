@@ -43,8 +43,7 @@ from parts.prompts import check_prompt
 from parts.recordings import read_audio
 from parts.soundworld import list_sounds
 
-# See model.VelocityField: without it a guided clip is several times louder than a real one.  # ASSUMED
-RESCALE = 1.0
+RESCALE = 1.0  # model.VelocityField's; without it guided clips are several times too loud.  # ASSUMED
 
 
 # --- a trained model ------------------------------------------------------------------------------------

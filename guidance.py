@@ -81,8 +81,8 @@ def gradient_agreement(loss_a: Tensor, loss_b: Tensor, params) -> float:
     flat = []
     for loss in (loss_a, loss_b):
         gradients = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
-        filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, params)]
-        flat.append(torch.cat([g.flatten() for g in filled]).float())
+        filled = [torch.zeros_like(x) if dx is None else dx for dx, x in zip(gradients, params)]
+        flat.append(torch.cat([dx.flatten() for dx in filled]).float())
     return float(F.cosine_similarity(*flat, dim=0, eps=1e-12))
 
 

@@ -190,9 +190,7 @@ class DiT(nn.Module):
         null = self.null_cond.expand_as(like)
         if cond is None:
             return null
-        if drop is None:
-            return cond
-        return torch.where(drop[:, None, None], null, cond)
+        return cond if drop is None else torch.where(drop[:, None, None], null, cond)
 
 
 def block_weights(model: DiT) -> list[tuple]:
@@ -290,8 +288,7 @@ class VelocityField:
         for k in range(0, len(starts), at_once):
             some = starts[k : k + at_once]
             rows = torch.arange(B, device=x.device).repeat(len(some))
-            text = self.text.rows(rows) if self.text is not None else None
-            null = self.null.rows(rows) if self.null is not None else None
+            text, null = (given and given.rows(rows) for given in (self.text, self.null))
             cond = cut(self.cond, some) if self.cond is not None else None
             v = self.guided(cut(x, some), t, text, null, cond)                     # (n B, window, C)
             for start, part in zip(some, v.chunk(len(some))):

@@ -41,11 +41,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DRAWS, ALPHA = 39, 0.05  # of the null; the smallest reachable p is 1 / 40
-# Significant checks in a row. Neighbours resemble each other, so this alone lets luck in one run of ten
-# through; hence the last of the three must beat every draw of a finer null: 6 of 200 drifting random runs
-# are accepted, 12 at .01.
-STREAK = 3
-CONFIRM_DRAWS, CONFIRM_ALPHA = 199, 0.005
+STREAK = 3               # checks in a row. Neighbours are alike: alone it lets one random run of ten through,
+CONFIRM_DRAWS, CONFIRM_ALPHA = 199, 0.005  # with this finer null at the third 6 of 200 (12 at .01)
 MOVED = 0.01             # relative weight movement that makes a check worth having
 C_FLOOR = 1e-3           # RMS of every C_l before it counts: adaLN starts at zero, where a cosine is noise
 

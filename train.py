@@ -201,8 +201,7 @@ def measure(run: Training, j: int | None, timer) -> dict:
     timer("probe")
     if j % 2 == 0 and (cfg.structure == "adaptive" or cfg.probe == "always"):
         checked = run.detector.check(run.step, block_weights(run.networks.model))
-        if checked:
-            found["structure"] = checked
+        found |= {"structure": checked} if checked else {}
     timer("structure")
     return found
 

@@ -1,126 +1,238 @@
-"""TODO"""
+"""Is the SSL teacher better than its controls? A linear probe on its features says so.
+
+    python -m lab.probe_teacher                                          # SoundWorld events
+    python -m lab.probe_teacher --esc10 FOLDER --out results/teacher.json
+
+Idea.  If a linear classifier on frozen features names what is in a clip, the features hold it. Each clip is
+one vector, mean, deviation and maximum of the features over time; a logistic regression is fitted on some
+clips and scored on others. The same is done with two controls:
+
+    mel statistics          the log-mel frames themselves, pooled in the same way: no network
+    random initialisation   the same network, not pretrained; mean over three initialisations
+
+Scores are compared clip by clip, so that the interval is that of the paired gain (95 %).
+
+    soundworld   average precision of the ranking of the 24 events; fitted on train, scored on val
+    esc10        accuracy over the five official folds; FOLDER needs file_name, category and fold in its
+                 metadata
+
+Public: fit_linear, linear_probe, probe_teacher.
+"""
 from __future__ import annotations
-import argparse, contextlib, copy, csv, dataclasses, datetime, difflib, functools, hashlib, io, itertools, json, math, os, platform, re, shutil, signal, subprocess, sys, time, traceback, threading, zlib
-import multiprocessing as mp
-import multiprocessing.connection
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+
+import argparse
+import json
 from pathlib import Path
-from typing import NamedTuple
-import typing
+from typing import Callable, NamedTuple
+
 import numpy as np
-import scipy.fft
-import scipy.signal
-import scipy.optimize
-import scipy.stats
-import scipy.cluster.hierarchy
-import scipy.spatial.distance
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-import torchaudio.functional as TAF
-from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from parts.files import write_text
+
 from parts.codec import log_mel
-from parts.errors import UserError
+from parts.errors import UserError, run_cli
+from parts.files import write_text
 from parts.metrics import mean_interval
 from parts.recordings import find_metadata, read_audio, read_rows
 from parts.soundworld import SoundWorld, factor_table
-from parts.teacher import load_teacher, pool
-import evaluate
+from parts.teacher import WEIGHTS, load_teacher, pool
 
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # of the logistic regression, to choose from
+
+
+# --- linear probe ---------------------------------------------------------------------------------------
 
 
 def fit_linear(x: Tensor, y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Logistic regression (L-BFGS): x (n, d) standardized; y (n,) classes or (n, K) in {0, 1} -> weights (d, K), bias (K,)."""
-    w = torch.zeros(x.shape[1], y.shape[1] if y.ndim == 2 else int(y.max()) + 1, requires_grad=True)
-    b = torch.zeros(w.shape[1], requires_grad=True)
-    opt = torch.optim.LBFGS([w, b], max_iter=80, line_search_fn="strong_wolfe")
-    def closure():
-        opt.zero_grad()
-        loss = (F.binary_cross_entropy_with_logits if y.ndim == 2 else F.cross_entropy)(x @ w + b, y) + 0.5 * penalty * w.square().sum()
+    """Logistic regression (L-BFGS): x (n, d) standardized; y (n,) classes or (n, K) in {0, 1} -> weights (d,
+    K), bias (K,)."""
+    several = y.ndim == 2  # labels of a clip, each there or not
+    classes = y.shape[1] if several else int(y.max()) + 1
+    weights = torch.zeros(x.shape[1], classes, requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    cross_entropy = F.binary_cross_entropy_with_logits if several else F.cross_entropy
+    optimizer = torch.optim.LBFGS([weights, bias], max_iter=80, line_search_fn="strong_wolfe")
+
+    def loss_and_gradient() -> Tensor:
+        # CE(x W + b, y) + penalty / 2 |W|^2
+        optimizer.zero_grad()
+        loss = cross_entropy(x @ weights + bias, y) + 0.5 * penalty * weights.square().sum()
         loss.backward()
         return loss
-    opt.step(closure)
-    return w.detach(), b.detach()
+
+    optimizer.step(loss_and_gradient)
+    return weights.detach(), bias.detach()
 
 
-def linear_probe(x: Tensor, y: Tensor, train: np.ndarray, inner: np.ndarray, test: np.ndarray, evaluate.score) -> np.ndarray:
-    """Scores (n_test,) of a linear probe: its penalty chosen on `inner` after fitting on `train`, refitted on both. Boolean rows."""
-    def scores(fit, on, penalty):
-        mean, std = x[fit].mean(0), x[fit].std(0) + 1e-6
-        w, b = fit_linear((x[fit] - mean) / std, y[fit], penalty)
-        return evaluate.score((x[on] - mean) / std @ w + b, y[on])
-    best = max((1e-3, 1e-2, 1e-1, 1.0), key=lambda penalty: scores(train, inner, penalty).mean())
+def linear_probe(x: Tensor, y: Tensor, train: np.ndarray, inner: np.ndarray, test: np.ndarray,
+                 score: Callable) -> np.ndarray:
+    """Scores (n_test,) of a linear probe: its penalty chosen on `inner` after fitting on `train`, refitted on
+    both. train, inner, test: boolean rows (n,). score(logits, y) -> (n,)."""
+
+    def scores(fit: np.ndarray, on: np.ndarray, penalty: float) -> np.ndarray:
+        mean = x[fit].mean(0)
+        std = x[fit].std(0) + 1e-6
+        weights, bias = fit_linear((x[fit] - mean) / std, y[fit], penalty)
+        return score((x[on] - mean) / std @ weights + bias, y[on])
+
+    best = max(PENALTIES, key=lambda penalty: scores(train, inner, penalty).mean())
     return scores(train | inner, test, best)
 
 
 def correct(logits: Tensor, y: Tensor) -> np.ndarray:
+    """(n, K), classes (n,) -> (n,): 1 where the largest logit is the class."""
     return (logits.argmax(1) == y).double().numpy()
 
 
 def ranking(logits: Tensor, y: Tensor) -> np.ndarray:
-    """Average precision of each clip's ranking of classes: 1 where all that are present rank above all that are not."""
+    """Average precision of each clip's ranking of classes, (n, K), (n, K) in {0, 1} -> (n,): 1 where all that
+    are present rank above all that are not."""
     order = (-logits).argsort(1)
     hit = y.gather(1, order).double()
     precision = hit.cumsum(1) / torch.arange(1, hit.shape[1] + 1)
     return ((precision * hit).sum(1) / hit.sum(1)).numpy()
 
 
-def probe_teacher(teacher: nn.Module, esc10: Path | None, clips: int = 3_000, inits: int = 3) -> dict:
-    """Scores and paired gains over clips of the teacher against both controls (random: mean over `inits` initialisations).
+# --- the two sets of clips ------------------------------------------------------------------------------
 
-    SoundWorld: which events (average precision of the ranking), fitted on train, scored on the last quarter of val. ESC-10: accuracy
-    over the five official folds, the penalty chosen on the next fold."""
-    worlds = [SoundWorld(s, n).prepare() for s, n in (("train", clips * 3 // 4), ("val", clips // 4))]
-    sets = {"soundworld": ([torch.from_numpy(w.wave(i)) for w in worlds for i in range(len(w))],
-                           torch.cat([torch.from_numpy(factor_table(w)["presence"]) for w in worlds]), np.r_[np.zeros(len(worlds[0])), np.ones(len(worlds[1]))], ranking)}
+
+def probe_split(x: Tensor, y: Tensor, part: np.ndarray) -> np.ndarray:
+    """Average precision of the clips of part 1, fitted on part 0, the penalty chosen on its last fifth."""
+    train = part == 0
+    inner = train & (np.arange(len(part)) >= 0.8 * train.sum())
+    return linear_probe(x, y, train & ~inner, inner, part == 1, ranking)
+
+
+def probe_folds(x: Tensor, y: Tensor, fold: np.ndarray) -> np.ndarray:
+    """Accuracy (n,): each of the folds 1 to 5 is scored once, the penalty chosen on the next fold."""
+    scores = np.zeros(len(y))
+    for k in range(1, 6):
+        test = fold == k
+        inner = fold == k % 5 + 1
+        scores[test] = linear_probe(x, y, ~test & ~inner, inner, test, correct)
+    return scores
+
+
+class ProbeSet(NamedTuple):
+    """Clips and what is to be predicted of them; probe(x (n, d), targets, part) -> score of each clip that
+    is scored."""
+    waves: list[Tensor]  # (N,) each
+    targets: Tensor      # (n,) classes or (n, K) in {0, 1}
+    part: np.ndarray     # (n,): 0 train, 1 test, or the number of the fold
+    probe: Callable
+
+
+def soundworld_set(clips: int) -> ProbeSet:
+    """Which events are there: three quarters of the clips from train, one from val."""
+    train = SoundWorld("train", clips * 3 // 4).prepare()
+    val = SoundWorld("val", clips // 4).prepare()
+    waves = [torch.from_numpy(world.wave(i)) for world in (train, val) for i in range(len(world))]
+    presence = [torch.from_numpy(factor_table(world)["presence"]) for world in (train, val)]
+    part = np.r_[np.zeros(len(train)), np.ones(len(val))]
+    return ProbeSet(waves, torch.cat(presence), part, probe_split)
+
+
+def esc10_set(folder: Path) -> ProbeSet:
+    """Which class it is, of recordings with official folds."""
+    rows = read_rows(find_metadata(folder, "train")[0])
+    classes = sorted({row["category"] for row in rows})
+    waves = []
+    for row in tqdm(rows, desc="reading", unit="clip"):
+        waves.append(torch.from_numpy(read_audio(folder / row["file_name"])))
+    targets = torch.tensor([classes.index(row["category"]) for row in rows])
+    return ProbeSet(waves, targets, np.array([int(row["fold"]) for row in rows]), probe_folds)
+
+
+# --- the comparison -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def pooled_features(net: nn.Module | None, waves: list[Tensor]) -> Tensor:
+    """A row for each clip, (n, 3 F): pooled features of a network, or of the log-mel frames where it is
+    None."""
+    rows = []
+    for wave in waves:
+        frames = log_mel(wave[None])                               # (1, F, M)
+        if net is not None:
+            frames = net(frames[:, : frames.shape[1] // 2 * 2])    # whole tokens
+        rows.append(pool(frames))
+    return torch.cat(rows)
+
+
+def probe_teacher(teacher: nn.Module, esc10: Path | None, clips: int = 3_000, inits: int = 3) -> dict:
+    """Scores and paired gains over clips of the teacher against both controls (random: mean over `inits`
+    initialisations) -> {set: {"n", row: {"mean", "interval"}}}.
+
+    SoundWorld: which events (average precision of the ranking), fitted on train, scored on val, a quarter of
+    the clips. ESC-10: accuracy over the five official folds, the penalty chosen on the next fold."""
+    sets = {"soundworld": soundworld_set(clips)}
     if esc10:
-        rows = read_rows(find_metadata(esc10, "train")[0])
-        classes = sorted({r["category"] for r in rows})
-        sets["esc10"] = ([torch.from_numpy(read_audio(esc10 / r["file_name"])) for r in tqdm(rows, desc="reading", unit="clip")],
-                         torch.tensor([classes.index(r["category"]) for r in rows]), np.array([int(r["fold"]) for r in rows]), correct)
-    def rows_of(x, y, part, evaluate.score):
-        if evaluate.score is ranking:
-            inner = (part == 0) & (np.arange(len(part)) >= 0.8 * (part == 0).sum())
-            return linear_probe(x, y, (part == 0) & ~inner, inner, part == 1, evaluate.score)
-        out = np.zeros(len(y))
-        for fold in range(1, 6):
-            inner = part == fold % 5 + 1
-            out[part == fold] = linear_probe(x, y, (part != fold) & ~inner, inner, part == fold, evaluate.score)
-        return out
-    @torch.no_grad()
-    def pooled(net, waves):
-        mels = [log_mel(x[None]) for x in waves]
-        return torch.cat([pool(m if net is None else net(m[:, : m.shape[1] // 2 * 2])) for m in mels])
-    randoms, report = [], {}
+        sets["esc10"] = esc10_set(esc10)
+
+    untrained = []
     for seed in range(inits):
         torch.manual_seed(100 + seed)
-        randoms.append(type(teacher)().eval())
-    for name, (waves, y, part, evaluate.score) in sets.items():
-        per_clip = {"mel statistics": rows_of(pooled(None, waves), y, part, evaluate.score),
-                    "random initialisation": np.mean([rows_of(pooled(net, waves), y, part, evaluate.score) for net in randoms], axis=0),
-                    "teacher": rows_of(pooled(teacher, waves), y, part, evaluate.score)}
-        report[name] = {"n": len(per_clip["teacher"]), **{k: {"mean": float(v.mean()), "interval": mean_interval(v)} for k, v in per_clip.items()},
-                        **{f"teacher - {k}": {"mean": float((per_clip["teacher"] - v).mean()), "interval": mean_interval(per_clip["teacher"] - v)}
-                           for k, v in per_clip.items() if k != "teacher"}}
+        untrained.append(type(teacher)().eval())
+
+    report = {}
+    for name, (waves, targets, part, probe) in sets.items():
+        # The score of each clip, by features.
+        of_clips = {"mel statistics": probe(pooled_features(None, waves), targets, part)}
+        of_random = [probe(pooled_features(net, waves), targets, part) for net in untrained]
+        of_clips["random initialisation"] = np.mean(of_random, axis=0)
+        of_clips["teacher"] = probe(pooled_features(teacher, waves), targets, part)
+        report[name] = compare(of_clips)
     return report
 
 
-def cmd_probe_teacher(a) -> None:
-    if not a.weights.is_file():
-        raise UserError(f"--weights {a.weights}: no such file; make it with: python guidance.py pretrain")
-    if a.esc10 and not a.esc10.is_dir():
-        raise UserError(f"--esc10 {a.esc10}: no such folder")
-    report = probe_teacher(load_teacher(a.weights), a.esc10)
+def compare(of_clips: dict[str, np.ndarray]) -> dict:
+    """Scores (n,) by features -> number of clips, mean and interval of each, and of the teacher's gains."""
+    teacher = of_clips["teacher"]
+    rows = {"n": len(teacher)}
+    for name, scores in of_clips.items():
+        rows[name] = {"mean": float(scores.mean()), "interval": mean_interval(scores)}
+    for name, scores in of_clips.items():
+        if name != "teacher":
+            gain = teacher - scores
+            rows[f"teacher - {name}"] = {"mean": float(gain.mean()), "interval": mean_interval(gain)}
+    return rows
+
+
+def print_report(report: dict) -> None:
+    """A table for each set of clips."""
     for name, rows in report.items():
-        print(f"\n{name}, n {rows['n']}" + (" (accuracy, five folds)" if name == "esc10" else " (average precision of events)"))
-        for k, v in rows.items():
-            if k != "n":
-                print(f"{k:34s} {v['mean']:+.3f}  [{v['interval'][0]:+.3f}, {v['interval'][1]:+.3f}]")
-    if a.out:
-        write_text(a.out, json.dumps(report, indent=1) + "\n")
+        metric = "accuracy, five folds" if name == "esc10" else "average precision of events"
+        print(f"\n{name}, n {rows['n']} ({metric})")
+        for row, value in rows.items():
+            if row != "n":
+                low, high = value["interval"]
+                print(f"{row:34s} {value['mean']:+.3f}  [{low:+.3f}, {high:+.3f}]")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m lab.probe_teacher",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--esc10", type=Path, help="folder with file_name, category and fold in its metadata")
+    parser.add_argument("--out", type=Path, help="JSON")
+    args = parser.parse_args()
+    if not args.weights.is_file():
+        raise UserError(f"--weights {args.weights}: no such file; "
+                        "make it with: python -m lab.pretrain_teacher")
+    if args.esc10 and not args.esc10.is_dir():
+        raise UserError(f"--esc10 {args.esc10}: no such folder")
+
+    report = probe_teacher(load_teacher(args.weights), args.esc10)
+    print_report(report)
+    if args.out:
+        write_text(args.out, json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_cli(main)

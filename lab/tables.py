@@ -249,9 +249,9 @@ LABELS = {  # of the vertical axes
     "lsd_hf": "LSD-HF at 2 kHz (lower is better)",
     "val_loss": "validation loss (lower is better)",
     "r": "regime r",
-    "recall": "events heard (semantic)",
-    "count": "count, of heard events (detail)",
-    "pitch": "high or low, of heard events (detail)",
+    "recall": "events detected (semantic)",
+    "count": "count, of detected events (detail)",
+    "pitch": "high or low, of detected events (detail)",
     "order": "order, of right sets (detail)",
 }
 

@@ -41,6 +41,6 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary positions: x (B, H, T, dim) -> the same shape. table: see rope_table.
 
     Channel i and channel i + dim / 2 are the two coordinates of a point."""
-    # (a, b) -> (a cos - b sin, b cos + a sin)                              # Su et al. 2021 (RoFormer), sec. 3.2
+    # (a, b) -> (a cos - b sin, b cos + a sin)                              # Su et al. 2021 (RoFormer)
     cos, sin = table
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

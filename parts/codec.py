@@ -1,4 +1,20 @@
-"""TODO"""
+"""The embedded codec: log-mel frames and their principal components; decoding by Griffin-Lim.
+
+Idea.  A latent space that is fitted in seconds and can be read: the best *linear* autoencoder of log-mel
+frames. Two frames make a token, PCA leaves C numbers of each, and the inverse is a matrix product, a
+non-negative fit of the spectrum and a search for phases.
+
+    wav (B, N) --log_mel--> (B, F, 64) --two frames a token, PCA--> z (B, T, C)          N = 640 T, F = 2 T
+    z (B, T, C) --decode_mel--> (B, F, 64) --magnitude--> (B, F, 513) --griffin_lim--> wav (B, N)
+
+Waveforms are float32 in [-1, 1] at 16 kHz; 50 frames and 25 tokens a second. `key` names the latent space:
+caches of latents are stored under it.
+
+B batch, N samples, F frames, T tokens, C latent channels, 64 mel bands, 513 STFT bins.
+
+Public: N_FFT, HOP, N_MELS, PER_TOKEN, FLOOR, stft, istft, mel_filters, log_mel, griffin_lim, PCA, Codec,
+limit_peak, keep_low_band.
+"""
 from __future__ import annotations
 
 import hashlib
@@ -12,107 +28,147 @@ from torch import Tensor, nn
 
 from parts.audio import RATE
 
-N_FFT, HOP, N_MELS, PER_TOKEN = 1_024, 320, 64, 2
-FLOOR = 1e-4  # STFT magnitude under which everything is silence; 80 dB under a full-scale tone's main lobe and more
+N_FFT = 1_024  # samples of an STFT window
+HOP = 320      # samples from one frame to the next
+N_MELS = 64    # mel bands
+PER_TOKEN = 2  # frames of a token
+# STFT magnitude under which everything is silence; 80 dB under a full-scale tone's main lobe and more.
+FLOOR = 1e-4
+
+# --- spectra --------------------------------------------------------------------------------------------
 
 
 def stft(wav: Tensor, n_fft: int = N_FFT, hop: int = HOP) -> Tensor:
     """(B, N) -> complex (B, N // hop + 1, n_fft // 2 + 1); Hann window, frame j centred on sample j hop."""
+    window = torch.hann_window(n_fft, device=wav.device)
+    # A clip shorter than half a window can't be reflected.
     pad = "reflect" if wav.shape[-1] > n_fft // 2 else "constant"
-    return torch.stft(wav, n_fft, hop, window=torch.hann_window(n_fft, device=wav.device), return_complex=True, pad_mode=pad).mT
+    return torch.stft(wav, n_fft, hop, window=window, return_complex=True, pad_mode=pad).mT
 
 
 def istft(spec: Tensor, n: int, n_fft: int = N_FFT, hop: int = HOP) -> Tensor:
     """Inverse of `stft`: complex (B, frames, bins) -> (B, n)."""
-    return torch.istft(spec.mT, n_fft, hop, window=torch.hann_window(n_fft, device=spec.device), length=n)
+    window = torch.hann_window(n_fft, device=spec.device)
+    return torch.istft(spec.mT, n_fft, hop, window=window, length=n)
 
 
 def mel_filters(n_fft: int = N_FFT, n_mels: int = N_MELS) -> Tensor:
-    """(bins, n_mels) triangular filters whose columns sum to 1, so that a mel value is a weighted mean STFT magnitude."""
-    fb = TAF.melscale_fbanks(n_fft // 2 + 1, 0.0, RATE / 2, n_mels, RATE, norm=None, mel_scale="slaney")
-    return fb / fb.sum(0).clamp_min(1e-8)
+    """(bins, n_mels) triangular filters whose columns sum to 1, so that a mel value is a weighted mean STFT
+    magnitude."""
+    filters = TAF.melscale_fbanks(n_fft // 2 + 1, 0.0, RATE / 2, n_mels, RATE, norm=None, mel_scale="slaney")
+    return filters / filters.sum(0).clamp_min(1e-8)
 
 
 def log_mel(wav: Tensor, n_fft: int = N_FFT, hop: int = HOP, n_mels: int = N_MELS) -> Tensor:
     """Log-mel magnitude: (B, N) -> (B, N // hop, n_mels), natural log, floored at log FLOOR."""
-    return (stft(wav, n_fft, hop)[:, :-1].abs() @ mel_filters(n_fft, n_mels).to(wav)).clamp_min(FLOOR).log()
+    magnitude = stft(wav, n_fft, hop)[:, :-1].abs()                # (B, N // hop, bins)
+    mel = magnitude @ mel_filters(n_fft, n_mels).to(wav)           # (B, N // hop, n_mels)
+    return mel.clamp_min(FLOOR).log()
 
 
-def griffin_lim(mag: Tensor, n: int, iters: int = 32, momentum: float = 0.99, low: Tensor | None = None, keep: Tensor | None = None,
-                generator: torch.Generator | None = None) -> Tensor:
-    """Waveform (B, n) whose STFT magnitude is near mag (B, frames, bins).  # Fast Griffin-Lim: Perraudin et al. 2013, alg. 2
+def griffin_lim(mag: Tensor, n: int, iters: int = 32, momentum: float = 0.99, low: Tensor | None = None,
+                keep: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Waveform (B, n) whose STFT magnitude is near mag (B, frames, bins).
 
     All rows start from the same random phases, so a clip sounds the same whatever batch it is decoded in.
 
-    With `low` (complex STFT of a known signal) and `keep` (bins,) True where it is known, those bins are reset to their known
-    complex values in each iteration, so the invented band grows phases that agree with the recorded one."""
+    With `low` (complex STFT of a known signal) and `keep` (bins,) True where it is known, those bins are
+    reset to their known complex values in each iteration, so that the phases of the other bins come to agree
+    with them."""
     phase = 2 * torch.pi * torch.rand(mag.shape[1:], generator=generator).to(mag.device)
-    spec, last = torch.polar(mag, phase.expand_as(mag)), torch.zeros(())
+    spec = torch.polar(mag, phase.expand_as(mag))                  # (B, frames, bins)
+    last = None
     for _ in range(iters):
         if low is not None:
             spec = torch.where(keep, low, spec)
+        # Fast Griffin-Lim: Perraudin et al. 2013, alg. 2
+        #   new  = the nearest spectrum that a waveform has
+        #   step = new + momentum (new - last)
+        #   spec = mag step / |step|
         new = stft(istft(spec, n))
-        step = torch.lerp(last, new, 1 + momentum) if last.ndim else new.clone()  # new + momentum (new - last)
-        spec, last = step.mul_(mag / step.abs().clamp_min(1e-9)), new  # in place: these passes over memory are most of the time
+        step = new.clone() if last is None else torch.lerp(last, new, 1 + momentum)
+        last = new
+        # In place: these passes over memory are most of the time.
+        spec = step.mul_(mag / step.abs().clamp_min(1e-9))
     if low is not None:
         spec = torch.where(keep, low, spec)
     return istft(spec, n)
 
 
-class PCA(nn.Module):
-    """The linear half of a codec: frames (..., d) <-> channels (..., C), as buffers; fitted by `fit_rows`, never trained.
+# --- latent spaces --------------------------------------------------------------------------------------
 
-    Channel scale: std^whiten is divided out, then one global scale gives mean variance 1. ASSUMED: whiten = 0.5. With 1 every
-    component is equally loud and the loss spends most of itself on inaudible ones; with 0 the small ones drown in noise."""
+
+class PCA(nn.Module):
+    """The linear half of a codec: frames (..., d) <-> channels (..., C), as buffers; fitted by `fit_rows`,
+    never trained.
+
+    Channel scale: std^whiten is divided out, then one global scale gives mean variance 1. ASSUMED: whiten =
+    0.5. With 1 every component is equally loud and the loss spends most of itself on inaudible ones; with 0
+    the small ones drown in noise."""
 
     def __init__(self, d: int, channels: int, whiten: float = 0.5):
         super().__init__()
-        self.channels, self.whiten = channels, whiten
+        self.channels = channels
+        self.whiten = whiten
+        self.explained = float("nan")  # share of the variance that the channels hold; known once fitted
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("basis", torch.eye(d)[:, :channels].contiguous())
         self.register_buffer("scale", torch.ones(channels))
 
     def fingerprint(self, *what) -> str:
-        """Of the fitted buffers and whatever else the latent space depends on."""
-        h = hashlib.sha256(",".join(map(str, what)).encode())
-        for b in (self.mean, self.basis, self.scale):
-            h.update(b.cpu().numpy().tobytes())
-        return h.hexdigest()[:16]
+        """Of the fitted buffers and whatever else the latent space depends on: 16 hexadecimal digits."""
+        sha = hashlib.sha256(",".join(map(str, what)).encode())
+        for buffer in (self.mean, self.basis, self.scale):
+            sha.update(buffer.cpu().numpy().tobytes())
+        return sha.hexdigest()[:16]
 
     @torch.no_grad()
     def fit_rows(self, x: Tensor) -> None:
-        """Principal components of x (n, d); sets `explained`, the share of variance that they hold."""
+        """Principal components of x (n, d); sets `explained`, the share of variance that they hold.
+        ValueError where n is no more than the number of channels."""
         if len(x) <= self.channels:
             raise ValueError(f"{len(x)} tokens can't fit {self.channels} principal components")
+
+        # The directions of largest variance, in double precision.
         x = x.double().cpu()
-        self.mean.copy_(x.mean(0))
-        var, vec = torch.linalg.eigh(torch.cov(x.T))
+        var, vec = torch.linalg.eigh(torch.cov(x.T))               # (d,), (d, d)
         order = torch.argsort(var, descending=True)[: self.channels]
-        self.explained = float(var[order].sum() / var.sum())
-        vec = vec[:, order]
-        vec = vec * torch.sign(vec[vec.abs().argmax(0), torch.arange(self.channels)])  # eigenvectors have no sign of their own
-        std = var[order].clamp_min(1e-6 * float(var.max())).sqrt()  # constant features must not be blown up to unit variance
-        self.basis.copy_(vec)
+        vec = vec[:, order]                                        # (d, C)
+        # Eigenvectors have no sign of their own: the largest entry becomes positive.
+        vec = vec * torch.sign(vec[vec.abs().argmax(0), torch.arange(self.channels)])
+
+        # Constant features must not be blown up to unit variance.
+        std = var[order].clamp_min(1e-6 * float(var.max())).sqrt()
         scale = std**self.whiten
-        self.scale.copy_(scale * ((std / scale) ** 2).mean().sqrt())
+        scale = scale * ((std / scale) ** 2).mean().sqrt()         # mean variance 1
+
+        self.explained = float(var[order].sum() / var.sum())
+        self.mean.copy_(x.mean(0))
+        self.basis.copy_(vec)
+        self.scale.copy_(scale)
 
     def project(self, x: Tensor) -> Tensor:
+        """Frames (..., d) -> channels (..., C)."""
         return (x - self.mean) @ self.basis / self.scale
 
     def restore(self, z: Tensor) -> Tensor:
+        """Channels (..., C) -> frames (..., d)."""
         return (z * self.scale) @ self.basis.T + self.mean
 
 
 class Codec(PCA):
     """Log-mel frames, two a token, projected on `channels` principal components."""
-    rate, spreads = RATE / (PER_TOKEN * HOP), True                 # tokens a second; small enough to be sent to worker processes
+
+    rate = RATE / (PER_TOKEN * HOP)  # tokens a second
+    spreads = True                   # small enough to be sent to worker processes
 
     def __init__(self, channels: int = 64, whiten: float = 0.5):
         super().__init__(PER_TOKEN * N_MELS, channels, whiten)
 
     @property
     def key(self) -> str:
-        """Changes when the latent space changes: part of the name of a latent cache. Raise the leading 1 with the code."""
+        """Changes when the latent space changes: part of the name of a latent cache. Raise the leading 1 with
+        the code."""
         return self.fingerprint(1, N_FFT, HOP, N_MELS, FLOOR)
 
     def tokens(self, n: int) -> int:
@@ -120,12 +176,14 @@ class Codec(PCA):
         return max(1, -(-int(n) // (PER_TOKEN * HOP)))
 
     def _frames(self, wav: Tensor) -> Tensor:
-        wav = F.pad(wav, (0, self.tokens(wav.shape[-1]) * PER_TOKEN * HOP - wav.shape[-1]))
-        return rearrange(log_mel(wav), "b (t p) m -> b t (p m)", p=PER_TOKEN)  # (B, T, 128)
+        """(B, N) -> the rows that are projected, (B, T, 128)."""
+        whole = self.tokens(wav.shape[-1]) * PER_TOKEN * HOP
+        mel = log_mel(F.pad(wav, (0, whole - wav.shape[-1])))      # (B, 2 T, 64)
+        return rearrange(mel, "b (t p) m -> b t (p m)", p=PER_TOKEN)
 
     def fit(self, waves) -> Codec:
         """PCA of the mel frames of an iterable of waveforms (N,)."""
-        self.fit_rows(torch.cat([self._frames(torch.as_tensor(w)[None])[0] for w in waves]))
+        self.fit_rows(torch.cat([self._frames(torch.as_tensor(wave)[None])[0] for wave in waves]))
         return self
 
     def encode(self, wav: Tensor) -> Tensor:
@@ -134,33 +192,43 @@ class Codec(PCA):
 
     def decode_mel(self, z: Tensor) -> Tensor:
         """z (B, T, C) -> log-mel (B, 2 T, 64)."""
-        return rearrange(self.restore(z), "b t (p m) -> b (t p) m", p=PER_TOKEN).clamp(np.log(FLOOR), 7.0)
+        mel = rearrange(self.restore(z), "b t (p m) -> b (t p) m", p=PER_TOKEN)
+        return mel.clamp(np.log(FLOOR), 7.0)
 
     def magnitude(self, mel: Tensor) -> Tensor:
-        """Log-mel (B, F, 64) -> non-negative STFT magnitude (B, F, 513): multiplicative updates for min |S fb - mel|, S >= 0."""
-        fb, m = mel_filters().to(mel), mel.exp()
-        s = m @ (fb / fb.sum(1, keepdim=True).clamp_min(1e-8)).T  # (B, F, 513): interpolate between band centres
-        gram = fb @ fb.T
+        """Log-mel (B, F, 64) -> STFT magnitude S (B, F, 513), not negative."""
+        # min |S fb - m|, S >= 0, by multiplicative updates S <- S (m fb') / (S fb fb')
+        fb = mel_filters().to(mel)                                 # (513, 64)
+        m = mel.exp()
+        s = m @ (fb / fb.sum(1, keepdim=True).clamp_min(1e-8)).T   # (B, F, 513): between band centres
+        gram = fb @ fb.T                                           # (513, 513)
         for _ in range(12):
             s = s * (m @ fb.T) / (s @ gram).clamp_min(1e-12)
         return s
 
     @torch.no_grad()
-    def decode(self, z: Tensor, muffled: Tensor | None = None, cutoff: float | Tensor | None = None, seed: int = 0, iters: int = 32) -> Tensor:
-        """z (B, T, C) -> wav (B, 640 T). With muffled (B, N <= 640 T) and cutoff (Hz), the band under the cutoff is the
-        recording's own, level included, and only the band above is invented; without, peaks over 0.95 are scaled down to it
-        (guidance exaggerates levels too, and clipped samples crackle up to 8 kHz)."""
+    def decode(self, z: Tensor, muffled: Tensor | None = None, cutoff: float | Tensor | None = None,
+               seed: int = 0, iters: int = 32) -> Tensor:
+        """z (B, T, C) -> wav (B, 640 T).
+
+        With muffled (B, N <= 640 T) and cutoff (Hz), the band under the cutoff is the recording's own, level
+        included, and only the band above comes from z; without, peaks over 0.95 are scaled down to it
+        (guidance exaggerates levels too, and clipped samples crackle up to 8 kHz). seed: of the phases that
+        Griffin-Lim starts from."""
         mag = self.magnitude(self.decode_mel(z))
-        mag = torch.cat([mag, mag[:, -1:]], 1)  # the frame centred on the very end
-        n, low, keep = z.shape[1] * PER_TOKEN * HOP, None, None
-        if muffled is not None:
-            low = stft(F.pad(muffled, (0, n - muffled.shape[-1])))
-            freqs = torch.linspace(0, RATE / 2, N_FFT // 2 + 1, device=z.device)
-            # A low-pass is already falling near its cutoff: the last 4 % are the model's, at least as loud as the input there.
-            keep = freqs < 0.96 * cutoff
-            mag = torch.where(freqs < cutoff, torch.maximum(mag, low.abs()), mag)
-        y = griffin_lim(mag, n, iters, low=low, keep=keep, generator=torch.Generator().manual_seed(seed))
-        return y if low is not None else limit_peak(y)
+        mag = torch.cat([mag, mag[:, -1:]], 1)                     # the frame centred on the very end
+        n = z.shape[1] * PER_TOKEN * HOP
+        generator = torch.Generator().manual_seed(seed)
+        if muffled is None:
+            return limit_peak(griffin_lim(mag, n, iters, generator=generator))
+
+        # Bins under the cutoff that are not reset to the recording's are at least as loud as it is there.
+        low = stft(F.pad(muffled, (0, n - muffled.shape[-1])))     # (B, 2 T + 1, 513)
+        mag = torch.where(_bin_frequencies(z.device) < cutoff, torch.maximum(mag, low.abs()), mag)
+        return griffin_lim(mag, n, iters, low=low, keep=_known_bins(cutoff, z.device), generator=generator)
+
+
+# --- levels and bands -----------------------------------------------------------------------------------
 
 
 def limit_peak(y: Tensor) -> Tensor:
@@ -170,5 +238,17 @@ def limit_peak(y: Tensor) -> Tensor:
 
 def keep_low_band(y: Tensor, muffled: Tensor, cutoff: float) -> Tensor:
     """y (B, N) with everything under cutoff (Hz) replaced by that of muffled (B, <= N), level included."""
-    low, freqs = stft(F.pad(muffled, (0, y.shape[-1] - muffled.shape[-1]))), torch.linspace(0, RATE / 2, N_FFT // 2 + 1, device=y.device)
-    return istft(torch.where(freqs < 0.96 * cutoff, low, stft(y)), y.shape[-1])
+    n = y.shape[-1]
+    low = stft(F.pad(muffled, (0, n - muffled.shape[-1])))         # (B, N // 320 + 1, 513)
+    return istft(torch.where(_known_bins(cutoff, y.device), low, stft(y)), n)
+
+
+def _bin_frequencies(device) -> Tensor:
+    """(513,) Hz."""
+    return torch.linspace(0, RATE / 2, N_FFT // 2 + 1, device=device)
+
+
+def _known_bins(cutoff: float | Tensor, device) -> Tensor:
+    """(513,) True at the bins that a recording with this cutoff (Hz) still holds. A low-pass is already
+    falling near its cutoff: the last 4 % are the model's.  # ASSUMED: 4 %"""
+    return _bin_frequencies(device) < 0.96 * cutoff

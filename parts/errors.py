@@ -1,7 +1,8 @@
 """Errors that a user can mend, and how a command ends.
 
-A command raises UserError where something outside the program is wrong: a flag, a file, a row. `run_cli` turns it into
-one line on stderr and exit status 2, so nobody has to read a traceback to learn that a file name was misspelt.
+A command raises UserError where something outside the program is wrong: a flag, a file, a row. `run_cli`
+turns it into one line on stderr and exit status 2, so nobody has to read a traceback to learn that a file
+name was misspelt.
 
 Public: UserError, run_cli, printable.
 """
@@ -13,7 +14,8 @@ class UserError(Exception):
 
 
 def run_cli(main) -> None:
-    """Run `main()` as a command: a UserError becomes one clear line on stderr and exit status 2, Ctrl-C status 130."""
+    """Run `main()` as a command: a UserError becomes one clear line on stderr and exit status 2, Ctrl-C
+    status 130."""
     try:
         main()
     except (UserError, OSError) as e:
@@ -26,6 +28,6 @@ def run_cli(main) -> None:
 
 
 def printable(text: str) -> str:
-    """For the terminal: control characters become spaces. A caption or a file name from elsewhere could otherwise move
-    the cursor or retitle the window."""
+    """For the terminal: control characters become spaces. A caption or a file name from elsewhere could
+    otherwise move the cursor or retitle the window."""
     return "".join(c if c.isprintable() else " " for c in text)

@@ -5,7 +5,8 @@ directions learn as fast as common ones. Everything that is no matrix inside the
 
     gradients --average, Nesterov--> G = U S V' --three polynomials--> about U V' --> matrix -= step U V'
 
-Sources: Muon, Jordan et al. 2024; update RMS 0.2, as AdamW's: Liu et al. 2025; polynomials: Amsel et al. 2025.
+Sources: Muon, Jordan et al. 2024; update RMS 0.2, as AdamW's: Liu et al. 2025; polynomials: Amsel et al.
+2025.
 
 Why not torch.optim.Muon: matrices of one shape (the same one in every block) are orthogonalised together
 here, and in three steps instead of five; torch's takes more than twice as long at widths like these.
@@ -24,8 +25,8 @@ class Muon(torch.optim.Optimizer):
     params: matrices (a, b). lr: the root mean square of an update is about 0.2 lr. weight_decay: decoupled,
     as AdamW's."""
 
-    # Odd polynomials a x + b x^3 + c x^5, applied to singular values one after the other. Each is the one that
-    # brings what the one before made of [0.01, 1] nearest to 1.                           # Amsel et al. 2025
+    # Odd polynomials a x + b x^3 + c x^5, applied to singular values one after the other. Each is the one
+    # that brings what the one before made of [0.01, 1] nearest to 1.                # Amsel et al. 2025
     POLYNOMIALS = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
@@ -37,7 +38,7 @@ class Muon(torch.optim.Optimizer):
         norm end in 0.7 to 1.3, which is near enough."""
         tall = x.shape[1] > x.shape[2]
         x = x.bfloat16()
-        x = x.mT if tall else x                                            # (n, min, max): the smaller product
+        x = x.mT if tall else x                                            # (n, min, max): a smaller gram
         # Singular values into [0, 1]; 1.01 because they would run away from 1 if rounding put them above it.
         x = x / (1.01 * x.norm(dim=(1, 2), keepdim=True)).clamp_min(1e-7)
         for a, b, c in cls.POLYNOMIALS:
@@ -69,7 +70,7 @@ class Muon(torch.optim.Optimizer):
         ahead = torch._foreach_lerp(grads, averages, group["momentum"])
         updates = self.orthogonal(torch.stack(ahead))                      # (n, a, b)
 
-        # W <- (1 - lr decay) W - 0.2 lr sqrt(max(a, b)) U V'               # Liu et al. 2025, eq. 4
+        # W <- (1 - lr decay) W - 0.2 lr sqrt(max(a, b)) U V'               # Liu et al. 2025
         step = group["lr"] * 0.2 * max(params[0].shape) ** 0.5
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(params, list(updates.to(params[0].dtype)), alpha=-step)

@@ -213,8 +213,8 @@ def text_scores(unseen: UnseenClips, waves, judge: Judge) -> dict:
 
 
 def pretrained_scores(rows: dict, captions: list[str], reference, clap=None, embedder=None) -> dict:
-    """What pretrained models (Clap and Embedder of parts/pretrained.py) say of rows {name: waves (n, N)}.
-    -> {name: scores}: clap_score, mean cosine of clip and caption; kid_model and, where n allows,
+    """What pretrained models (Clap and Embedder of parts/pretrained_judges.py) say of rows {name: waves (n,
+    N)}. -> {name: scores}: clap_score, mean cosine of clip and caption; kid_model and, where n allows,
     frechet_model, distances to the reference clips (m, N) in the embedder's space."""
     scores = {name: {} for name in rows}
     if clap:

@@ -1,4 +1,25 @@
-"""TODO"""
+"""The embedded SSL teacher, and its features phi at the times of tokens.
+
+Idea.  Guidance (guidance.py) pulls hidden states towards phi(x0), the regime (regime.py) measures how far
+phi of a prediction is from phi of the clip. Both need one feature vector for each token of a latent sequence.
+The teacher works on the codec's log-mel frames, so that predictions can be measured without a vocoder.
+
+    z (B, T, C) --codec.decode_mel--> log-mel (B, 2 T, 64) --Teacher--> phi (B, T, F)          F = 192
+    z (B, T, C) --codec.decode--> wav (B, N) --another teacher--> (B, T', F') --align_to_tokens--> (B, T, F')
+
+The teacher is pretrained on random patches (parts/patches.py, lab/pretrain_teacher.py): no recording, no
+label, none of the sounds that the judges know. How good it is: lab/probe_teacher.py.
+
+A teacher, embedded or pretrained (parts/pretrained_teacher.py), has
+
+    takes        "mel" (log-mel frames) or "wave" (16 kHz): what it is called with
+    features     F
+    rate, first  frame j of its output is centred at first + j / rate seconds
+
+B batch, N samples, T tokens, T' frames of the teacher, C latent channels, F features.
+
+Public: WEIGHTS, Teacher, align_to_tokens, TeacherFeatures, feature_mean, pool, load_teacher, random_teacher.
+"""
 from __future__ import annotations
 
 import copy
@@ -10,112 +31,195 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from parts.audio import RATE
+
 WEIGHTS = Path(__file__).resolve().parents[1] / "assets" / "teacher.safetensors"
+MEAN_OVER = 20 * 60  # s of sound that the data-set mean of phi is taken over
+
+
+# --- the network ----------------------------------------------------------------------------------------
+
+
+def _conv2d(channels_in: int, channels_out: int, kernel: int, stride: tuple[int, int]) -> nn.Sequential:
+    """Convolution over time and frequency; stride: of both."""
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(),
+    )
+
+
+def _context_layer(features: int, dilation: int) -> nn.Sequential:
+    """Residual branch over time: three frames, `dilation` apart."""
+    return nn.Sequential(
+        nn.BatchNorm1d(features),
+        nn.Conv1d(features, features, 3, padding=dilation, dilation=dilation),
+        nn.ReLU(),
+        nn.Conv1d(features, features, 1),
+    )
 
 
 class Teacher(nn.Module):
-    """Small convolutional encoder: log-mel (B, 2 T, 64) -> features (B, T, F), 25 a second. Frozen after pretraining."""
-    takes, rate, first = "mel", 25.0, 0.02                         # what it hears; frames a second; centre of the first (s)
+    """Small convolutional encoder: log-mel (B, 2 T, 64) -> features (B, T, F), 25 a second. Frozen after
+    pretraining."""
+
+    takes = "mel"
+    rate = 25.0   # frames a second
+    first = 0.02  # s, centre of frame 0
 
     def __init__(self, features: int = 192):
         super().__init__()
-        conv = lambda a, b, k, stride: nn.Sequential(nn.Conv2d(a, b, k, stride, k // 2, bias=False), nn.BatchNorm2d(b), nn.ReLU())
         self.features = features
-        self.stem = nn.Sequential(conv(1, 16, 5, (2, 2)), conv(16, 32, 3, (1, 2)), conv(32, 64, 3, (1, 2)), conv(64, 128, 3, (1, 2)))
+        self.stem = nn.Sequential(
+            _conv2d(1, 16, 5, (2, 2)),
+            _conv2d(16, 32, 3, (1, 2)),
+            _conv2d(32, 64, 3, (1, 2)),
+            _conv2d(64, 128, 3, (1, 2)),
+        )
         self.join = nn.Linear(128 * 4, features)
-        self.context = nn.ModuleList(nn.Sequential(nn.BatchNorm1d(features), nn.Conv1d(features, features, 3, padding=d, dilation=d), nn.ReLU(),
-                                                   nn.Conv1d(features, features, 1)) for d in (1, 2, 4))  # sees 0.6 s to each side
+        # Together they reach 0.6 s to each side.
+        self.context = nn.ModuleList(_context_layer(features, dilation) for dilation in (1, 2, 4))
         self.norm = nn.LayerNorm(features)
 
     def forward(self, mel: Tensor) -> Tensor:
-        h = self.stem((mel[:, None] + 4) / 2.5)                    # (B, 128, T, 4); SoundWorld's and ESC-10's mels: mean -4, deviation 2.5
+        # The mels of SoundWorld and ESC-10 have mean -4 and deviation 2.5.
+        h = self.stem((mel[:, None] + 4) / 2.5)                    # (B, 128, T, 4)
         h = self.join(rearrange(h, "b c t m -> b t (c m)")).mT     # (B, F, T)
         for layer in self.context:
             h = h + layer(h)
         return self.norm(h.mT)                                     # (B, T, F)
 
 
-def align_to_tokens(phi: Tensor, rate: float, first: float, token_rate: float, T: int) -> Tensor:
-    """Features at the times of tokens: frame j of phi (B, T', F) is centred at first + j / rate seconds, token i spans [i, i + 1) / token_rate.
+def load_teacher(path: Path = WEIGHTS) -> Teacher:
+    """The shipped teacher, frozen, float32, eval mode. FileNotFoundError where the weights are missing."""
+    from safetensors.torch import load_file
 
-    Frames finer than tokens are averaged over each token's span (exactly: parts of frames count in part); coarser ones are
-    interpolated linearly at its centre. At the ends the nearest frame stands in. -> (B, T, F)"""
-    frames = phi.shape[1]
-    if rate == token_rate and frames == T and abs(first - 0.5 / rate) < 1e-6:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: missing; make it with: python -m lab.pretrain_teacher")
+    teacher = Teacher()
+    state = load_file(path)  # half precision
+    teacher.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    return teacher.eval().requires_grad_(False)
+
+
+def random_teacher(seed: int) -> Teacher:
+    """The same network, not pretrained: the control. Draws nothing from the common random stream."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 50_000)
+        return Teacher().eval().requires_grad_(False)
+
+
+# --- features at the times of tokens --------------------------------------------------------------------
+
+
+def align_to_tokens(phi: Tensor, rate: float, first: float, token_rate: float, T: int) -> Tensor:
+    """Features at the times of tokens: phi (B, T', F) -> (B, T, F).
+
+    Frame j of phi is centred at first + j / rate seconds, token i spans [i, i + 1) / token_rate. Frames finer
+    than tokens are averaged over each token's span (exactly: parts of frames count in part); coarser ones are
+    interpolated linearly at its centre. At the ends the nearest frame stands in."""
+    if rate == token_rate and phi.shape[1] == T and abs(first - 0.5 / rate) < 1e-6:
         return phi
-    centre = (torch.arange(T, dtype=torch.float64) + 0.5) / token_rate
+    centres = (torch.arange(T, dtype=torch.float64) + 0.5) / token_rate    # (T,) s
     if rate < token_rate:
-        x = ((centre - first) * rate).clamp(0, frames - 1)
-        a = x.floor().long().clamp(max=max(0, frames - 2))
-        b = (a + 1).clamp(max=frames - 1)
-        part = (x - a).to(phi)[:, None]
-        return phi[:, a] * (1 - part) + phi[:, b] * part
-    edges = (torch.arange(frames + 1, dtype=torch.float64) - 0.5) / rate + first  # frame j spans [edges_j, edges_j+1)
-    overlap = (torch.minimum(edges[1:], centre[:, None] + 0.5 / token_rate) - torch.maximum(edges[:-1], centre[:, None] - 0.5 / token_rate)).clamp_min(0)
+        return _interpolate(phi, (centres - first) * rate)
+    return _average(phi, rate, first, centres, token_rate)
+
+
+def _interpolate(phi: Tensor, places: Tensor) -> Tensor:
+    """phi (B, T', F) at fractional frame numbers (T,) -> (B, T, F)."""
+    frames = phi.shape[1]
+    x = places.clamp(0, frames - 1)
+    left = x.floor().long().clamp(max=max(0, frames - 2))
+    right = (left + 1).clamp(max=frames - 1)
+    part = (x - left).to(phi)[:, None]                             # (T, 1): the share of the right one
+    return phi[:, left] * (1 - part) + phi[:, right] * part
+
+
+def _average(phi: Tensor, rate: float, first: float, centres: Tensor, token_rate: float) -> Tensor:
+    """Mean of phi (B, T', F) over the span of each token, (B, T, F). centres: of the tokens, (T,) s."""
+    # Frame j spans [edges_j, edges_j+1).
+    edges = (torch.arange(phi.shape[1] + 1, dtype=torch.float64) - 0.5) / rate + first   # (T' + 1,) s
+    ends = torch.minimum(edges[1:], centres[:, None] + 0.5 / token_rate)
+    starts = torch.maximum(edges[:-1], centres[:, None] - 0.5 / token_rate)
+    overlap = (ends - starts).clamp_min(0)                         # (T, T') s that token i and frame j share
+
+    # A token beyond the last frame takes the nearest one.
     none = overlap.sum(1) < 1e-9
-    overlap[none, (centre[none, None] - (edges[1:] + edges[:-1]) / 2).abs().argmin(1)] = 1.0
+    distance = (centres[none, None] - (edges[1:] + edges[:-1]) / 2).abs()
+    overlap[none, distance.argmin(1)] = 1.0
     return (overlap / overlap.sum(1, keepdim=True)).to(phi) @ phi
 
 
 class TeacherFeatures(nn.Module):
-    """phi on the codec's latents: z (B, T, C) -> (B, T, F), one feature vector a token, by way of the mel frames or the sound that they
-    stand for. Also a codec in the sense of data.LatentCache (key, channels, tokens, encode), so that features are cached as latents are.
+    """phi on the codec's latents: z (B, T, C) -> (B, T, F), one feature vector a token, by way of the mel
+    frames or the sound that they stand for.
 
-    A teacher has takes ("mel" frames or a "wave"), features, rate and first (see align_to_tokens), and is called with what it takes."""
+    Also a codec in the sense of parts.latents.LatentCache (key, channels, tokens, encode), so that features
+    are cached as latents are. The codec is copied: it moves to a device together with the teacher, and the
+    caller's stays where it is."""
 
     def __init__(self, codec: nn.Module, teacher: nn.Module):
         super().__init__()
-        self.codec, self.teacher, self.channels, self.tokens = copy.deepcopy(codec), teacher, teacher.features, codec.tokens
-        key = getattr(teacher, "key", None) or hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in teacher.state_dict().values())).hexdigest()[:16]
-        self.key = f"{codec.key}-phi-{key}"
+        self.codec = copy.deepcopy(codec)
+        self.teacher = teacher
+        self.channels = teacher.features
+        self.tokens = codec.tokens
+        # Features of another codec or teacher must not be taken from this one's cache.
+        self.key = f"{codec.key}-phi-{_teacher_key(teacher)}"
 
-    def _at_tokens(self, phi: Tensor, T: int) -> Tensor:
+    def _align(self, phi: Tensor, T: int) -> Tensor:
         return align_to_tokens(phi, self.teacher.rate, self.teacher.first, self.codec.rate, T)
 
     @torch.no_grad()
     def forward(self, z: Tensor) -> Tensor:
-        heard = self.codec.decode_mel(z.float()) if self.teacher.takes == "mel" else self.codec.decode(z.float())
-        return self._at_tokens(self.teacher(heard), z.shape[1])
+        """z (B, T, C) -> phi (B, T, F)."""
+        if self.teacher.takes == "mel":
+            phi = self.teacher(self.codec.decode_mel(z.float()))
+        else:
+            phi = self.teacher(self.codec.decode(z.float()))
+        return self._align(phi, z.shape[1])
 
     @torch.no_grad()
     def encode(self, wav: Tensor) -> Tensor:
-        """(B, N) -> (B, T, F) on the input's device. A teacher of waves hears the recording itself, not what the codec leaves of it."""
+        """(B, N) -> (B, T, F) on the input's device. A teacher of waves gets the recording itself, not what
+        the codec leaves of it."""
+        device = self.codec.mean.device
         if self.teacher.takes == "mel":
-            return self(self.codec.encode(wav).to(self.codec.mean.device)).to(wav.device)
-        return self._at_tokens(self.teacher(wav.to(self.codec.mean.device)), self.tokens(wav.shape[-1])).to(wav.device)
+            return self(self.codec.encode(wav).to(device)).to(wav.device)
+        phi = self.teacher(wav.to(device))
+        return self._align(phi, self.tokens(wav.shape[-1])).to(wav.device)
 
 
-def feature_mean(ear: TeacherFeatures, latents, data, device: str) -> Tensor:
-    """phi's data-set mean (F,): over twenty minutes of cached latents, or of recordings for a teacher of waves; clips in random order,
-    because a folder's first ones may all be of one class."""
+def _teacher_key(teacher: nn.Module) -> str:
+    """The teacher's own key, else 16 hexadecimal digits of its weights."""
+    key = getattr(teacher, "key", None)
+    if key:
+        return key
+    weights = b"".join(value.cpu().numpy().tobytes() for value in teacher.state_dict().values())
+    return hashlib.sha256(weights).hexdigest()[:16]
+
+
+def feature_mean(extract: TeacherFeatures, latents, data, device: str) -> Tensor:
+    """phi's data-set mean (F,): over twenty minutes of cached latents (parts.latents.LatentCache), or of
+    recordings (the data set itself) for a teacher of waves."""
+    # Clips in random order, because a folder's first ones may all be of one class.
     order = np.random.default_rng(0).permutation(len(data))
-    some = order[: max(1, int(np.searchsorted(np.cumsum(np.asarray(data.lengths())[order]), 20 * 60 * 16_000)))]
-    if ear.teacher.takes == "mel":
-        z = np.concatenate([latents.z[latents.where[i] : latents.where[i + 1]] for i in some]).astype(np.float32)
-        z = z[np.isfinite(z).all(1)]                               # one broken clip must not spoil every distance
-        parts = [ear(torch.from_numpy(part)[None])[0] for part in np.array_split(z, max(1, len(z) // 1_500))]
+    ends = np.cumsum(np.asarray(data.lengths())[order])            # samples up to the end of each clip
+    some = order[: max(1, int(np.searchsorted(ends, MEAN_OVER * RATE)))]
+
+    if extract.teacher.takes == "mel":
+        z = np.concatenate([latents.z[latents.where[i] : latents.where[i + 1]] for i in some])
+        z = z.astype(np.float32)                                   # (tokens, C)
+        z = z[np.isfinite(z).all(1)]  # one broken clip must not spoil every distance
+        # One minute at a time.
+        chunks = np.array_split(z, max(1, len(z) // 1_500))
+        phi = [extract(torch.from_numpy(chunk)[None])[0] for chunk in chunks]
     else:
-        parts = [ear.encode(torch.from_numpy(data.wave(int(i)))[None])[0] for i in some]
-    return torch.cat(parts).mean(0).to(device)
+        phi = [extract.encode(torch.from_numpy(data.wave(int(i)))[None])[0] for i in some]
+    return torch.cat(phi).mean(0).to(device)
 
 
 def pool(phi: Tensor) -> Tensor:
     """Features of a whole clip: mean, deviation and maximum over time, (B, T, F) -> (B, 3 F)."""
     return torch.cat([phi.mean(1), phi.std(1), phi.amax(1)], -1)
-
-
-def load_teacher(path: Path = WEIGHTS) -> Teacher:
-    """The shipped teacher, frozen, float32, eval mode. FileNotFoundError where the weights are missing."""
-    from safetensors.torch import load_file
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: missing; make it with: python guidance.py pretrain")
-    teacher = Teacher()
-    teacher.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
-    return teacher.eval().requires_grad_(False)
-
-
-def random_teacher(seed: int) -> Teacher:
-    """The same network, not pretrained: the control."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 50_000)
-        return Teacher().eval().requires_grad_(False)

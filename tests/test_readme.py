@@ -1,5 +1,7 @@
-"""The README does what it says: its commands run (with few steps), its snippets work as they stand, its results and files exist."""
+"""The README does what it says: its commands run (with few steps), its snippets work as they stand, and the
+results, files and functions that it names exist."""
 import dataclasses
+import importlib
 import json
 import re
 import shlex
@@ -13,184 +15,284 @@ import pytest
 import torch
 from conftest import ROOT, TINY, in_process
 
-import config
-import data
-import evaluate
-import experiments
-import figures
-import guidance
+from lab import experiments, pretrain_teacher, probe_teacher, train_judges
+from parts import judges
+from parts.audio import write_wav
+from parts.band_limit import band_limit
+from parts.config import Config
+from parts.judges import load_judge
+from parts.soundworld import SoundWorld
 
 TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
-COMMANDS = list(dict.fromkeys(part.split("#")[0].strip() for kind, block in BLOCKS if not kind for line in block.splitlines() for part in line.split("&&")))
-ELSEWHERE = {  # what a command is too long, or too far from this machine, to run here -> what runs it in small
-    "pip install": ".ci/run", "pytest": ".ci/run", "torchrun": "test_two_processes_with_half_the_batch_each_are_one_process_with_all_of_it",
-    "models/": "test_pretrained_parts_in_every_slot_train_score_and_are_used_from_their_run_folder", "bench --out": "test_the_benchmark_runs_and_says_what_it_measured",
-    "report": "test_a_report_is_one_page_that_asks_nobody_and_cannot_be_written_into"}
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)  # (language, text)
+SHELL = [line for language, block in BLOCKS if not language for line in block.splitlines()]
+COMMANDS = list(dict.fromkeys(part.split("#")[0].strip() for line in SHELL for part in line.split("&&")))
+CONCEPTS = ("regime", "guidance", "sampler", "structure_reg", "model", "data", "train", "evaluate")
+# What a command is too long, or too far from this machine, to run here -> what runs it in small.
+ELSEWHERE = {
+    "pip install": ".ci/run",
+    "pytest": ".ci/run",
+    "torchrun": "test_two_processes_with_half_the_batch_each_are_one_process_with_all_of_it",
+    "lab.score_codec models/": "test_the_round_trip_of_a_latent_space_is_scored_before_anything_is_trained",
+    "models/": "test_pretrained_parts_in_every_slot_train_score_and_are_used_from_their_run_folder",
+    "lab.bench --out": "test_the_benchmark_runs_and_says_what_it_measured",
+    "lab.report": "test_a_report_is_one_page_that_asks_nobody_and_cannot_be_written_into",
+}
 
+
+def flag(setting: str) -> str:
+    return "--" + setting.replace("_", "-")
+
+
+def flags(settings: dict) -> list[str]:
+    """Settings of train.py as they are typed."""
+    return [text for name, value in settings.items() for text in (flag(name), str(value))]
+
+
+# --- commands
 
 @pytest.fixture
 def workplace(tmp_path, t2a_run, sr_run):
-    """A folder with what the commands of the README take for granted: two runs, a muffled file, recordings."""
+    """A folder with what the commands of the README take for granted: two runs, a muffled file,
+    recordings."""
     for name, run in (("t2a", t2a_run), ("sr", sr_run)):
         shutil.copytree(run, tmp_path / "runs" / name)
     rng = np.random.default_rng(0)
-    data.write_wav(tmp_path / "muffled.wav", data.band_limit(data.SoundWorld("val", 1).wave(0), 2_000))
+    write_wav(tmp_path / "muffled.wav", band_limit(SoundWorld("val", 1).wave(0), 2_000))
     for folder in ("my_folder", "audiocaps", "clotho"):
         (tmp_path / folder).mkdir()
+        rows = ["file_name,caption,fold"]
         for i in range(20):
-            data.write_wav(tmp_path / folder / f"{i}.wav", 0.1 * rng.standard_normal(16_000).astype(np.float32))
-        (tmp_path / folder / "metadata.csv").write_text("file_name,caption,fold\n" + "".join(f"{i}.wav,a hiss number {i},{1 + i % 5}\n" for i in range(20)))
+            noise = 0.1 * rng.standard_normal(16_000).astype(np.float32)
+            write_wav(tmp_path / folder / f"{i}.wav", noise)
+            rows.append(f"{i}.wav,a hiss number {i},{1 + i % 5}")
+        (tmp_path / folder / "metadata.csv").write_text("\n".join(rows) + "\n")
     shutil.copytree(ROOT / "assets", tmp_path / "assets")
     return tmp_path
 
 
-def in_small(script: str, argv: list[str], where: Path) -> list[str]:
+def in_small(module: str, argv: list[str], where: Path) -> list[str]:
     """The command with few steps and clips, writing where tests may write."""
-    if script == "train":
-        argv = [{"600": "3", "6000": "14"}.get(a, a) for a in argv]
-        few = {**TINY, "steps": 3, "eval_every": 3} if "--resume" not in argv else {"workers": 0}
-        return argv + [x for k, v in few.items() if f"--{k.replace('_', '-')}" not in argv for x in (f"--{k.replace('_', '-')}", str(v))]
-    if script == "figures":
+    if module == "train":
+        argv = [{"600": "3", "6000": "14"}.get(word, word) for word in argv]
+        few = {"workers": 0} if "--resume" in argv else {**TINY, "steps": 3, "eval_every": 3}
+        return argv + flags({name: value for name, value in few.items() if flag(name) not in argv})
+    if module == "lab.figures":
         return ["mechanism", "density", "--out", str(where)]
-    if script == "experiments" and argv[0] == "run":
+    if module == "lab.experiments" and argv[0] == "run":
         return [*argv, "--dry-run"]
-    if script == "evaluate" and argv[0] == "score":
+    if module == "evaluate" and argv[0] == "score":
         return [*argv, "--clips", "8"]
-    if script == "evaluate" and argv[0] == "export":
+    if module == "evaluate" and argv[0] == "export":
         return [*argv[:2], str(where / "exported")]
     return argv
+
+
+def module_and_arguments(command: str) -> tuple[str, list[str]]:
+    """`python FILE.py ARGV` or `python -m lab.NAME ARGV` -> the module's name, ARGV."""
+    python, *words = shlex.split(command)
+    assert python == "python"
+    if words[0] == "-m":
+        assert words[1].startswith("lab.")
+        return words[1], words[2:]
+    assert (ROOT / words[0]).is_file()
+    return Path(words[0]).stem, words[1:]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not any(word in c for word in ELSEWHERE)])
 def test_every_command_runs(command, workplace, request, monkeypatch):
     """With few steps, in a folder that holds what the README takes for granted."""
-    if " train.py" in command:  # what a run ends with has tests of its own
+    name, argv = module_and_arguments(command)
+    if name == "train":  # what a run ends with has tests of its own
         request.getfixturevalue("bare")
         monkeypatch.setattr(torch, "compile", lambda net: net)
-    if " experiments.py run" in command:  # test_a_dry_run_tells_arms_and_hours_and_leaves_nothing measures them
+    if name == "lab.experiments":  # test_a_dry_run_tells_arms_and_hours_and_leaves_nothing measures them
         monkeypatch.setattr(experiments, "estimate_hours", lambda options: float(len(options)))
-    python, file, *argv = shlex.split(command)
-    assert python == "python" and (ROOT / file).is_file()
-    module = sys.modules.get(Path(file).stem) or __import__(Path(file).stem)
-    done = in_process(module, *in_small(Path(file).stem, argv, workplace), cwd=workplace)
+    done = in_process(importlib.import_module(name), *in_small(name, argv, workplace), cwd=workplace)
     assert done.returncode == 0, done.stderr[-500:]
 
 
 def test_the_script_behind_the_tables_asks_for_what_the_recorded_results_hold(tmp_path, monkeypatch):
-    """Each of its commands, on a dry run: arms, seeds and common options are those of experiment.json in the folder that it names."""
-    lines = [line for line in (ROOT / "results/tables.sh").read_text().splitlines() if not line.startswith(("#", "set"))]
-    options = dict(re.match(r'(\w+)="(.*)"', line).groups() for line in lines if not line.startswith("python"))
-    monkeypatch.setattr(experiments, "estimate_hours", lambda options: 0.0)
+    """Each of its commands, on a dry run: arms, seeds and common options are those of experiment.json in the
+    folder that it names."""
+    script = (ROOT / "results/tables.sh").read_text().splitlines()
+    lines = [line for line in script if not line.startswith(("#", "set"))]
+    assignments = [line for line in lines if not line.startswith("python")]
+    options = dict(re.match(r'(\w+)="(.*)"', line).groups() for line in assignments)
     asked, plan = [], experiments.plan
-    monkeypatch.setattr(experiments, "plan", lambda a: asked.append(plan(a)) or asked[-1])
-    shutil.copytree(ROOT / "results/e7-dev", tmp_path / "results/e7-dev")  # what the clocks of E7 were chosen by
+
+    def spy(args):
+        asked.append(plan(args))
+        return asked[-1]
+    monkeypatch.setattr(experiments, "estimate_hours", lambda options: 0.0)
+    monkeypatch.setattr(experiments, "plan", spy)
+    shutil.copytree(ROOT / "results/e7-dev", tmp_path / "results/e7-dev")  # what E7's clocks were chosen by
     for line in lines[len(options):]:
         for name, text in options.items():
             line = line.replace(f"${name} ", text + " ")
-        _, _, *argv = shlex.split(line.replace("${1:-path/to/esc10}", "path/to/esc10"))
+        module, argv = module_and_arguments(line.replace("${1:-path/to/esc10}", "path/to/esc10"))
+        assert module == "lab.experiments"
         done = in_process(experiments, *argv, "--dry-run", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        recorded, (arms, _, seeds, reference) = json.loads((ROOT / argv[-1] / "experiment.json").read_text()), asked[-1]
-        assert recorded["seeds"] == seeds and recorded["reference"] == reference and recorded["arms"] == arms, line
+        recorded = json.loads((ROOT / argv[-1] / "experiment.json").read_text())
+        arms, _, seeds, reference = asked[-1]
+        assert recorded["seeds"] == seeds and recorded["reference"] == reference, line
+        assert recorded["arms"] == arms, line
     assert len(asked) == 8
 
 
+def known_flags(module: str) -> set[str]:
+    """The flags that a command takes."""
+    if module == "train":
+        return {flag(f.name) for f in dataclasses.fields(Config)} | {"--resume", "--help"}
+    file = "parts/commands.py" if module == "evaluate" else module.replace(".", "/") + ".py"
+    found = set(re.findall(r'add_argument\("(--[a-z0-9-]+)"', (ROOT / file).read_text()))
+    if module == "lab.experiments":
+        found |= {flag(name) for name in experiments.COMMON}
+    return found
+
+
 def test_commands_that_do_not_run_here_are_few_and_their_flags_exist():
-    """Every flag in every command of the page is known; what is not run above is run in small by the test that ELSEWHERE names."""
-    commands = re.findall(r"(?:python|torchrun \S+) (train|evaluate|guidance|experiments)\.py([^\n`#]*)", TEXT)
-    assert len(commands) > 30 and {c for c, _ in commands} == {"train", "evaluate", "guidance", "experiments"}
-    known = {"train": {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(config.Config)} | {"--resume", "--help"},
-             **{name: set(re.findall(r'"(--[a-z0-9-]+)"', (ROOT / f"{name}.py").read_text())) for name in ("evaluate", "guidance", "experiments")}}
-    known["experiments"] |= {f"--{name.replace('_', '-')}" for name in experiments.COMMON}
-    for script, rest in commands:
-        assert set(re.findall(r"(?<!\S)--[a-z0-9-]+", rest)) <= known[script], rest
-    tests = "".join(p.read_text() for p in (ROOT / "tests").glob("*.py"))
-    assert all(name in tests or (ROOT / name).exists() for name in ELSEWHERE.values())
-    assert sum(any(word in c for word in ELSEWHERE) for c in COMMANDS) <= 14
+    """Every flag in every command of the page is known; what is not run above is run in small by the test
+    that ELSEWHERE names."""
+    commands = re.findall(r"(?:python -m|python|torchrun \S+) (lab\.[a-z_]+|[a-z_]+\.py)([^\n`#]*)", TEXT)
+    commands = [(name.removesuffix(".py"), rest) for name, rest in commands]
+    labs = ("experiments", "report", "train_judges", "figures", "score_codec", "bench", "estimate",
+            "pretrain_teacher", "probe_teacher")
+    assert len(commands) > 30
+    assert {name for name, _ in commands} == {"train", "evaluate", *(f"lab.{name}" for name in labs)}
+    for name, rest in commands:
+        typed = set(re.findall(r"(?<!\S)--[a-z0-9-]+", rest))
+        assert typed <= known_flags(name), (name, rest)
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("*.py") if path != Path(__file__))
+    for name in ELSEWHERE.values():
+        assert f"def {name}(" in tests or (ROOT / name).exists(), name
+    assert sum(any(word in command for word in ELSEWHERE) for command in COMMANDS) <= 14
 
 
 def test_the_teacher_and_the_judges_that_are_shipped_are_made_by_commands_that_run(tmp_path, monkeypatch):
     """In small, into another folder than assets/."""
-    report, probe = evaluate.judge_report, evaluate.probe_teacher
-    monkeypatch.setattr(evaluate, "ASSETS", tmp_path / "assets")
-    monkeypatch.setattr(evaluate, "judge_report", lambda kind: report(kind, 16))
-    monkeypatch.setattr(evaluate, "probe_teacher", lambda teacher, folder: probe(teacher, folder, clips=200, inits=1))
-    for module, *argv in ((guidance, "pretrain", "--clips", 64, "--steps", 2, "--out", "teacher.safetensors"), (evaluate, "train-judge", "dev", "--clips", 64, "--epochs", 1),
-                          (evaluate, "probe-teacher", "--weights", "teacher.safetensors", "--out", "probe.json")):
+    report, probe = train_judges.judge_report, probe_teacher.probe_teacher
+    monkeypatch.setattr(judges, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(train_judges, "judge_report", lambda kind: report(kind, 16))
+    monkeypatch.setattr(probe_teacher, "probe_teacher",
+                        lambda teacher, folder: probe(teacher, folder, clips=200, inits=1))
+    for module, *argv in (
+        (pretrain_teacher, "--clips", 64, "--steps", 2, "--out", "teacher.safetensors"),
+        (train_judges, "dev", "--clips", 64, "--epochs", 1),
+        (probe_teacher, "--weights", "teacher.safetensors", "--out", "probe.json"),
+    ):
         done = in_process(module, *argv, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-500:]
-    assert set(evaluate.load_judge("dev").state_dict()) and 0 <= json.loads((tmp_path / "results/judges.json").read_text())["dev"]["test"]["exact"] <= 1
+    assert set(load_judge("dev").state_dict())
+    recorded = json.loads((tmp_path / "results/judges.json").read_text())
+    assert 0 <= recorded["dev"]["test"]["exact"] <= 1
     assert json.loads((tmp_path / "probe.json").read_text())["soundworld"]["n"] == 50
 
 
+# --- snippets
+
+SPY = """
+import sys, train, evaluate
+from parts import pictures
+seen, add_noise = [], train.add_noise
+
+def spy(drawn, token_ids, cfg, *more):
+    seen.append(cfg.cond_drop)
+    return add_noise(drawn, token_ids, cfg, *more)
+
+train.add_noise = spy
+evaluate.preview = lambda *a: {}
+evaluate.score = lambda *a, **k: None
+pictures.dashboard = lambda *a: None
+train.main()
+print("rates", *seen)
+"""
+
+
 def test_a_fourth_mechanism_is_one_file_and_ten_lines_of_the_loop(tmp_path):
-    """The file and the diff of the README, applied to a copy of the project, train; and the rate does follow r."""
-    file = next(block for kind, block in BLOCKS if kind == "python" and "dropping.py" in block)
-    diff = next(block for kind, block in BLOCKS if kind == "diff")
-    changed = [line for line in diff.splitlines() if line[:1] in "+-"]
-    assert len(changed) <= 10
-    for p in ROOT.glob("*.py"):
-        shutil.copy(p, tmp_path)
+    """The file and the diff of the README, applied to a copy of the project, train; and the rate does follow
+    r."""
+    file = next(block for language, block in BLOCKS if language == "python" and "dropping.py" in block)
+    diff = next(block for language, block in BLOCKS if language == "diff")
+    assert len([line for line in diff.splitlines() if line[:1] in "+-"]) <= 10
+
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    for folder in ("parts", "lab"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     (tmp_path / "dropping.py").write_text(file)
     loop = (tmp_path / "train.py").read_text()
     for hunk in diff.split("@@\n"):
         lines = hunk.splitlines()
-        before, after = ("\n".join(line[1:] for line in lines if line[:1] in keep) for keep in (" -", " +"))
+        before = "\n".join(line[1:] for line in lines if line[:1] in " -")
+        after = "\n".join(line[1:] for line in lines if line[:1] in " +")
         assert loop.count(before) == 1, before
         loop = loop.replace(before, after)
     (tmp_path / "train.py").write_text(loop)
-    argv = [x for k, v in {**TINY, "steps": 2, "eval_every": 9}.items() for x in (f"--{k.replace('_', '-')}", str(v))]
-    spy = "import sys, train, learner, evaluate; seen = []\nold = train.batch_to\ntrain.batch_to = lambda b, ids, cfg, *a: (seen.append(cfg.cond_drop), old(b, ids, cfg, *a))[1]\n" \
-          "evaluate.preview = lambda *a: {}; evaluate.dashboard = lambda *a: None; evaluate.score = lambda *a, **k: None\ntrain.main(); assert seen[-2:] == [0.5, 0.5] and seen[0] == 0.5, seen"
-    done = subprocess.run([sys.executable, "-c", spy, *argv, "--cond-drop", "0.5", "--out", str(tmp_path / "run")], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    # Two validation batches at the given rate, then two steps at r = 1/2 and r = 1.
+    argv = flags({**TINY, "steps": 2, "eval_every": 9, "cond_drop": 0.5, "regime": "clock",
+                  "out": tmp_path / "run"})
+    done = subprocess.run([sys.executable, "-c", SPY, *argv], cwd=tmp_path, capture_output=True, text=True,
+                          check=False)
     assert done.returncode == 0, done.stderr[-800:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("rates "))
+    assert np.allclose([float(rate) for rate in line.split()[1:]], [0.5, 0.5, 0.26, 0.02])
     space = {}
     exec(file, space)
     assert space["rate"](0, 0.1) == 0.1 and abs(space["rate"](1, 0.1) - 0.02) < 1e-9
 
 
-def test_the_table_of_files_counts_their_lines():
-    """So that it says what a reader will meet; a twentieth of slack, or it would be wrong after every commit."""
-    for names, lines in re.findall(r"^\| (`\w+\.py`[^|]*) \|[^|]*\| ([\d, ]+) \|$", TEXT, re.MULTILINE):
-        for name, said in zip(re.findall(r"\w+\.py", names), lines.split(","), strict=True):
-            is_ = len((ROOT / name).read_text().splitlines())
-            assert abs(int(said) - is_) <= 0.05 * is_, (name, said, is_)
-    assert {p.name for p in ROOT.glob("*.py")} <= set(re.findall(r"`(\w+\.py)`", TEXT)) and len(TEXT.splitlines()) <= 200
-
-
-@pytest.mark.parametrize("name", [n for n in figures.FIGURES if n != "sounds"])
-def test_figures_are_drawn_from_what_is_recorded(name, tmp_path):
-    """And say what is missing where it is not."""
-    done = in_process(figures, name, "--out", tmp_path, cwd=tmp_path)
-    assert done.returncode == 0 and (tmp_path / f"{name}.png").stat().st_size > 5_000, done.stderr
-
-
-def test_a_figure_without_its_record_says_which_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "RESULTS", tmp_path)
-    done = in_process(figures, "mechanism", cwd=tmp_path)
-    assert done.returncode == 2 and "regime-sr.jsonl: missing" in done.stderr
-    assert in_process(figures, "portrait", cwd=tmp_path).returncode == 2
-
-
 def test_the_ten_lines_about_the_regime_run_as_they_stand():
     """The README's snippet, in a trainer whose network learns until step 64."""
-    code = re.search(r"```python\n(import regime\n.*?)```", TEXT, re.DOTALL).group(1)
+    code = re.search(r"```python\n(from regime import .*?)```", TEXT, re.DOTALL).group(1)
     assert len(code.splitlines()) <= 10
-    x0, eps, seen, step_now = torch.randn(8, 4, 6), torch.randn(8, 4, 6), [], [0]
-    other = torch.randn(8, 4, 6)
-    def predict(x_t, t):  # x0_hat = eps - v: from `other` to x0 while log2 k goes from 0 to 6
-        share = min(1.0, np.log2(max(1, step_now[0])) / 6)
+    x0, eps, other = torch.randn(8, 4, 6), torch.randn(8, 4, 6), torch.randn(8, 4, 6)
+    seen = []
+
+    def predict(x_t, t):
+        """x0_hat = eps - v: from `other` to x0 while log2 k goes from 0 to 6."""
+        share = min(1.0, np.log2(max(1, len(seen))) / 6)
         return eps - (share * x0 + (1 - share) * other)
+
     def train_step(weight_of_my_auxiliary_loss):
         seen.append(weight_of_my_auxiliary_loss)
-        step_now[0] += 1
-    exec(code, {"K": 1_024, "predict": predict, "features": lambda z: z, "x0": x0, "eps": eps, "mean": None, "train_step": train_step})
+    exec(code, {"K": 1_024, "predict": predict, "extract": lambda z: z, "x0": x0, "eps": eps, "mean": None,
+                "train_step": train_step})
     assert len(seen) == 1_024 and seen[0] == 1.0 and seen[-1] < 0.1
+
+
+# --- what the page names
+
+def test_the_table_of_files_counts_their_lines():
+    """So that it says what a reader will meet; a twentieth of slack, or it would be wrong after every
+    commit."""
+    rows = re.findall(r"^\| `(\w+\.py)` \|[^|]*\| (\d+) \|$", TEXT, re.MULTILINE)
+    assert [name for name, _ in rows] == [f"{name}.py" for name in CONCEPTS]
+    assert {path.name for path in ROOT.glob("*.py")} == {name for name, _ in rows}
+    for name, said in rows:
+        lines = len((ROOT / name).read_text().splitlines())
+        assert abs(int(said) - lines) <= 0.05 * lines, (name, said, lines)
+    assert len(TEXT.splitlines()) < 210
+
+
+def test_every_module_is_named_and_every_name_exists():
+    """Modules of parts/ and lab/, and functions of the eight files, by their full names."""
+    named = set(re.findall(r"`((?:parts|lab)/\w+\.py)`", TEXT))
+    there = {f"{folder}/{path.name}" for folder in ("parts", "lab") for path in (ROOT / folder).glob("*.py")
+             if path.name != "__init__.py"}
+    assert named == there
+    functions = re.findall(rf"`({'|'.join(CONCEPTS)})\.(\w+)`", TEXT)
+    functions = [(module, name) for module, name in functions if name != "py"]
+    assert len(functions) >= 10
+    for module, name in functions:
+        assert hasattr(importlib.import_module(module), name), (module, name)
 
 
 def test_results_behind_the_readme_exist():
     for name in re.findall(r"results/[\w./-]+\.jsonl?", TEXT):
         text = (ROOT / name).read_text()
-        assert all(json.loads(part) for part in (text.splitlines() if name.endswith("l") else [text])), name
+        documents = text.splitlines() if name.endswith("l") else [text]
+        assert all(json.loads(document) for document in documents), name

@@ -1,0 +1,37 @@
+"""What tests read back from a run folder, and how they compare two runs.
+
+Public: final, log_of, step_rows, same_weights, distance.
+"""
+import json
+
+import torch
+
+from parts.runs import load_checkpoint
+
+
+def final(path) -> dict:
+    """The newest checkpoint of a run."""
+    return load_checkpoint(path)[1]
+
+
+def log_of(path) -> list[dict]:
+    """All lines of its log."""
+    return [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+
+
+def step_rows(path) -> list[dict]:
+    """The lines about training steps, without those about evaluations."""
+    return [row for row in log_of(path) if "loss" in row]
+
+
+def same_weights(a: dict, b: dict) -> bool:
+    """Are network and average of two checkpoints equal in every bit?"""
+    return all(torch.equal(a[part][name], b[part][name]) for part in ("model", "ema") for name in a[part])
+
+
+def distance(a: dict, b: dict) -> float:
+    """Relative distance of two sets of weights. (Of all of them: AdamW divides by the gradient's size, so a
+    weight whose gradient is rounding noise moves by its learning rate in either direction.)"""
+    apart = sum((a[name] - b[name]).square().sum() for name in a)
+    size = sum(b[name].square().sum() for name in b)
+    return float(apart ** 0.5 / size ** 0.5)

@@ -1,0 +1,48 @@
+"""Claims about the cache: filled once, by one process, and named by what it depends on."""
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from parts.cache import digest, fill_array, parallel_map
+
+
+def row_once(indices, folder):
+    """Rows i * 2; a chunk that is computed a second time is an error (its marker exists)."""
+    (Path(folder) / f"made-{indices[0]}").open("x").close()
+    time.sleep(0.01)
+    return np.array([[i, i] for i in indices], np.float32) * 2
+
+
+def fill(folder):
+    rows = fill_array(Path(folder), "x", (200, 2), np.float32, row_once, 200, (folder,), chunk=10, workers=0)
+    return float(rows.sum())
+
+
+def test_two_processes_that_start_together_fill_a_cache_once(tmp_path):
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        sums = list(pool.map(fill, [str(tmp_path)] * 2))
+    assert sums == [2 * 2 * sum(range(200))] * 2
+
+
+def test_items_of_different_lengths_lie_one_after_the_other(tmp_path):
+    lengths = [3, 0, 1, 2]
+    where = np.concatenate([[0], np.cumsum(lengths)])
+
+    def rows(indices):
+        return np.concatenate([np.full(lengths[i], i) for i in indices])
+    filled = fill_array(tmp_path, "x", (where[-1],), np.int64, rows, 4, chunk=2, workers=0, where=where)
+    assert filled.tolist() == [0, 0, 0, 2, 3, 3]
+
+
+def test_jobs_give_the_same_in_worker_processes_and_in_this_one():
+    jobs = [1, 2, 3, 4, 5]
+    here, there = (dict(parallel_map(divmod, jobs, (2,), workers)) for workers in (0, 2))
+    assert here == there == {job: divmod(job, 2) for job in jobs}
+
+
+def test_names_of_cache_entries_are_those_of_caches_that_exist():
+    """If this fails, every cache is made again."""
+    assert digest("a", 1, None, (2.5, "b")) == "1e03d434fc02f0bd"

@@ -1,0 +1,212 @@
+"""Claims about the machine: devices, several processes, stopping, time and memory."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from run_files import distance, final, log_of
+
+import train
+from parts import devices, runs
+from parts.devices import StopSignal, Timer
+from parts.errors import UserError
+
+
+def flags(settings):
+    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def torchrun(out, settings):
+    """`python train.py` in two processes."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    env |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
+               "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", ROOT / "train.py", *flags(settings),
+               "--out", out]
+    return subprocess.Popen(command, env=env, cwd=out.parent, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
+
+
+def until(condition, seconds):
+    for _ in range(10 * seconds):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+# --- several processes
+
+def test_two_processes_with_half_the_batch_each_are_one_process_with_all_of_it(tiny, tmp_path, bare):
+    """gloo, mechanisms off: the same parameters to float32 tolerance, one log, one voice. Negative control:
+    half the batch alone."""
+    settings = {**tiny, "task": "t2a", "recipe": "vanilla", "probe": "never", "steps": 8, "eval_every": 8,
+                "score_clips": 2}
+    job = torchrun(tmp_path / "two", settings)
+    one = train.train({**settings, "out": str(tmp_path / "one")})
+    text = job.communicate(timeout=400)[0]
+    assert job.returncode == 0, text[-2000:]
+    assert distance(final(tmp_path / "two")["model"], final(one)["model"]) < 1e-3
+    assert text.count("trained 8 steps") == 1 and "on 2 x cpu" in text
+    steps = [[row["step"] for row in log_of(tmp_path / name)] for name in ("two", "one")]
+    assert steps[0] == steps[1]
+    half = train.train({**settings, "batch": tiny["batch"] // 2, "out": str(tmp_path / "half")})
+    assert distance(final(half)["model"], final(one)["model"]) > 1e-2
+
+
+def is_process_1(environ: Path, folder: Path) -> bool:
+    """Is this /proc/N/environ that of process 1 of a job that writes to `folder`?"""
+    try:
+        command = (environ.parent / "cmdline").read_bytes()
+        return b"\0RANK=1\0" in b"\0" + environ.read_bytes() and str(folder).encode() in command
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
+def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_that_goes_on(tiny, tmp_path):
+    settings = {**tiny, "task": "t2a", "recipe": "stage", "steps": 4_000, "eval_every": 20, "score_clips": 2,
+                "width": 64}
+    run = tmp_path / "run"
+    job = torchrun(run, settings)
+    try:
+        until(lambda: (run / "checkpoint.pt").is_file(), 300)
+        victims = [int(environ.parent.name) for environ in Path("/proc").glob("[0-9]*/environ")
+                   if is_process_1(environ, tmp_path)]
+        assert len(victims) == 1
+        os.kill(victims[0], signal.SIGKILL)
+        text = job.communicate(timeout=200)[0]
+    finally:
+        job.kill()
+    assert job.returncode != 0 and "lost the others" in text and "--resume" in text, text
+    step = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
+    assert step >= 20 and step % 20 == 0
+    cfg, checkpoint = runs.open_settings({}, str(run))
+    assert checkpoint["step"] == step and cfg.steps == 4_000
+
+
+def test_one_process_is_a_job_of_its_own():
+    assert (devices.RANK, devices.WORLD) == (0, 1)
+    assert devices.join_processes("cpu") == "cpu"
+    value = {"any": [1, None]}
+    assert devices.broadcast_from_rank0(value) is value
+    devices.leave_processes()
+
+
+def test_the_end_of_another_process_is_one_line_and_any_other_error_stays_what_it_is(monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("connection closed by peer\nand a page of details")
+
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        devices.run_on_all(fail)
+    monkeypatch.setattr(devices, "WORLD", 2)
+    with pytest.raises(SystemExit) as end:
+        devices.run_on_all(fail)
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and len(err.splitlines()) == 1
+    assert "process 0 lost the others (connection closed by peer)" in err and "--resume RUN" in err
+
+
+# --- stopping
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_loop_between_two_steps_and_not_in_the_middle(number):
+    before, steps = signal.getsignal(number), 0
+    with StopSignal() as stop:
+        while not stop.now and steps < 10:
+            if steps == 3:
+                signal.raise_signal(number)
+            steps += 1
+    assert steps == 4 and stop.now
+    assert signal.getsignal(number) is before, "afterwards it means what it meant before"
+
+
+def test_several_processes_stop_only_where_all_of_them_agree(monkeypatch):
+    """Process 0 decides."""
+    monkeypatch.setattr(devices, "WORLD", 2)
+    for decided in (False, True):
+        monkeypatch.setattr(devices, "broadcast_from_rank0", lambda x, decided=decided: decided)
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.asked and not stop.now
+            stop.agree()
+            assert stop.now == decided
+
+
+# --- device
+
+def test_a_device_that_is_not_here_is_refused_with_those_that_are(monkeypatch):
+    assert devices.pick_device("cpu") == "cpu" and devices.pick_device("auto") in ("cuda", "mps", "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert devices.pick_device("auto") == "cpu"
+    for name in ("cuda", "cuda:0", "mps", "abacus"):
+        with pytest.raises(UserError, match=f"--device {name}: not here; available: cpu$"):
+            devices.pick_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.pick_device("auto") == "cuda" and devices.pick_device("cuda:1") == "cuda:1"
+
+
+class Clock:
+    """A stand-in for the module `time`, whose seconds pass when the test says so."""
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(devices, "time", made)
+    return made
+
+
+@pytest.mark.parametrize("bf16_takes, choice", [(2.0, "fp32"), (0.95, "fp32"), (0.5, "bf16")])
+def test_the_faster_precision_is_chosen_and_said(clock, capsys, bf16_takes, choice):
+    """Trials alternate, and the first of each, which compiles and allocates, does not count. bf16 must be a
+    tenth faster."""
+    order = []
+
+    def trial(bf16):
+        order.append(bf16)
+        takes = bf16_takes if bf16 else 1.0
+        clock.now += takes if len(order) > 2 else 9.0 - takes
+
+    assert devices.pick_precision(trial, "cpu") == choice
+    assert order == [False, True] * 4
+    assert f"precision: {choice}" in capsys.readouterr().out
+    assert devices.pick_precision(None, "mps") == "fp32"
+
+
+def test_hardware_has_a_name_and_memory_a_size():
+    assert devices.hardware("cpu").strip() and "cores" in devices.hardware("cpu")
+    before = devices.memory_mb("cpu")
+    if before is None:
+        pytest.skip("this system does not say how much memory a process takes")
+    block = np.ones(50_000_000 // 8)                        # 50 MB, touched
+    assert 30 < devices.memory_mb("cpu") - before < 80 and block.nbytes == 50_000_000
+
+
+# --- time
+
+def test_a_timer_adds_up_parts_and_its_table_all_of_them(clock):
+    timer = Timer()
+    for _ in range(2):
+        clock.now += 100
+        timer.start()                                      # what came before belongs to no part
+        clock.now += 3
+        timer("long")
+        clock.now += 1
+        timer("short")
+    assert timer.seconds == {"long": 6, "short": 2}
+    assert [line.split() for line in timer.table().splitlines()] == [
+        ["part", "seconds", "share"], ["long", "6.0", "75.0", "%"], ["short", "2.0", "25.0", "%"],
+        ["all", "8.0"]]
+    devices.ignore("part")

@@ -1,0 +1,145 @@
+"""Claims about what learns: accumulation, checkpointing, the average, what is saved."""
+import pytest
+import torch
+from run_files import distance, final
+
+import model
+import train
+from lab.estimate import saved_bytes
+from parts.config import Config
+from parts.errors import UserError
+from parts.text import Words
+
+SMALL = dict(device="cpu", precision="fp32", task="sr", width=32, depth=2, heads=2, channels=8, batch=4,
+             align_block=1)
+
+
+def networks_of(**settings):
+    return train.build_networks(Config(**{**SMALL, **settings}), None, 6, torch.zeros(6))
+
+
+def batch_of(seed=0):
+    """A random batch of networks_of(): x0, eps, cond (4, 16, 8), phi (4, 16, 6)."""
+    torch.manual_seed(seed)
+    latents = {name: torch.randn(4, 16, 8) for name in ("x0", "eps", "cond")}
+    drop = torch.zeros(4, dtype=torch.bool)
+    return {**latents, "t": torch.rand(4), "drop": drop, "phi": torch.randn(4, 16, 6)}
+
+
+def one_step(networks, k):
+    """Step k with guidance and without the structure loss."""
+    loss = train.losses(networks.cfg, networks, batch_of(k), k, 0.5, 0.0, None)
+    loss["total"].backward()
+    return train.update(networks.cfg, networks, k)
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(tiny, tmp_path, bare):
+    settings = {**tiny, "task": "sr", "recipe": "vanilla", "probe": "never", "steps": 6, "eval_every": 6}
+    weights = {}
+    for n in (1, 4):
+        run = train.train({**settings, "accumulate": n, "out": str(tmp_path / str(n))})
+        weights[n] = final(run)["model"]
+    assert distance(weights[4], weights[1]) < 1e-3
+    fewer = train.train({**settings, "batch": 2, "out": str(tmp_path / "fewer")})
+    assert distance(final(fewer)["model"], weights[1]) > 1e-2, "negative control: one part alone"
+
+
+def test_checkpointing_saves_less_and_changes_no_gradient():
+    torch.manual_seed(0)
+    net = model.DiT(8, 32, 4, 2, vocab=20)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    x, t, ids = torch.randn(4, 32, 8), torch.rand(4), torch.randint(1, 20, (4, 6))
+
+    def loss():
+        return net(x, t, net.encode_text(ids)).square().mean()
+
+    gradients, saved = {}, {}
+    for on in (False, True):
+        net.checkpointing = on
+        saved[on] = saved_bytes(loss)
+        net.zero_grad()
+        loss().backward()
+        gradients[on] = [p.grad.clone() for p in net.parameters()]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients[False], gradients[True]))
+    assert saved[True] < 0.6 * saved[False]
+
+
+def test_checkpointing_and_the_optimizer_are_those_of_the_settings():
+    plain, other = networks_of(), networks_of(checkpointing=True, optimizer="adamw")
+    assert other.model.checkpointing and not plain.model.checkpointing
+    assert [type(o).__name__ for o in plain.optimizers] == ["AdamW", "Muon", "AdamW"], "the last: projector"
+    assert [type(o).__name__ for o in other.optimizers] == ["AdamW", "AdamW"]
+    owned = [p for o in plain.optimizers for group in o.param_groups for p in group["params"]]
+    learning = [*plain.model.parameters(), *plain.projector.parameters()]
+    assert sorted(map(id, owned)) == sorted(map(id, learning))
+
+
+def test_the_average_is_a_ramped_ema_of_the_weights_and_is_not_trained():
+    """Against the recursion written down again, 30 steps. Negative control: without the ramp."""
+    networks = networks_of()
+    name = "blocks.0.qkv.weight"
+    weight, average = networks.model.state_dict()[name], networks.ema.state_dict()[name]
+    expected, unramped = average.clone().double(), average.clone().double()
+    for k in range(1, 31):
+        one_step(networks, k)
+        decay = min(0.9999, (1 + k) / (10 + k))
+        expected = decay * expected + (1 - decay) * weight
+        unramped = 0.9999 * unramped + 0.0001 * weight
+    assert torch.allclose(average, expected.float(), atol=1e-6)
+    assert not torch.allclose(average, unramped.float(), atol=1e-4)
+    assert not any(p.requires_grad for p in networks.ema.parameters()) and not networks.ema.training
+
+
+def test_a_step_without_a_finite_gradient_moves_nothing():
+    networks = networks_of()
+    one_step(networks, 1)
+    before = {name: weight.clone() for name, weight in networks.model.state_dict().items()}
+    batch = batch_of()
+    batch["x0"][0, 0, 0] = float("nan")
+    train.losses(networks.cfg, networks, batch, 2, 0.0, 0.0, None)["total"].backward()
+    assert not torch.isfinite(train.update(networks.cfg, networks, 2))
+    assert all(torch.equal(weight, before[name]) for name, weight in networks.model.state_dict().items())
+    one_step(networks, 3)
+    after = networks.model.state_dict()
+    moved = any(not torch.equal(after[name], before[name]) for name in before)
+    assert moved, "negative control: a finite one moves weights"
+
+
+def test_networks_go_on_from_their_state_as_if_they_had_never_stopped(tmp_path):
+    straight = networks_of()
+    for k in (1, 2):
+        one_step(straight, k)
+    torch.save(straight.state_dict(), tmp_path / "state.pt")
+    resumed = networks_of()
+    resumed.load(torch.load(tmp_path / "state.pt", weights_only=True), "run")
+    for networks in (straight, resumed):
+        one_step(networks, 3)
+    a, b = straight.state_dict(), resumed.state_dict()
+    for part in ("model", "ema", "projector"):
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
+
+
+def test_weights_of_another_shape_are_refused_with_the_folder():
+    other = networks_of(width=64).state_dict()
+    with pytest.raises(UserError, match="^runs/x: its weights are those of another model"):
+        networks_of().load(other, "runs/x")
+
+
+def test_bfloat16_is_used_where_the_settings_say_so():
+    for precision, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        networks = networks_of(precision=precision)
+        with networks.autocast():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == kind
+    assert networks_of().lr == Config().lr
+
+
+def test_captions_build_a_network_that_reads_them():
+    words = Words.fit(["a low bell", "rain"])
+    cfg = Config(**{**SMALL, "task": "t2a"})
+    networks = train.build_networks(cfg, words)
+    assert networks.projector is None and networks.state_dict()["projector"] == {}
+    assert networks.model.encode_text(words.encode(["rain"])) is not None
+    again = train.build_networks(cfg, words)
+    for a, b in zip(networks.model.parameters(), again.model.parameters()):
+        assert torch.equal(a, b), "initial weights are a function of the seed"

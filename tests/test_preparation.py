@@ -1,0 +1,44 @@
+"""Claims about which clips `--data` stands for. (How a mixture draws: tests/test_recordings.py.)"""
+import pytest
+from folders import make_folder
+
+from parts.config import Config
+from parts.errors import UserError
+from parts.preparation import open_data
+from parts.recordings import AudioFolder, Mixed
+from parts.soundworld import SoundWorld
+
+
+def tone_folder(root, n):
+    """n tones, all with the same caption; returns root."""
+    names = [f"{k}.wav" for k in range(n)]
+    return make_folder(root, names, [(name, "a tone") for name in names], ("file_name", "caption"))
+
+
+def test_the_default_split_holds_out_files_without_a_fold_column(tmp_path):
+    folder = tone_folder(tmp_path / "mine", 5)
+    sizes = [len(open_data(str(folder), split, 0, Config().val_fold)) for split in ("train", "val")]
+    assert sizes == [4, 1]
+
+
+def test_data_is_soundworld_a_folder_or_several_of_them_with_weights(tmp_path):
+    folder = tone_folder(tmp_path / "own", 22)
+    assert isinstance(open_data("soundworld", "train", 10), SoundWorld)
+    assert isinstance(open_data(str(folder), "train"), AudioFolder)
+    mixture = open_data(f"{folder}=3, soundworld=1", "train", 10)
+    assert isinstance(mixture, Mixed) and mixture.weights == [3.0, 1.0]
+    assert [type(part) for part in mixture.parts] == [AudioFolder, SoundWorld]
+    with_a_sign = tone_folder(tmp_path / "a=1", 22)
+    assert isinstance(open_data(str(with_a_sign), "train"), AudioFolder), "a folder's name may hold ="
+
+
+@pytest.mark.parametrize("mixture", ["soundworld=0", "{folder}=x", "=1", "soundworld=1,"])
+def test_mixtures_that_do_not_read_name_equals_weight_are_refused(tmp_path, mixture):
+    folder = tone_folder(tmp_path / "own", 2)
+    with pytest.raises(UserError, match="NAME=WEIGHT"):
+        open_data(mixture.format(folder=folder), "train", 100)
+
+
+def test_a_part_of_a_mixture_that_does_not_exist_is_named():
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        open_data("nowhere=1,soundworld=1", "train", 100)

@@ -1,0 +1,165 @@
+"""Claims about recordings: reading files, the layouts of known data sets, and mixtures."""
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from folders import captions_of, make_folder, nonempty, sine, write_tone
+
+from data import draw_batch
+from parts.audio import RATE
+from parts.codec import Codec
+from parts.errors import UserError
+from parts.latents import LatentCache
+from parts.preparation import open_data
+from parts.recordings import AudioFolder, Mixed, read_audio
+from parts.soundworld import SoundWorld
+
+# --- one file
+
+@pytest.mark.parametrize("ext", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
+def test_any_format_rate_and_channel_count_becomes_16k_mono(tmp_path, ext, rate):
+    x = sine(1.0, rate)
+    soundfile.write(tmp_path / f"x.{ext}", np.stack([x, x], 1), rate)
+    y = read_audio(tmp_path / f"x.{ext}")
+    f = np.fft.rfftfreq(len(y), 1 / RATE)
+    assert y.dtype == np.float32 and y.ndim == 1 and abs(len(y) - RATE) < 0.15 * RATE
+    assert abs(f[np.abs(np.fft.rfft(y)).argmax()] - 440) < 3
+    assert abs(np.std(y[2_000:14_000]) - 0.3 / np.sqrt(2)) < 0.02
+
+
+@pytest.mark.parametrize("content", [b"", b"not audio at all", b"RIFF\x00\x00\x00\x00WAVEfmt "])
+def test_broken_audio_is_refused_by_name(tmp_path, content):
+    (tmp_path / "bad.wav").write_bytes(content)
+    with pytest.raises(UserError, match="bad.wav"):
+        read_audio(tmp_path / "bad.wav")
+    with pytest.raises(UserError, match="no such file"):
+        read_audio(tmp_path / "none.wav")
+
+
+# --- layouts
+
+def test_audiofolder_csv_and_jsonl_read_alike(tmp_path):
+    names = [f"audio/{k}.flac" for k in range(12)]
+    rows = [(name, f"sound, number {k}") for k, name in enumerate(names)]
+    a = make_folder(tmp_path / "a", names, rows, ("file_name", "caption"))
+    b = make_folder(tmp_path / "b", names, [], ("file_name", "text"))
+    (b / "metadata.csv").unlink()
+    lines = [json.dumps({"file_name": name, "text": text}) for name, text in rows]
+    (b / "metadata.jsonl").write_text("\n".join(lines))
+    one, two = AudioFolder(a), AudioFolder(b)
+    assert one.captions == two.captions and one.caption(0).startswith("sound, number")
+    assert len(one) + len(AudioFolder(a, "val")) == 12
+    one.prepare(workers=0)
+    for i, path in enumerate(one.paths):
+        reference = soundfile.read(path)[0]
+        assert one.lengths()[i] == len(reference) and np.abs(one.wave(i) - reference).max() < 1e-4
+
+
+def test_esc50_and_audiocaps_layouts(tmp_path):
+    names = [f"audio/1-{k}.wav" for k in range(6)]
+    rows = [(f"1-{k}.wav", 1 + k % 3, "sea_waves") for k in range(6)]
+    esc = make_folder(tmp_path / "esc", names, rows, ("filename", "fold", "category"), "esc50.csv")
+    held_out = AudioFolder(esc, "val", val_fold=2)
+    assert len(held_out) == 2 and held_out.caption(0) == "sea waves"
+    assert len(AudioFolder(esc, "train", val_fold=2)) == 4
+
+    rows = [(1, "abc", 30, "a dog, barking"), (2, "def", 0, "rain"), (3, "def", 0, "heavy rain")]
+    caps = make_folder(tmp_path / "caps", ["abc_30.wav", "def.wav"], rows,
+                       ("audiocap_id", "youtube_id", "start_time", "caption"))
+    sets = [AudioFolder(caps, split) for split in ("train", "val") if nonempty(caps, split)]
+    found = sorted(caption for clips in sets for captions in clips.captions for caption in captions)
+    assert found == ["a dog, barking", "heavy rain", "rain"]
+
+
+def test_audiocaps_splits_and_the_names_that_downloaders_give(tmp_path):
+    """train.csv, val.csv, test.csv; ID, YID, ID_START and ID_START_END in ms; several captions of one clip;
+    missing clips only as allowed."""
+    names = ["abc.wav", "Yd-_f.flac", "ghi_30.wav", "jkl_30000_40000.wav", "Ymno_30.000.wav", "v1.wav",
+             "t1.wav"]
+    make_folder(tmp_path, names, [], ("x",), "train.csv")
+
+    def write_table(split, *rows):
+        lines = [f"{k},{clip},30,{caption}" for k, clip, caption in rows]
+        head = "audiocap_id,youtube_id,start_time,caption"
+        (tmp_path / f"{split}.csv").write_text("\n".join([head, *lines]) + "\n")
+    clips = ("abc", "d-_f", "ghi", "jkl", "mno", "gone")
+    write_table("train", *((k, clip, f"sound {clip}") for k, clip in enumerate(clips)))
+    write_table("val", (7, "v1", "one"), (8, "v1", "two"))
+    write_table("test", (9, "t1", "three"))
+
+    with pytest.raises(UserError, match="train.csv, row 7: no audio file for 'gone'"):
+        AudioFolder(tmp_path)
+    train = AudioFolder(tmp_path, max_bad_share=0.2)
+    assert sorted(path.name for path in train.paths) == sorted(names[:5])
+    assert len(train.bad) == 1 and "'gone'" in train.bad[0]
+    with pytest.raises(UserError, match="1 of 6 can't be used, the share 0.1 may be left out"):
+        AudioFolder(tmp_path, max_bad_share=0.1)
+    assert captions_of(tmp_path, "val") == {"v1.wav": ["one", "two"]}
+    assert captions_of(tmp_path, "test") == {"t1.wav": ["three"]}
+
+
+def test_clotho_has_five_wordings_and_its_own_splits(tmp_path):
+    head = "file_name," + ",".join(f"caption_{k}" for k in range(1, 6)) + "\n"
+    for split, name in (("development", "Rain 1.wav"), ("validation", "Dog.wav")):
+        make_folder(tmp_path, [f"{split}/{name}"], [], ("x",), f"clotho_captions_{split}.csv")
+        (tmp_path / f"clotho_captions_{split}.csv").write_text(head + name + ",a,b,c,d,e\n")
+    assert captions_of(tmp_path, "train") == {"Rain 1.wav": list("abcde")}
+    val, test = captions_of(tmp_path, "val"), captions_of(tmp_path, "test")
+    assert val == test == {"Dog.wav": list("abcde")}, "no test file: validation stands in"
+
+
+def test_vctk_holds_out_the_last_speakers_and_two_are_left_out(tmp_path):
+    root = tmp_path / "wav48_silence_trimmed"
+    for k in [*range(225, 245), 280, 315]:
+        for mic in (1, 2):
+            write_tone(root / f"p{k}" / f"p{k}_001_mic{mic}.flac", 0.2, 48_000)
+    (tmp_path / "txt" / "p225").mkdir(parents=True)
+    (tmp_path / "txt" / "p225" / "p225_001.txt").write_text("Please call Stella.\n")
+    train, test = captions_of(tmp_path, "train"), captions_of(tmp_path, "test")
+    assert len(train) == 19 and list(test) == ["p244_001_mic1.flac"]
+    assert not any(part in name for name in [*train, *test] for part in ("mic2", "p280", "p315"))
+    assert train["p225_001_mic1.flac"] == ["Please call Stella."]
+    assert train["p226_001_mic1.flac"] == ["speech"]
+
+
+def test_audiofolders_with_one_metadata_file_a_split_or_none_at_all(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        make_folder(tmp_path / "a" / split, ["x.wav"], [("x.wav", f"of {split}")], ("file_name", "text"))
+    assert captions_of(tmp_path / "a", "train") == {"x.wav": ["of train"]}
+    assert captions_of(tmp_path / "a", "val") == {"x.wav": ["of validation"]}
+    for name in ("train/sea_waves/1.wav", "train/dog/2.wav", "test/dog/3.wav"):
+        write_tone(tmp_path / "b" / name)
+    assert captions_of(tmp_path / "b", "train") == {"1.wav": ["sea waves"], "2.wav": ["dog"]}
+    assert captions_of(tmp_path / "b", "val") == {"3.wav": ["dog"]}
+
+
+# --- mixtures
+
+def test_a_mixture_draws_its_parts_by_weight_whatever_their_size(tmp_path):
+    """3 of 4 draws from 20 clips, 1 of 4 from 100; validation clips take turns; a single data set draws
+    exactly as before."""
+    names = [f"{k}.wav" for k in range(22)]
+    rows = [(name, "a tone") for name in names]
+    folder = make_folder(tmp_path / "own", names, rows, ("file_name", "caption"))
+    mix = open_data(f"{folder}=3, soundworld=1", "train", 100)
+    own = len(AudioFolder(folder))
+    assert isinstance(mix, Mixed) and len(mix) == own + 100 and len(mix.lengths()) == len(mix)
+
+    codec = Codec(8).fit(SoundWorld("val", 4).wave(i) for i in range(4))
+    latents = LatentCache(mix.prepare(0), codec)
+    batches = [draw_batch(latents, None, 64, 16, np.random.default_rng(k)) for k in range(40)]
+    drawn = np.concatenate([batch["i"] for batch in batches])
+    assert abs(np.mean([mix.index[i][0] == 0 for i in drawn]) - 0.75) < 0.03
+    part, clip = mix.index[5]
+    assert np.array_equal(mix.wave(5), mix.parts[part].wave(clip))
+    assert mix.caption(0) in ("a tone", SoundWorld("train", 100).caption(0))
+    assert {mix.index[i][0] for i in range(12)} == {0, 1}
+
+    for bad in ("soundworld=0", f"{folder}=x", "=1", "soundworld=1,"):
+        with pytest.raises(UserError, match="NAME=WEIGHT"):
+            open_data(bad, "train", 100)
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        open_data("nowhere=1,soundworld=1", "train", 100)
