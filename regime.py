@@ -33,6 +33,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import scipy.stats
 import torch
 from torch import Tensor
 
@@ -117,11 +118,8 @@ def probe_steps(K: int) -> list[int]:
 
 def slope(k, D) -> tuple[float, float]:
     """-(least-squares slope of D on log2 k), positive when D falls, and its standard error. k, D: n >= 3."""
-    x, y = np.log2(np.asarray(k, float)), np.asarray(D, float)
-    x = x - x.mean()
-    b = (x * y).sum() / (x**2).sum()
-    residual = y - y.mean() - b * x
-    return float(-b), float(np.sqrt((residual**2).sum() / (len(x) - 2) / (x**2).sum()))
+    fit = scipy.stats.linregress(np.log2(np.asarray(k, float)), np.asarray(D, float))
+    return float(-fit.slope), float(fit.stderr)
 
 
 # --- the regime ---------------------------------------------------------------------------------------------
@@ -206,8 +204,10 @@ class Regime:
 
     def notes(self, k: int) -> dict:
         """What a log should keep at step k besides r."""
-        slope = {"slope": self.s} if k in self.steps and self.s is not None else {}
-        return {**slope, **({"no_signal": 1} if self.no_signal else {})}
+        notes = {"no_signal": 1} if self.no_signal else {}
+        if k in self.steps and self.s is not None:
+            notes["slope"] = self.s
+        return notes
 
     def state_dict(self) -> dict:
         return {"k": self.k, "D": self.D, "losses": self.losses.cpu()}

@@ -52,10 +52,19 @@ def test_probes_are_eight_a_doubling_from_16_to_the_end():
     assert R.probe_steps(10) == [] and max(R.probe_steps(1_000)) <= 1_000
 
 
-def test_slope_and_its_error_are_scipys():
+def test_slope_and_its_error_are_scipys_and_those_of_the_normal_equations():
+    """Slope and error by scipy, by numpy's polynomial fit, and written out: s^2 (X^T X)^-1."""
     k, D = np.array(R.probe_steps(K))[:9], np.random.default_rng(0).standard_normal(9)
     fit = scipy.stats.linregress(np.log2(k), D)
-    assert np.allclose(R.slope(k, D), (-fit.slope, fit.stderr))
+    (slope, _), covariance = np.polyfit(np.log2(k), D, 1, cov=True)
+    X = np.stack([np.log2(k), np.ones(9)], 1)
+    inverse = np.linalg.inv(X.T @ X)
+    by_hand = inverse @ X.T @ D
+    variance = ((D - X @ by_hand) ** 2).sum() / (9 - 2)
+    for s, error in ((-fit.slope, fit.stderr), (-slope, covariance[0, 0] ** 0.5),
+                     (-by_hand[0], (variance * inverse[0, 0]) ** 0.5)):
+        assert np.allclose(R.slope(k, D), (s, error))
+    assert R.slope(k, 1 - 0.25 * np.log2(k))[0] == pytest.approx(0.25), "positive when D falls"
 
 
 # --- r follows it
