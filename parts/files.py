@@ -8,12 +8,14 @@ import contextlib
 import os
 from pathlib import Path
 
+import filelock
+
 from parts.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, and its folder where there is none. A reader, or a crash, finds the old file or the new one
-    and never half of one."""
+    """Write a text file, and its folder where there is none. A reader, or a crash, finds the old file or the
+    new one and never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
@@ -22,20 +24,15 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def file_lock(path: Path, refuse: str = ""):
-    """One process at a time between here and the end of the block, by a lock on a folder or a file; the others wait,
-    or get the UserError `refuse`. The lock is the system's and ends with its process: a killed one leaves none behind.
-    (POSIX; elsewhere nothing is locked.)"""
+    """One process at a time between here and the end of the block, by a lock on the file `path`, which is
+    made where it is missing; the others wait, or get the UserError `refuse`. The lock is the system's and
+    ends with its process: a killed one is in nobody's way."""
+    lock = filelock.FileLock(path, timeout=0 if refuse else -1)
     try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    create = 0 if path.is_dir() else os.O_CREAT
-    descriptor = os.open(path, os.O_RDONLY | create, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if refuse else 0))
-        yield
-    except BlockingIOError:
+        lock.acquire()
+    except filelock.Timeout:
         raise UserError(refuse) from None
+    try:
+        yield
     finally:
-        os.close(descriptor)
+        lock.release()

@@ -4,7 +4,7 @@
     checkpoint.pt             weights, their average, optimizer, regime, groups; weights-only loadable
     checkpoint-previous.pt    the one before, in case the newest is damaged
     log.jsonl                 one JSON object a line: losses and what drives them, evaluations
-    samples/, dashboard.png, scores.json, bad.txt
+    samples/, dashboard.png, scores.json, bad.txt, .lock
 
 A folder may come from somebody else, so nothing in it is believed: fields are checked as if they had been
 typed, and loading runs no code. Errors are UserErrors that name the folder, the file and the fix.
@@ -244,4 +244,4 @@ class RunLock(contextlib.ExitStack):
     def claim(self, folder: Path) -> None:
         """UserError where another process does."""
         refuse = f"{folder}: another process is training this run; wait for it, or end it"
-        self.enter_context(file_lock(folder, refuse))
+        self.enter_context(file_lock(folder / ".lock", refuse))
