@@ -1,8 +1,9 @@
 """What a batch is made of: random crops of random clips, with their captions or band-limited versions.
 
 Idea.  Training needs pairs (sound, caption), and does not care where they come from: synthesis
-(parts/soundworld.py), folders of recordings (parts/recordings.py) or a mixture stand behind one interface,
-`open_data`. Every clip is encoded once (`prepare`); a step reads random crops from a memory map.
+(parts/soundworld.py), folders of recordings (parts/recordings.py; their csv: parts/caption_tables.py) or a
+mixture stand behind one interface, `open_data`. Every clip is encoded once (`prepare`); a step reads random
+crops from a memory map.
 
     --data --prepare--> latents z of each clip, token ids of its captions, teacher features phi
     draw_batch(rng of the step) --> x0 (B, T, C), mask (B, T), cond (B, T, C) or a caption, phi (B, T, F)

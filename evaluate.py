@@ -27,11 +27,12 @@ from tqdm import tqdm
 import data
 import sampler
 from model import DiT, VelocityField, flow_matching_loss, integrate, predict
-from parts import pictures, previews, runs, scoring
+from parts import checkpoints, previews, scoring
 from parts.audio import RATE, in_segments, write_wav
 from parts.band_limit import find_cutoff
 from parts.commands import evaluate_parser
 from parts.components import open_codec, open_text
+from parts.dashboard import draw_dashboard
 from parts.devices import pick_device
 from parts.errors import UserError, printable, run_cli
 from parts.files import write_text
@@ -80,7 +81,7 @@ def load_run(path: str | Path, device: str = "cpu", trust: bool = False, pickles
     """Open a run folder for use; UserError where it can't be. Whether code or pickles of its pretrained parts
     may be loaded is the caller's to say, never the folder's."""
     device = pick_device(device)
-    config, checkpoint = runs.load_checkpoint(Path(path))
+    config, checkpoint = checkpoints.load_checkpoint(Path(path))
     try:
         ema = {name: weight.float() for name, weight in checkpoint["ema"].items()}
         codec_state, vocabulary = checkpoint["codec"], [printable(word) for word in checkpoint["words"]]
@@ -91,9 +92,9 @@ def load_run(path: str | Path, device: str = "cpu", trust: bool = False, pickles
     # Without memory: the sizes that a config.json claims are believed once the weights have them.
     with torch.device("meta"):
         model = build_model(config, words)
-    runs.load_weights(path, model, ema, assign=True)
+    checkpoints.load_weights(path, model, ema, assign=True)
     codec = open_codec(config, device, trust, pickles)
-    runs.load_weights(path, codec, codec_state)
+    checkpoints.load_weights(path, codec, codec_state)
     model = model.to(device).eval().requires_grad_(False)
     return Run(Path(path), config, model, codec, words, checkpoint["step"])
 
@@ -300,12 +301,12 @@ def cmd_score(args) -> None:
 
 
 def cmd_export(args) -> None:
-    runs.export(args.run, args.folder)
+    checkpoints.export(args.run, args.folder)
     print(f"{args.folder}: {(args.folder / 'checkpoint.pt').stat().st_size / 1e6:.1f} MB")
 
 
 def cmd_dashboard(args) -> None:
-    pictures.dashboard(args.run, sampler.pdf)
+    draw_dashboard(args.run, sampler.pdf)
 
 
 COMMANDS = {"generate": cmd_generate, "upsample": cmd_upsample, "score": cmd_score, "sounds": cmd_sounds,

@@ -10,8 +10,8 @@ coarse features only get in the way, so the weight of the alignment decays with 
 
     h_l (B, T, W) --P: Linear, SiLU, Linear, SiLU, Linear--> (B, T, F) --cos--> phi_c (B, T, F) <-- phi <-- x0
 
-The teacher itself, and its features at the times of tokens, are in parts/teacher.py; `--teacher` takes
-another one.
+Tokens are chosen and phi is centred in train.losses; hs[l] is block l's output, h_0 the embedding. The
+teacher is in parts/teacher.py; `--teacher` takes another one.
 
 Conventions: t in [0, 1], **t = 1 is pure noise**, t = 0 is data; x_t = (1-t) x0 + t eps; v = eps - x0; the
 network predicts v. lambda = 0 is no guidance. B batch, T tokens (25 a second), W model width, F teacher
@@ -55,8 +55,8 @@ def alignment_loss(z: Tensor, phi: Tensor, mask: Tensor | None = None) -> Tensor
     2].
 
     phi is a target: no gradient reaches the teacher. In float32: norms of half-precision vectors overflow or
-    round to 0. The cosine is written out because F.cosine_similarity normalises both sides anew in each
-    direction, and takes half as long again."""
+    round to 0. The cosine is written out because F.cosine_similarity normalises both sides anew in forward
+    and backward direction, and takes half as long again."""
     with torch.autocast(z.device.type, enabled=False):
         z = z.float()
         phi = F.normalize(phi.detach().float(), dim=-1, eps=1e-6)

@@ -223,7 +223,8 @@ def predict(model: DiT, batch: dict, net=None, drop: bool = True) -> tuple:
     dropped = batch["drop"] if drop else None
     text = model.encode_text(batch["ids"], dropped) if "ids" in batch else None
     cond, dropped_cond = batch.get("cond"), dropped if "cond" in batch else None
-    v_hat, hs = (net or model)(x_t, batch["t"], text, cond, batch.get("mask"), dropped_cond, True)
+    net = model if net is None else net
+    v_hat, hs = net(x_t, batch["t"], text, cond, batch.get("mask"), dropped_cond, True)
     return v_hat, hs, v
 
 

@@ -5,12 +5,12 @@ of a frozen self-supervised (SSL) encoder phi, and compare them with those of th
 discrepancy D still falls with each doubling of training, the network is learning *what* to make; once D has
 stopped falling, it is learning how to make it well.
 
-    D_j = mean over probe clips and frames of 1 - cos(phi_c(x0_hat), phi_c(x0))              # ASSUMED
-          phi_c = phi - its data-set mean; probe j at step k_j = round(16 * 2^(j/8))
-    s   = -(least-squares slope of D on log2 k): progress per doubling of training
-    rho_j = clip(s_6 / ref, 0, 1);   r_j = 1 - EMA_0.6(rho)                                  # ASSUMED
-          s_9: slope over the last 9 probes (a doubling), tested against its standard error
-          s_6: slope over the last 6, which r follows;   ref: the largest significant s_9 so far
+    D_j   = mean over probe clips and frames of 1 - cos(phi_c(x0_hat), phi_c(x0))            # ASSUMED
+            phi_c = phi - its data-set mean; probe j at step k_j = round(16 * 2^(j/8))
+    s_n   = -(least-squares slope of the last n D on log2 k): progress per doubling of training
+    ref   = the largest s_9 so far that is significant (n = 9: a doubling)
+    rho_j = clip(s_6 / ref, 0, 1);   r_j = 1 - EMA_0.6(rho), 0 until there is a ref          # ASSUMED
+    no ref by 0.15 K, K the planned steps: r = k_j / K, the clock, until there is one        # ASSUMED
 
 Progress is counted by doubling because learning curves are close to straight in log k; against raw steps the
 slope collapses within the first tenth of a run. Once a slope has been accepted, r reads D only through s /
@@ -38,10 +38,10 @@ import torch
 from torch import Tensor
 
 PER_DOUBLING = 8           # probes per doubling of training
-WINDOW = PER_DOUBLING + 1  # probes of the slope that is tested: one doubling, both ends
-RECENT = 6                 # probes of the slope that r follows
-EMA = 0.6                  # weight of the newest rho in r's moving average
-MIN_T = 4.0                # a significant slope is this many standard errors
+TESTED_WINDOW = PER_DOUBLING + 1  # probes of the slope that is tested: one doubling, both ends
+FOLLOWED_WINDOW = 6        # probes of the slope that r follows
+NEWEST_SHARE = 0.6         # of the newest rho in r's moving average
+MIN_STANDARD_ERRORS = 4.0  # a significant slope is this many standard errors
 MIN_RELATIVE = 0.02        # and, per doubling, at least this share of the first nine probes' mean D
 NO_SIGNAL = 0.15           # share of K after which, without one significant slope, r follows the clock
 SOURCES = ("slope", "loss", "clock", "replay")
@@ -177,20 +177,21 @@ class Regime:
             raise ValueError(f"discrepancy at step {k} is {D}")
         self.k.append(int(k))
         self.D.append(float(D))
-        if len(self.k) < WINDOW:
+        if len(self.k) < TESTED_WINDOW:
             return
 
         # Is there a signal? The slope over a doubling counts if it is far from 0 and not tiny.
-        self.s, standard_error = slope(self.k[-WINDOW:], self.D[-WINDOW:])
-        least = MIN_RELATIVE * abs(np.mean(self.D[:WINDOW]))
-        if self.s > MIN_T * standard_error and self.s > least:
+        self.s, standard_error = slope(self.k[-TESTED_WINDOW:], self.D[-TESTED_WINDOW:])
+        least = MIN_RELATIVE * abs(np.mean(self.D[:TESTED_WINDOW]))
+        if self.s > MIN_STANDARD_ERRORS * standard_error and self.s > least:
             self.ref = max(self.ref or 0.0, self.s)
 
-        # rho = clip(s_6 / ref, 0, 1): today's progress per doubling as a share of the best; then its EMA.
+        # rho = clip(s_6 / ref, 0, 1): today's progress per doubling as a share of the best; then its
+        # NEWEST_SHARE.
         if self.ref:
-            recent, _ = slope(self.k[-RECENT:], self.D[-RECENT:])
+            recent, _ = slope(self.k[-FOLLOWED_WINDOW:], self.D[-FOLLOWED_WINDOW:])
             rho = float(np.clip(recent / self.ref, 0, 1))
-            self.ema = rho if self.ema is None else (1 - EMA) * self.ema + EMA * rho
+            self.ema = rho if self.ema is None else (1 - NEWEST_SHARE) * self.ema + NEWEST_SHARE * rho
 
     def r(self, k: int) -> float:
         """r at step k, in [0, 1]; between probes the last value holds."""

@@ -1,4 +1,4 @@
-"""Which noise levels to train on: the density p(t) of training timesteps.
+"""Which noise levels to train on: the density p(t) of training timesteps. (The ODE sampler is in model.py.)
 
 Idea. Flow matching may draw t from any density with full support; where the draws fall decides what is learnt
 first. At high noise (t near 1) the input shows nothing of the sound, so the network must take *what* it is
@@ -9,15 +9,13 @@ from the condition; at low noise it refines detail.
     m(r) = (1 - r) m_early + r m_late                        high noise first            # ASSUMED
 
 Modes (train.py --timesteps): `off` is the reference density m = 0; `constant` a tuned centre m > 0 (towards
-noise); `adaptive` moves the centre with the regime r. The direction is that of the task-difficulty curriculum
-(arXiv 2403.10348): high noise first. m_late is the tuned constant itself: a schedule that ends below a tuned
-baseline would be compared with a worse one.
+noise); `adaptive` moves the centre with the regime r (train.drive). The direction is that of the
+task-difficulty curriculum (arXiv 2403.10348): high noise first. m_late is the m of `constant`, 1.5, and
+m_early is 2.0: the two differ in how they begin, so the schedule is compared with its own tuned end.
 
-Conventions: t in [0, 1], **t = 1 is pure noise**, t = 0 is data, so a larger m means more noise. Shapes:
-(B,).
+Conventions: t in [0, 1], **t = 1 is pure noise**, t = 0 is data: a larger m means more noise. Shapes (B,).
 
-Public: centre(r, m_early, m_late) -> m; sample(n, m, s, floor, generator) -> t; pdf(t, m, s, floor) -> p(t),
-exact; importance_weight(t, m, s, floor) -> p_ref / p.
+Public: centre(r, m_early, m_late) -> m; sample(n, m, s, floor, generator) -> t; pdf(t, m, s, floor) -> p(t).
 
     python sampler.py         # demo: histogram of a million draws against the exact density
 """
@@ -49,7 +47,7 @@ def sample(n: int, m: float = REFERENCE_M, s: float = REFERENCE_S, floor: float 
     pick = torch.rand(n, generator=generator)
     # t = sigmoid(m + s n), or uniform with probability `floor`                         # SD3, eq. 19
     t = torch.where(pick < floor, uniform, torch.sigmoid(m + s * normal))
-    # float32 sigmoid reaches 1.0 exactly, where logit t and the importance weight are infinite.
+    # float32 sigmoid reaches 1.0 exactly, where logit t is infinite.
     return t.clamp(1e-5, 1 - 1e-5)
 
 
@@ -59,13 +57,6 @@ def pdf(t: Tensor, m: float = REFERENCE_M, s: float = REFERENCE_S, floor: float 
     logit = torch.log(t) - torch.log1p(-t)
     normal = torch.exp(-((logit - m) ** 2) / (2 * s**2)) / (s * math.sqrt(2 * math.pi))
     return (1 - floor) * normal / (t * (1 - t)) + floor
-
-
-def importance_weight(t: Tensor, m: float, s: float = REFERENCE_S, floor: float = FLOOR) -> Tensor:
-    """p_ref(t) / p(t): with it E_p[weight L] = E_ref[L], the loss under the reference density, unbiased.
-
-    Not for training, where the shift is meant to change what is learnt: for comparing losses under two p."""
-    return pdf(t, REFERENCE_M, REFERENCE_S, floor) / pdf(t, m, s, floor)
 
 
 def demo() -> None:

@@ -8,11 +8,11 @@ from pointing the same way.
           P = I - 1 1^T / W
     S_lm = mean over the three of cos(., .)  --average linkage on 1 - S-->  G groups
     contrast = mean S within groups - mean S between them, tested against a null distribution
-    accepted once p <= .05 and the groups are the same at three checks, each after >= 1 % of weight
-          movement, and at the third also p <= .005 against a finer null of 199 draws           # ASSUMED
+    accepted once p <= .05 and the groups are the same at three checks in a row, each after >= 1 % of
+          weight movement, and at the third or a later one p <= .005 against 199 draws          # ASSUMED
     L_struct = mean over clips and pairs of groups of cos^2(U_g, U_h)                           # ASSUMED
           U_g = mean over l in g of u_l,  u_l = h_l - h_(l-1), averaged over the clip's tokens,
-          less its mean over the batch
+          less its mean over the batch;  mu(r) = mu0 r, ramped in from the acceptance           # ASSUMED
 
 Why products: W_V -> X W_V, W_O -> W_O X^-1 leaves a head unchanged, and hidden units may be renumbered at
 will, so single matrices say nothing; W_O W_V and W_2 W_1 don't change. They read and write the residual
@@ -41,8 +41,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DRAWS, ALPHA = 39, 0.05  # of the null; the smallest reachable p is 1 / 40
-STREAK = 3               # checks in a row. Neighbours are alike: alone it lets one random run of ten through,
-CONFIRM_DRAWS, CONFIRM_ALPHA = 199, 0.005  # with this finer null at the third 6 of 200 (12 at .01)
+# Successive checks see almost the same weights, so a streak alone accepts one run of ten with random blocks;
+# with the finer null 6 of 200 (at .01: 12 of 200).
+STREAK, CONFIRM_DRAWS, CONFIRM_ALPHA = 3, 199, 0.005
 MOVED = 0.01             # relative weight movement that makes a check worth having
 C_FLOOR = 1e-3           # RMS of every C_l before it counts: adaLN starts at zero, where a cosine is noise
 
@@ -126,10 +127,10 @@ def _found_contrast(parts: list[np.ndarray], G: int) -> float:
 def _relabel(block: np.ndarray, order: np.ndarray, sign: np.ndarray) -> np.ndarray:
     """One block's signature (R, W) with its residual axes permuted and flipped."""
     rows, width = block.shape
-    # The output axes; C has six times the stream's.
+    # C (6 W, W) is six outputs (W, W): the rows of each alike. Only A and M also read the stream.
     out = (block.reshape(-1, width, width)[:, order] * sign[:, None]).reshape(block.shape)
     if rows == width:
-        return out[:, order] * sign  # A and M read the stream too: the same axes on the way in
+        return out[:, order] * sign
     return out
 
 
@@ -147,7 +148,7 @@ class GroupDetector:
     converged too.
 
     `check` it now and then; `groups` is None until then, `activated_at` the step of the first acceptance.
-    G = min(3, L // 2): of four blocks, three groups would be one pair."""
+    G = 3, but 2 below six blocks: of four, three groups would hold only one pair."""
 
     def __init__(self, depth: int, seed: int = 0):
         self.G, self.seed = max(2, min(3, depth // 2)), seed
@@ -251,7 +252,7 @@ def struct_weight(r: float, mu0: float, k: int, activated_at: int | None, ramp: 
     """mu, the weight of the structure loss, ramped in over `ramp` steps from the acceptance of groups; 0
     before.
 
-    A constant weight diverges in DiverseDiT (arXiv 2603.04239), table 8."""
+    A constant weight, the mode `constant`, diverges in DiverseDiT (arXiv 2603.04239), table 8."""
     if activated_at is None:
         return 0.0
     # mu = mu0 r                                                                                   # ASSUMED

@@ -1,5 +1,4 @@
-"""Train a latent diffusion transformer for captioned audio, or for audio super-resolution. Reads top to
-bottom.
+"""Train a latent diffusion transformer for captioned audio or super-resolution. Reads top to bottom.
 
     python train.py                                     # captions to sound, preset by device
     python train.py --task sr                           # band-limited to full band
@@ -12,7 +11,8 @@ bottom.
 The regime r (regime.py) says where training is; `drive` turns it into the weight lambda of guidance
 (guidance.py), the centre m of the density of timesteps (sampler.py) and the weight mu of the structure loss
 (structure_reg.py). Everything random in a step is drawn from generators made of (seed, step), so a resumed
-run sees the same batches, and any number of devices shares one. What is written: parts/runs.py.
+run sees the same batches, and any number of devices the same. What is written: parts/runs.py. To add a
+mechanism: README, Change one thing.
 
 Conventions: t in [0, 1], t = 1 is pure noise, t = 0 is data; x_t = (1-t) x0 + t eps; v = eps - x0; the
 network predicts v. B batch, T tokens, C latent channels, F teacher features, S words; k = step of K.
@@ -35,9 +35,10 @@ import regime
 import sampler
 import structure_reg
 from model import block_weights, flow_matching_loss, predict
-from parts import config, devices, pictures, runs
+from parts import checkpoints, config, devices, runs
 from parts.components import open_codec, open_teacher, open_text
 from parts.config import Config
+from parts.dashboard import draw_dashboard
 from parts.devices import RANK, WORLD, StopSignal, Timer, broadcast_from_rank0, ignore
 from parts.errors import UserError
 from parts.networks import Networks
@@ -108,12 +109,12 @@ def losses(cfg: Config, networks: Networks, batch: dict, k: int, lam: float, mu:
     total, ssl, struct = fm, torch.zeros(()), torch.zeros(())
     timer("forward")
 
-    # Guidance: align a block with the teacher. Tokens take turns: P on all of them costs 10 % of a step.
+    # Guidance: align a block with the teacher. Tokens take turns: the projector on all costs 10 % of a step.
     if lam:
         tokens = slice(k % cfg.guide_every, None, cfg.guide_every)
         with networks.autocast():
             z = networks.project(hs[cfg.align_block][:, tokens])                   # (B, T / 4, F)
-        phi = batch["phi"].roll(1, 0) if cfg.teacher == "shuffled" else batch["phi"]
+        phi = batch["phi"].roll(1, 0) if cfg.teacher == "shuffled" else batch["phi"]   # the control
         phi_mask = mask[:, tokens] if mask is not None else None
         ssl = guidance.alignment_loss(z, phi[:, tokens] - networks.phi_mean, phi_mask)
         total = total + lam * ssl
@@ -152,7 +153,8 @@ def update(cfg: Config, networks: Networks, k: int, timer=ignore) -> torch.Tenso
 # --- between steps: where is training? ------------------------------------------------------------------
 
 class Probe:
-    """Measures D for the regime: what the averaged network predicts for 48 held-out clips. Nothing is drawn.
+    """Measures D for the regime: what the averaged network predicts for 48 held-out clips, always the same,
+    and fixed noise.
 
     batch: of add_noise, the same at each probe. extract (B, T, C) -> (B, T, F) and mean (F,): phi, or the
     identity for the latent proxy. kind: of regime.SIGNALS."""
@@ -173,8 +175,8 @@ class Probe:
 
     @torch.no_grad()
     def __call__(self, model, full: bool = False) -> dict:
-        """-> D (the number whose slope is taken), D_t {t: D}, and where it was measured D_shuffled: D at t =
-        1 under another clip's condition. full: at all levels, shuffled too; else what the signal needs."""
+        """-> D (the number whose slope is taken), D_t {t: D}, and, if measured, D_shuffled: D at t = 1
+        under another clip's condition. full: at all levels, shuffled too; else what the signal needs."""
         levels, shuffled = (regime.LEVELS, True) if full else regime.levels_of(self.kind)
         D = self.discrepancies(model, levels)
         found = {"D_t": {str(t): d for t, d in D.items()}}
@@ -208,7 +210,7 @@ def measure(run: Training, j: int | None, timer) -> dict:
 
 def measure_agreement(run: Training, j: int | None, loss: dict) -> dict:
     """At every fourth probe step: do guidance and flow matching agree on the aligned block? (Not with several
-    devices; not compiled, where a backward pass runs once.)"""
+    devices; not under --compile, whose graph can't be traversed twice.)"""
     if j is None or j % 4 or WORLD > 1 or run.cfg.compile:
         return {}
     aligned = list(run.networks.model.blocks[run.cfg.align_block - 1].parameters())
@@ -239,7 +241,7 @@ class Training:
 
 
 def check_regime(cfg: Config) -> regime.Regime:
-    """The regime that the settings name; UserError where its source can't be."""
+    """The regime that the settings name; UserError where it can't be used."""
     try:
         return regime.Regime(cfg.regime, cfg.steps)
     except (ValueError, OSError) as e:
@@ -249,13 +251,13 @@ def check_regime(cfg: Config) -> regime.Regime:
 def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Training:
     """Open and cache all that a run needs. checkpoint: to go on from; claim(folder): lock it for this run."""
     # Parts that may be missing come first: that should cost nobody the minutes of preparation.
-    where, detector = check_regime(cfg), structure_reg.GroupDetector(cfg.depth, cfg.seed)
+    stage, detector = check_regime(cfg), structure_reg.GroupDetector(cfg.depth, cfg.seed)
     options = cfg.device, cfg.trust_remote_code, cfg.allow_pickle
     codec = open_codec(asdict(cfg), *options)
     cfg.channels = codec.channels                          # a neural codec may have fewer
     pretrained_text = cfg.task == "t2a" and cfg.text != "words"
     words = open_text(asdict(cfg), [], *options) if pretrained_text else None
-    probing = cfg.probe == "always" or (cfg.probe == "auto" and where.source == "slope" and cfg.adaptive)
+    probing = cfg.probe == "always" or (cfg.probe == "auto" and stage.source == "slope" and cfg.adaptive)
     teacher = open_teacher(cfg) if cfg.guidance != "off" or probing else None
     clips = data.prepare(cfg, codec, words, teacher, checkpoint, resume, claim)
 
@@ -274,7 +276,7 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
     networks = build_networks(cfg, clips.words, features, clips.phi_mean)
     if checkpoint:
         networks.load(checkpoint, resume)
-        where.load_state_dict(checkpoint["regime"])
+        stage.load_state_dict(checkpoint["regime"])
         detector.load_state_dict(checkpoint["structure"])
     if cfg.precision == "auto":
         faster = measured_precision(networks, val_batches[0]) if RANK == 0 else None
@@ -282,14 +284,14 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
 
     out = Path(cfg.out)
     if RANK == 0:
-        runs.save_config(out, cfg)
+        config.save_config(out, cfg)
         parameters = sum(p.numel() for p in networks.model.parameters()) / 1e6
         devices = cfg.device if WORLD == 1 else f"{WORLD} x {cfg.device}"
         print(f"{cfg.task} on {cfg.data}: {len(clips.train_set)} clips, {parameters:.2f} M parameters, "
               f"recipe {cfg.recipe}, {cfg.steps} steps of {cfg.batch} on {devices}, run folder {out}")
     step, seconds = (checkpoint["step"], checkpoint["seconds"]) if checkpoint else (0, 0.0)
     averaged = evaluate.Run(out, asdict(cfg), networks.ema, codec, clips.words, step)
-    return Training(cfg, out, clips, networks, where, detector, probe, val_batches,
+    return Training(cfg, out, clips, networks, stage, detector, probe, val_batches,
                     data.Prefetcher(cfg, clips), averaged, step, seconds)
 
 
@@ -311,7 +313,7 @@ def measured_precision(networks: Networks, batch: dict) -> str:
 
 def loop(run: Training) -> None:
     """All steps that are left: measure r, drive, draw, losses, update; log, evaluate, save."""
-    cfg, networks, where = run.cfg, run.networks, run.regime
+    cfg, networks, stage = run.cfg, run.networks, run.regime
     log = runs.Log(run.out / "log.jsonl", run.step) if RANK == 0 else ignore
     timer, skipped, phase = Timer(cfg.device if cfg.profile else ""), 0, None
     bar = tqdm(total=cfg.steps, initial=run.step, unit="step", dynamic_ncols=True, mininterval=0.5,
@@ -319,11 +321,11 @@ def loop(run: Training) -> None:
     with StopSignal() as stop:
         while run.step < cfg.steps and not stop.now:
             began, run.step = time.perf_counter(), run.step + 1
-            k, j = run.step, where.probe_index(run.step)
+            k, j = run.step, stage.probe_index(run.step)
 
             # Where is training, and what follows from it?
             found = measure(run, j, timer)
-            r = where.r(k)
+            r = stage.r(k)
             lam, m, mu, groups = drive(cfg, r, k, run.detector)
             if j is not None and cfg.adaptive and phase != (r >= 0.5, lam > 0, mu > 0):
                 phase = (r >= 0.5, lam > 0, mu > 0)
@@ -346,8 +348,8 @@ def loop(run: Training) -> None:
                 sums = {name: sums.get(name, 0) + x.detach() / cfg.accumulate for name, x in loss.items()}
             grad_norm = float(update(cfg, networks, k, timer))
             skipped = 0 if np.isfinite(grad_norm) else skipped + 1
-            if where.source == "loss" and not skipped:
-                where.observe(sums["fm"])
+            if stage.source == "loss" and not skipped:
+                stage.observe(sums["fm"])
 
             # Log, evaluate, save.
             if skipped:
@@ -360,12 +362,12 @@ def loop(run: Training) -> None:
                      **{f"loss_{name}": sums[name].item() for name in ("fm", "ssl", "struct")},
                      "lambda": lam, "mu": mu, "m": m, "r": r, "struct_active": int(mu > 0),
                      "t_drawn": float(batch["t"].mean()), "lr": networks.lr, "grad_norm": grad_norm,
-                     "step_s": time.perf_counter() - began, **found, **where.notes(k)})
+                     "step_s": time.perf_counter() - began, **found, **stage.notes(k)})
                 bar.set_postfix(loss=f"{sums['total'].item():.3f}", r=f"{r:.2f}", refresh=False)
                 stop.agree()
             bar.update()
             if RANK == 0 and (k % cfg.eval_every == 0 or k == cfg.steps):
-                bar.write(f"step {k}: {assess(run, log, timer)}, r {r:.2f}")
+                bar.write(f"step {k}: {evaluate_and_save(run, log, timer)}, r {r:.2f}")
             timer("log and evaluation")
     bar.close()
     devices.leave_processes()
@@ -377,14 +379,14 @@ def loop(run: Training) -> None:
         print(timer.table())
 
 
-def assess(run: Training, log, timer: Timer) -> str:
+def evaluate_and_save(run: Training, log, timer: Timer) -> str:
     """Validation loss and previews of the averaged network, then the checkpoint; -> what there is to say."""
     run.averaged.step, by_t = run.step, evaluate.validation_loss(run.networks.ema, run.val_batches)
     quick = evaluate.preview(run.averaged, run.data.val_set)
     found = {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": run.seconds(timer), **quick}
     log({"step": run.step, "memory_mb": devices.memory_mb(run.cfg.device), "eval": found})
     save(run, log, timer)  # after its line in the log: a kill in between loses steps, never an evaluation
-    pictures.dashboard(run.out, sampler.pdf)
+    draw_dashboard(run.out, sampler.pdf)
     said = [f"{name.replace('_', ' ')} {x:.3f}" for name, x in quick.items()
             if x is not None and name != "order_n"]
     return ", ".join([f"validation loss {np.mean(by_t):.4f}", *said])
@@ -394,10 +396,10 @@ def save(run: Training, log, timer: Timer) -> None:
     """All that the run needs to go on as if it had never stopped."""
     log.sync()
     words = run.data.words.words if run.data.words is not None else []
-    runs.save_checkpoint(run.out / "checkpoint.pt", step=run.step, seconds=run.seconds(timer), words=words,
-                         config=asdict(run.cfg), codec=run.data.codec.state_dict(),
-                         regime=run.regime.state_dict(), structure=run.detector.state_dict(),
-                         **run.networks.state_dict())
+    checkpoints.save_checkpoint(
+        run.out / "checkpoint.pt", step=run.step, seconds=run.seconds(timer), config=asdict(run.cfg),
+        words=words, codec=run.data.codec.state_dict(), regime=run.regime.state_dict(),
+        structure=run.detector.state_dict(), **run.networks.state_dict())
 
 
 def train(given: dict, resume: str = "") -> Path:
@@ -413,12 +415,12 @@ def train(given: dict, resume: str = "") -> Path:
             return run.out
         cfg, out = run.cfg, run.out
         times = {"prepare_s": round(prepared - began), "train_s": round(time.time() - prepared)}
-        print(f"trained {run.step} steps; " + "{prepare_s} s of preparation, {train_s} s of training and "
-              "previews".format(**times))
+        print(f"trained {run.step} steps; {times['prepare_s']} s of preparation, {times['train_s']} s of "
+              "training and previews")
         evaluate.score([run.averaged], cfg.score_clips, cfg.judge, cfg.score_split, out=out / "scores.json",
                        clap=cfg.clap, audio_model=cfg.audio_model, trust=cfg.trust_remote_code,
                        pickles=cfg.allow_pickle, device=cfg.device, protocol=times)
-        pictures.dashboard(out, sampler.pdf)
+        draw_dashboard(out, sampler.pdf)
         total = time.time() - began
         print(f"total {total:.0f} s. Sounds: {out / 'samples'}   dashboard: {out / 'dashboard.png'}")
         return out

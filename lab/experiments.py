@@ -184,7 +184,7 @@ def precision_here(cfg: Config) -> str:
     else:
         batch["ids"] = torch.ones(B, 10, dtype=torch.long, device=cfg.device)
         words = Words(["x"] * 200)
-    return train.measured_precision(train.Networks(cfg, words), batch)
+    return train.measured_precision(train.build_networks(cfg, words), batch)
 
 
 def _describe(args, arms: dict, common: dict, seeds: list[int], steps: int) -> str:

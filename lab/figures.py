@@ -35,8 +35,8 @@ from lab.statistics import interval
 from lab.tables import QUALITY, curves
 from parts.config import Config
 from parts.errors import UserError, run_cli
-from parts.pictures import draw_spectrogram
 from parts.soundworld import SoundWorld
+from parts.spectrograms import draw_spectrogram
 
 plt.switch_backend("Agg")  # files only, no window
 

@@ -33,7 +33,7 @@ from parts.audio import first_seconds, write_wav
 from parts.band_limit import band_limit
 from parts.errors import UserError, run_cli
 from parts.files import write_text
-from parts.pictures import draw_spectrogram
+from parts.spectrograms import draw_spectrogram
 
 CUTOFF = 2_000  # Hz: band limit of the inputs in super-resolution
 CURVES = (      # (title, key in an evaluation of the log, axis)

@@ -6,19 +6,21 @@
 each. A new setting is one line of `Config`; a new combination of mechanisms is one line of RECIPES. What a
 value must satisfy stands in the check of its group, below.
 
-Public: Config, PRESETS, RECIPES, CHOICES, parse, resolve, validate_config.
+Public: Config, PRESETS, RECIPES, CHOICES, parse, resolve, validate_config, save_config, load_config.
 """
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import itertools
+import json
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 
 from parts.devices import pick_device
 from parts.errors import UserError
+from parts.files import write_text
 
 
 @dataclass
@@ -247,6 +249,27 @@ def validate_config(fields) -> str | None:
             return f"{name} is {value!r}, not one of {', '.join(CHOICES[name])}"
     wrong = out_of_range(Config(**fields))
     return "{}: must be {}".format(*wrong) if wrong else None
+
+
+# --- config.json of a run folder ---------------------------------------------------------------------------
+
+def save_config(folder: Path, cfg: Config) -> None:
+    write_text(folder / "config.json", json.dumps(dataclasses.asdict(cfg), indent=1) + "\n")
+
+
+def load_config(folder: Path) -> dict:
+    """config.json of a run folder, each field checked as if it had been typed; UserError names the field."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"{folder}: not a run folder (no config.json)")
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{file}: not valid JSON ({str(e)[:120]})") from None
+    wrong = validate_config(fields)
+    if wrong:
+        raise UserError(f"{file}: {wrong}")
+    return fields
 
 
 # --- the command line ---------------------------------------------------------------------------------------

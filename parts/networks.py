@@ -12,10 +12,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from parts.checkpoints import load_weights
 from parts.config import Config
 from parts.devices import WORLD, pick_precision
 from parts.optim import make_optimizers
-from parts.runs import load_weights
 
 
 class Networks:

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from parts.audio import CLIP_S, RATE
 from parts.cache import cache_dir
-from parts.config import Config
+from parts.checkpoints import load_weights
+from parts.config import Config, save_config
 from parts.devices import RANK
 from parts.errors import UserError, printable
 from parts.files import write_text
 from parts.latents import LatentCache
 from parts.recordings import AudioFolder, Mixed
-from parts.runs import load_weights, save_config
 from parts.soundworld import SoundWorld
 from parts.teacher import TeacherFeatures, feature_mean
 from parts.text import Words

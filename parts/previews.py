@@ -13,8 +13,8 @@ import numpy as np
 
 from parts.audio import first_seconds
 from parts.band_limit import band_limit
-from parts.pictures import draw_previews
 from parts.scoring import preview_clips, quick_caption_metrics, quick_superresolution_metric
+from parts.spectrograms import draw_previews
 
 CUTOFF = 2_000  # Hz, of the band-limited input
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from parts.checkpoints import CHECKPOINTS
 from parts.errors import UserError
-from parts.runs import CHECKPOINTS
 
 MAX_SKIPPED = 10  # steps in a row without a finite gradient, after which a run ends
 

@@ -4,7 +4,7 @@ Data sets of captioned sound are published in half a dozen layouts. Each is turn
 entries (a file, its captions, whether it is held out); from there on there is one way for all, in stages:
 
     one file      open_sound, read_audio: any wav, flac, ogg or mp3 -> (N,) float32, mono, 16 kHz
-    layouts       VCTK | class folders | a table (parts/metadata.py), whose files are found by name -> entries
+    layouts       VCTK | class folders | a table (caption_tables.py), its files found by name -> entries
     a data set    AudioFolder: entries -> the clips of a split, and `prepare`: all of them decoded
     decoding      16-bit samples of all clips in the cache, one after the other
     mixtures      Mixed: several data sets as one, drawn by weight
@@ -13,7 +13,7 @@ Files come from elsewhere, so nothing that a header, a table or a link says is b
 file or the row, and no file outside of the folder is opened.
 
 Public: AUDIO_TYPES, LONGEST_S, LONGEST_CAPTION, open_sound, read_audio, AudioFolder, Mixed; from
-parts/metadata.py: find_metadata, read_rows.
+parts/caption_tables.py: find_metadata, read_rows.
 """
 from __future__ import annotations
 
@@ -27,8 +27,15 @@ import numpy as np
 
 from parts.audio import RATE, resample
 from parts.cache import cache_dir, digest, fill_array
+from parts.caption_tables import (
+    FILE_COLUMNS,
+    caption_columns,
+    find_column,
+    find_metadata,
+    read_rows,
+    split_named,
+)
 from parts.errors import UserError, printable
-from parts.metadata import FILE_COLUMNS, caption_columns, find_column, find_metadata, read_rows, split_named
 
 AUDIO_TYPES = (".wav", ".flac", ".ogg", ".mp3")
 # What a header may say: a wrong one must not fill the memory.

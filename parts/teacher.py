@@ -10,7 +10,7 @@ The teacher works on the codec's log-mel frames, so that predictions can be meas
 The teacher is pretrained on random patches (parts/patches.py, lab/pretrain_teacher.py): no recording, no
 label, none of the sounds that the judges know. How good it is: lab/probe_teacher.py.
 
-A teacher, embedded or pretrained (parts/pretrained_teacher.py), has
+A teacher, embedded or pretrained (`--teacher FOLDER`, parts/pretrained_teacher.py), has
 
     takes        "mel" (log-mel frames) or "wave" (16 kHz): what it is called with
     features     F

@@ -82,7 +82,7 @@ def bare(monkeypatch):
     import evaluate
     import train
     monkeypatch.setattr(evaluate, "preview", lambda *a: {})
-    monkeypatch.setattr(train.pictures, "dashboard", lambda *a: None)
+    monkeypatch.setattr(train, "draw_dashboard", lambda *a: None)
     monkeypatch.setattr(evaluate, "score", lambda *a, **k: None)
 
 

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from parts.runs import load_checkpoint
+from parts.checkpoints import load_checkpoint
 
 
 def final(path) -> dict:

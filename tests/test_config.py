@@ -61,7 +61,8 @@ def test_every_preset_and_recipe_is_possible(task, preset, recipe):
 
 # --- what follows from what is typed
 
-def test_what_is_typed_overrules_the_recipe_that_overrules_the_preset_that_overrules_the_default():
+def test_what_is_typed_overrules_the_recipe_that_overrules_the_preset_that_overrules_the_default(
+        monkeypatch):
     assert resolve(CPU).steps == Config().steps and resolve(CPU).preset == "smoke"
     small = resolve({**CPU, "preset": "small"})
     assert small.width == PRESETS["small"][0]["width"] != Config().width
@@ -71,6 +72,8 @@ def test_what_is_typed_overrules_the_recipe_that_overrules_the_preset_that_overr
     mixed = resolve({**CPU, "recipe": "static", "structure": "adaptive"})
     assert mixed.guidance == "constant" and mixed.structure == "adaptive" and mixed.adaptive
     assert resolve({**CPU, "task": "sr"}).clips == PRESETS["smoke"][1]["clips"] != resolve(CPU).clips
+    monkeypatch.setitem(PRESETS, "smoke", ({"guidance": "off", "seed": 5}, {}))
+    assert resolve(CPU).guidance == RECIPES["stage"]["guidance"] and resolve(CPU).seed == 5
 
 
 def test_the_run_folder_and_the_aligned_block_are_chosen_where_nothing_is_typed(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ import train
 from lab import experiments, runner
 from lab.questions import EXPERIMENTS, Experiment
 from lab.runner import folder_of
-from parts import pictures
+from parts import networks
 from parts.cache import cores
 from parts.errors import UserError
 
@@ -40,7 +40,7 @@ def small(monkeypatch):
         out.write_text(json.dumps({"x": {"protocol": {}, "rows": rows}}))
 
     monkeypatch.setitem(EXPERIMENTS, "E1", Experiment("small", RECIPES, "static"))
-    monkeypatch.setattr(pictures, "dashboard", lambda *a: None)
+    monkeypatch.setattr(train, "draw_dashboard", lambda *a: None)
     monkeypatch.setattr(evaluate, "preview", lambda run, val_set: {"event_accuracy": quality(run)})
     monkeypatch.setattr(evaluate, "score", score)
 
@@ -183,7 +183,7 @@ def test_precision_is_measured_at_the_shape_of_the_runs(task, monkeypatch):
         return right(networks, batch)
 
     right = train.measured_precision
-    monkeypatch.setattr(train, "pick_precision", trial_once)
+    monkeypatch.setattr(networks, "pick_precision", trial_once)
     monkeypatch.setattr(train, "measured_precision", watched)
     cfg = runner.resolve_arm({**OWN, "task": task, "device": "cpu"})
     assert experiments.precision_here(cfg) == "fp32" and shapes == [(8, 64, 16)]

@@ -8,9 +8,9 @@ from tiny_models import noise, tiny_model
 
 from parts.audio import RATE
 from parts.band_limit import band_limit
+from parts.checkpoints import load_weights
 from parts.errors import UserError
 from parts.pretrained_codec import PretrainedCodec
-from parts.runs import load_weights
 
 RATES = {
     "dac": 50.0,

@@ -97,8 +97,8 @@ def test_a_planted_switch_is_found_within_half_a_doubling(after):
 
 
 def test_negative_control_a_longer_memory_finds_the_switch_too_late(monkeypatch):
-    monkeypatch.setattr(R, "RECENT", R.WINDOW)
-    monkeypatch.setattr(R, "EMA", 0.3)
+    monkeypatch.setattr(R, "FOLLOWED_WINDOW", R.TESTED_WINDOW)
+    monkeypatch.setattr(R, "NEWEST_SHARE", 0.3)
     assert found_in_time(two_phase, 20) == 0
 
 
@@ -112,7 +112,7 @@ def test_flat_and_rising_curves_give_no_signal_and_the_clock(curve):
 
 
 def test_negative_control_without_significance_noise_would_be_a_signal(monkeypatch):
-    monkeypatch.setattr(R, "MIN_T", 0.0)
+    monkeypatch.setattr(R, "MIN_STANDARD_ERRORS", 0.0)
     monkeypatch.setattr(R, "MIN_RELATIVE", 0.0)
     assert not any(run(flat, seed=seed)[0].no_signal for seed in range(10))
 

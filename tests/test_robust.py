@@ -24,7 +24,7 @@ import guidance
 import regime
 import structure_reg
 import train
-from parts import metrics, runs
+from parts import checkpoints, metrics, runs
 from parts.audio import RATE
 from parts.band_limit import band_limit
 from parts.cache import fill_array
@@ -115,17 +115,17 @@ def test_a_damaged_newest_checkpoint_falls_back_with_a_warning_and_training_ends
     for how in ("gone", "empty", "flipped", "cut"):
         shutil.copy(t2a_run / "checkpoint.pt", run / "checkpoint.pt")
         spoil(run / "checkpoint.pt", how)
-        assert runs.load_checkpoint(run)[1]["step"] == 6
+        assert checkpoints.load_checkpoint(run)[1]["step"] == 6
         err = capsys.readouterr().err
         assert "warning" in err and ("is missing" if how == "gone" else "is damaged") in err
         assert "checkpoint-previous.pt, step 6" in err
     train.train({}, str(run))
     assert same(final(run), final(t2a_run))
     assert [row["step"] for row in read_log(run)] == [row["step"] for row in read_log(t2a_run)]
-    for name in runs.CHECKPOINTS:
+    for name in checkpoints.CHECKPOINTS:
         spoil(run / name, "cut")
     with pytest.raises(UserError, match="can't be read"):
-        runs.load_checkpoint(run)
+        checkpoints.load_checkpoint(run)
 
 
 def test_a_run_that_died_before_its_first_checkpoint_starts_again_by_resume(t2a_run, tmp_path, bare):
@@ -143,7 +143,7 @@ def test_a_disk_that_fills_up_ends_in_one_line_and_leaves_the_last_checkpoint(t2
     """By the system's limit on the size of a file, which fails as a full disk does: in the middle of a
     write."""
     run = copy_of(t2a_run, tmp_path / "run")
-    _, before = runs.load_checkpoint(run)
+    _, before = checkpoints.load_checkpoint(run)
     size = (run / "checkpoint.pt").stat().st_size
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
@@ -154,9 +154,9 @@ def test_a_disk_that_fills_up_ends_in_one_line_and_leaves_the_last_checkpoint(t2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(str(e.value).splitlines()) == 1 and not list(run.glob("*.tmp"))
-    assert runs.load_checkpoint(run)[1]["step"] == before["step"] == 12
+    assert checkpoints.load_checkpoint(run)[1]["step"] == before["step"] == 12
     train.train({}, str(run))
-    assert runs.load_checkpoint(run)[1]["step"] == 14
+    assert checkpoints.load_checkpoint(run)[1]["step"] == 14
     log = runs.Log(run / "log.jsonl", 14)
     log.file = open("/dev/full", "a", buffering=1)
     with pytest.raises(UserError, match=r"log\.jsonl: can't be written \(No space left on device\)"):
@@ -194,7 +194,7 @@ def test_a_second_process_is_refused_and_a_killed_ones_lock_is_not_in_the_way(t2
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
     train.train({"steps": 14}, str(run))
-    assert runs.load_checkpoint(run)[1]["step"] == 14
+    assert checkpoints.load_checkpoint(run)[1]["step"] == 14
 
 
 FLAGS = ("--recipe stage --width 32 --depth 4 --heads 2 --channels 16 --batch 8 --clips 400 --warmup 4 "
@@ -261,7 +261,7 @@ def test_a_poisoned_clip_costs_its_steps_and_is_named(tiny, t2a_run, tmp_path, m
     assert [row["step"] for row in skipped] == [k for k, hit in enumerate(drawn, 1) if hit]
     assert 0 < len(skipped) < 12
     assert all(row["clips"] == ["SoundWorld train clip 17"] for row in skipped)
-    assert all(torch.isfinite(v).all() for v in runs.load_checkpoint(run)[1]["ema"].values())
+    assert all(torch.isfinite(v).all() for v in checkpoints.load_checkpoint(run)[1]["ema"].values())
     assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
 
 
@@ -599,13 +599,13 @@ def test_settings_from_elsewhere_are_refused_by_the_field_that_differs(t2a_run, 
 def test_checkpoints_of_another_version_or_kind_are_refused_by_name(t2a_run, tmp_path):
     run = copy_of(t2a_run, tmp_path / "run")
     good = torch.load(run / "checkpoint.pt", weights_only=True)
-    assert good["version"] == runs.VERSION
+    assert good["version"] == checkpoints.VERSION
     (run / "checkpoint-previous.pt").unlink()
     ema = good["ema"]
     misshapen = {**ema, "head.weight": torch.zeros(3, 3)}
     incomplete = {name: weight for name, weight in ema.items() if name != "head.bias"}
     for change, message in (
-            ({"version": 1}, f"of version 1, this code reads version {runs.VERSION}"),
+            ({"version": 1}, f"of version 1, this code reads version {checkpoints.VERSION}"),
             ({"version": 99}, "of version 99"),
             ({"ema": misshapen}, "size mismatch for head.weight"),
             ({"ema": incomplete}, "head.bias"),

@@ -1,19 +1,16 @@
-"""Claims about the run folder: its settings, checkpoints, log, lock and export. (A disk that fills up, kills
+"""Claims about the run folder: its settings, log and lock. (A disk that fills up, kills
 and damaged files: test_robust.py.)"""
 import dataclasses
 import json
-import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import ROOT, in_process
-from run_files import final
 
-import evaluate
 import train
-from parts import runs
+from parts import checkpoints, config, runs
 from parts.config import Config
 from parts.errors import UserError
 
@@ -24,21 +21,21 @@ WEIGHTS = {"w": torch.arange(3.0)}
 def a_run(folder, **settings):
     """A folder with settings and nothing else; returns it."""
     folder.mkdir()
-    runs.save_config(folder, Config(device="cpu", **settings))
+    config.save_config(folder, Config(device="cpu", **settings))
     return folder
 
 
 def save(folder, step=1, **state):
     """A checkpoint of the run in `folder`."""
-    saved = {"step": step, "config": runs.load_config(folder), "optimizer": [], **state}
-    runs.save_checkpoint(folder / "checkpoint.pt", **saved)
+    saved = {"step": step, "config": config.load_config(folder), "optimizer": [], **state}
+    checkpoints.save_checkpoint(folder / "checkpoint.pt", **saved)
 
 
 # --- settings
 
 def test_settings_come_back_as_they_were_saved(tmp_path):
     run = a_run(tmp_path / "run", lr=0.1 + 0.2, regime="replay:x.jsonl", profile=True)
-    assert runs.load_config(run) == dataclasses.asdict(
+    assert config.load_config(run) == dataclasses.asdict(
         Config(device="cpu", lr=0.1 + 0.2, regime="replay:x.jsonl", profile=True))
 
 
@@ -50,7 +47,7 @@ def test_settings_that_cannot_be_read_are_refused_in_one_line(tmp_path, text, me
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        runs.load_config(tmp_path)
+        config.load_config(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -89,62 +86,6 @@ def test_a_used_run_folder_is_not_overwritten(t2a_run, sr_run, tmp_path):
         assert done.returncode == 2 and message in done.stderr
 
 
-# --- checkpoints
-
-def test_the_newest_checkpoint_is_read_and_the_one_before_stays(tmp_path):
-    run = a_run(tmp_path / "run")
-    assert not runs.has_checkpoint(run)
-    for step in (1, 2, 3):
-        save(run, step, model=WEIGHTS)
-    assert runs.has_checkpoint(run) and final(run)["step"] == 3
-    assert torch.equal(final(run)["model"]["w"], WEIGHTS["w"])
-    previous = torch.load(run / "checkpoint-previous.pt", weights_only=True)
-    assert previous["step"] == 2 and not list(run.glob("*.tmp"))
-
-
-def test_a_missing_newest_checkpoint_falls_back_with_a_warning(tmp_path, capsys):
-    run = a_run(tmp_path / "run")
-    save(run, 1)
-    save(run, 2)
-    (run / "checkpoint.pt").unlink()
-    assert final(run)["step"] == 1
-    assert "is missing; going on from checkpoint-previous.pt, step 1" in capsys.readouterr().err
-
-
-def test_a_checkpoint_of_another_run_or_version_is_refused(tmp_path, monkeypatch):
-    run = a_run(tmp_path / "run")
-    save(run, config={**runs.load_config(run), "width": 64})
-    with pytest.raises(UserError, match="width is 128 in config.json and 64 in checkpoint.pt"):
-        final(run)
-    monkeypatch.setattr(runs, "VERSION", 1)
-    save(run)
-    monkeypatch.undo()
-    with pytest.raises(UserError, match=f"of version 1, this code reads version {runs.VERSION}"):
-        final(run)
-
-
-def test_checkpoints_that_would_run_code_are_refused(tmp_path, t2a_run):
-    class Evil:
-        def __reduce__(self):
-            return (print, ("code ran",))
-
-    (tmp_path / "config.json").write_text((t2a_run / "config.json").read_text())
-    with open(tmp_path / "checkpoint.pt", "wb") as f:
-        pickle.dump({"step": Evil()}, f, protocol=2)
-    with pytest.raises(UserError, match="can't be read"):
-        evaluate.load_run(tmp_path)
-
-
-def test_weights_of_another_model_are_refused_by_name(tmp_path, t2a_run):
-    checkpoint = torch.load(t2a_run / "checkpoint.pt", weights_only=True)
-    del checkpoint["ema"]["head.bias"]
-    torch.save(checkpoint, tmp_path / "checkpoint.pt")
-    (tmp_path / "config.json").write_text((t2a_run / "config.json").read_text())
-    done = in_process(evaluate, "sounds", tmp_path, cwd=tmp_path)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "head.bias" in done.stderr and str(tmp_path) in done.stderr
-
-
 # --- log and lock
 
 def test_a_log_goes_on_after_its_step_without_later_and_torn_lines(tmp_path):
@@ -161,7 +102,7 @@ def test_a_log_goes_on_after_its_step_without_later_and_torn_lines(tmp_path):
 
 CLAIM = """
 import pathlib, sys
-from parts import runs
+from parts import checkpoints, config, runs
 from parts.errors import run_cli
 def main():
     with runs.RunLock() as lock:
@@ -183,26 +124,3 @@ def test_only_one_process_trains_in_a_run_folder(tmp_path):
         assert refused.stderr == (f"error: {tmp_path}: another process is training this run; wait for it, or "
                                   "end it\n")
     assert claim_elsewhere().stdout == "claimed\n"
-
-
-# --- small ones for sharing
-
-def test_exported_runs_are_small_and_sound_the_same(t2a_run, tmp_path):
-    small = tmp_path / "small"
-    assert in_process(evaluate, "export", t2a_run, small, cwd=tmp_path).returncode == 0
-    size = (t2a_run / "checkpoint.pt").stat().st_size
-    assert (small / "checkpoint.pt").stat().st_size < 0.4 * size
-    whole, exported = (evaluate.generate_latents(evaluate.load_run(path), ["rain"], [0])
-                       for path in (t2a_run, small))
-    assert (whole - exported).abs().max() < 0.05
-    assert str(t2a_run) not in (small / "config.json").read_text(), "the path is of this machine"
-    before = (small / "checkpoint.pt").read_bytes()
-    assert in_process(evaluate, "export", t2a_run, small, cwd=tmp_path).returncode == 0, "over an export"
-    assert (small / "checkpoint.pt").read_bytes() == before and not list(small.glob("*previous*"))
-
-
-def test_an_export_never_takes_the_place_of_a_run_that_can_be_trained(t2a_run, tmp_path):
-    before = (t2a_run / "checkpoint.pt").read_bytes()
-    done = in_process(evaluate, "export", t2a_run, t2a_run, cwd=tmp_path)
-    assert done.returncode == 2 and "export to another folder" in done.stderr
-    assert (t2a_run / "checkpoint.pt").read_bytes() == before

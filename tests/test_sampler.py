@@ -65,15 +65,6 @@ def test_moments_are_scipys():
     assert abs(float((t**2).mean()) - moment(2)) < 2e-3
 
 
-def test_importance_weight_restores_the_reference_expectation():
-    """E_p[weight(t) f(t)] = E_ref[f(t)], here for f(t) = t^2; without the weight the two differ."""
-    t = draws(400_000, 1.0, 1.0, 0.1, seed=0).double()
-    reference, _ = scipy.integrate.quad(lambda x: x * x * density(x), 0, 1)
-    weighted = float((sampler.importance_weight(t, 1.0) * t**2).mean())
-    assert abs(weighted - reference) < 0.005
-    assert abs(float((t**2).mean()) - reference) > 0.1
-
-
 def test_centre_zero_is_the_reference_bitwise():
     assert torch.equal(draws(100, seed=5), draws(100, sampler.REFERENCE_M, seed=5))
 

@@ -2,8 +2,8 @@
 import pytest
 from folders import captions_of, make_folder, nonempty
 
+from parts.caption_tables import find_metadata, read_rows
 from parts.errors import UserError
-from parts.metadata import find_metadata, read_rows
 from parts.recordings import AudioFolder
 
 

@@ -1,89 +1,26 @@
-"""Pictures of a run: spectrograms, the previews of one evaluation, and the dashboard.
+"""dashboard.png of a run folder: how training went, on one page.
 
-    draw_spectrogram    one axis of any figure
-    draw_previews       real and generated clips side by side: a png, the wav files and their captions
-    dashboard           dashboard.png from log.jsonl and the last previews: how training went, on one page
+Three bands: losses and metrics above the regime and what it drives; the similarity of blocks and its groups
+at three moments; the last previews. Everything comes from files of the run folder, so it can be drawn again
+at any time, except the density of training timesteps, which the caller hands in.
 
-The dashboard has three bands: losses and metrics above the regime and what it drives; the similarity of
-blocks and its groups at three moments; previews. Everything comes from files of the run folder, so it can be
-drawn again at any time, except the density of training timesteps, which the caller hands in.
-
-Waveforms are (N,) float32 in [-1, 1] at 16 kHz; axes are in seconds, kHz and dB. matplotlib is imported when
-something is drawn.
-
-Public: draw_spectrogram, draw_previews, dashboard.
+Public: draw_dashboard.
 """
 from __future__ import annotations
 
 import json
-import textwrap
 from pathlib import Path
 
 import numpy as np
 import scipy.io.wavfile
 import torch
 
-from parts.audio import RATE, write_wav
-from parts.codec import N_FFT, stft
 from parts.errors import UserError
 from parts.scoring import preview_clips
+from parts.spectrograms import draw_spectrogram, pyplot
 
 
-def _pyplot():
-    """matplotlib.pyplot without a display."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot
-
-    return matplotlib.pyplot
-
-
-def draw_spectrogram(ax, x: np.ndarray, title: str):
-    """Spectrogram of (N,) with axes in s and kHz; dB relative to full scale of the STFT. Returns the image
-    (for a colour bar)."""
-    # A sine of amplitude 1 has the STFT magnitude N_FFT / 4 under a Hann window.
-    magnitude = stft(torch.as_tensor(x)[None])[0].abs().numpy().T / (N_FFT / 4)  # (bins, frames)
-    db = 20 * np.log10(np.maximum(magnitude, 1e-5))
-    extent = (0, len(x) / RATE, 0, RATE / 2_000)
-    image = ax.imshow(db, origin="lower", aspect="auto", extent=extent, vmin=-80, vmax=0, cmap="magma")
-    lines = textwrap.wrap(title, 34)[:3]
-    ax.set_title("\n".join(lines), fontsize=8, parse_math=False)  # a caption may hold dollars
-    ax.tick_params(labelsize=7)
-    return image
-
-
-# --- previews -----------------------------------------------------------------------------------------------
-
-
-def draw_previews(path: Path, step: int, pairs: list[tuple[str, np.ndarray, np.ndarray]]) -> None:
-    """Write previews of a run folder: pairs of (caption, real (N,), made (N,)) -> samples/stepNNNNNN.png,
-    real-K.wav, stepNNNNNN-K.wav and captions.txt ("K: caption", a line each)."""
-    plt = _pyplot()
-    fig = plt.figure(figsize=(3.2 * len(pairs), 4.6), layout="constrained")
-    axes = fig.subplots(2, len(pairs), sharex=True, sharey=True, squeeze=False)
-    for column, (caption, real, made) in zip(axes.T, pairs):
-        draw_spectrogram(column[0], real, caption)
-        image = draw_spectrogram(column[1], made, "model")
-        column[1].set_xlabel("time (s)", fontsize=8)
-    axes[0, 0].set_ylabel("real\nfrequency (kHz)", fontsize=8)
-    axes[1, 0].set_ylabel(f"step {step}\nfrequency (kHz)", fontsize=8)
-    fig.colorbar(image, ax=axes, label="dB", shrink=0.7)
-
-    samples = path / "samples"
-    fig.savefig(samples / f"step{step:06d}.png", dpi=90)
-    plt.close(fig)
-    for k, (_, real, made) in enumerate(pairs):
-        write_wav(samples / f"real-{k}.wav", real)
-        write_wav(samples / f"step{step:06d}-{k}.wav", made)
-    captions = "".join(f"{k}: {caption}\n" for k, (caption, _, _) in enumerate(pairs))
-    (samples / "captions.txt").write_text(captions, encoding="utf-8")
-
-
-# --- the dashboard ------------------------------------------------------------------------------------------
-
-
-def dashboard(path: Path, density) -> None:
+def draw_dashboard(path: Path, density) -> None:
     """Draw dashboard.png of a run folder from its log and its last previews: losses, the regime and what it
     drives, the blocks' grouping at three moments, sounds. UserError where there is no log.
 
@@ -91,7 +28,7 @@ def dashboard(path: Path, density) -> None:
     (n,) tensor."""
     if not (path / "log.jsonl").is_file():
         raise UserError(f"{path}: no log.jsonl to draw from")
-    plt = _pyplot()
+    plt = pyplot()
     config = json.loads((path / "config.json").read_text())
     rows = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
     train = [row for row in rows if "loss" in row]
@@ -156,7 +93,7 @@ def _draw_loss_by_noise(ax, evals: list[dict]) -> None:
     """Validation loss in bins of t."""
     title = "validation loss by noise level (t = 1 is noise)"
     if evals:
-        viridis = _pyplot().cm.viridis
+        viridis = pyplot().cm.viridis
         steps = [row["step"] for row in evals]
         bins = np.array([row["eval"]["val_loss_t"] for row in evals])  # (evaluations, bins)
         n = bins.shape[1]

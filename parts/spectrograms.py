@@ -1,0 +1,71 @@
+"""Spectrograms: one axis of any figure, and the previews of one evaluation.
+
+    draw_spectrogram    one axis of any figure
+    draw_previews       real and generated clips side by side: a png, the wav files and their captions
+
+Waveforms are (N,) float32 in [-1, 1] at 16 kHz; axes are in seconds, kHz and dB. matplotlib is imported when
+something is drawn.
+
+Public: pyplot, draw_spectrogram, draw_previews.
+"""
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from parts.audio import RATE, write_wav
+from parts.codec import N_FFT, stft
+
+
+def pyplot():
+    """matplotlib.pyplot without a display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def draw_spectrogram(ax, x: np.ndarray, title: str):
+    """Spectrogram of (N,) with axes in s and kHz; dB relative to full scale of the STFT. Returns the image
+    (for a colour bar)."""
+    # A sine of amplitude 1 has the STFT magnitude N_FFT / 4 under a Hann window.
+    magnitude = stft(torch.as_tensor(x)[None])[0].abs().numpy().T / (N_FFT / 4)  # (bins, frames)
+    db = 20 * np.log10(np.maximum(magnitude, 1e-5))
+    extent = (0, len(x) / RATE, 0, RATE / 2_000)
+    image = ax.imshow(db, origin="lower", aspect="auto", extent=extent, vmin=-80, vmax=0, cmap="magma")
+    lines = textwrap.wrap(title, 34)[:3]
+    ax.set_title("\n".join(lines), fontsize=8, parse_math=False)  # a caption may hold dollars
+    ax.tick_params(labelsize=7)
+    return image
+
+
+# --- previews -----------------------------------------------------------------------------------------------
+
+
+def draw_previews(path: Path, step: int, pairs: list[tuple[str, np.ndarray, np.ndarray]]) -> None:
+    """Write previews of a run folder: pairs of (caption, real (N,), made (N,)) -> samples/stepNNNNNN.png,
+    real-K.wav, stepNNNNNN-K.wav and captions.txt ("K: caption", a line each)."""
+    plt = pyplot()
+    fig = plt.figure(figsize=(3.2 * len(pairs), 4.6), layout="constrained")
+    axes = fig.subplots(2, len(pairs), sharex=True, sharey=True, squeeze=False)
+    for column, (caption, real, made) in zip(axes.T, pairs):
+        draw_spectrogram(column[0], real, caption)
+        image = draw_spectrogram(column[1], made, "model")
+        column[1].set_xlabel("time (s)", fontsize=8)
+    axes[0, 0].set_ylabel("real\nfrequency (kHz)", fontsize=8)
+    axes[1, 0].set_ylabel(f"step {step}\nfrequency (kHz)", fontsize=8)
+    fig.colorbar(image, ax=axes, label="dB", shrink=0.7)
+
+    samples = path / "samples"
+    fig.savefig(samples / f"step{step:06d}.png", dpi=90)
+    plt.close(fig)
+    for k, (_, real, made) in enumerate(pairs):
+        write_wav(samples / f"real-{k}.wav", real)
+        write_wav(samples / f"step{step:06d}-{k}.wav", made)
+    captions = "".join(f"{k}: {caption}\n" for k, (caption, _, _) in enumerate(pairs))
+    (samples / "captions.txt").write_text(captions, encoding="utf-8")

@@ -1,0 +1,104 @@
+"""Claims about checkpoints: what is read, what is refused, what an export holds. (Full disks, kills, damaged
+files: test_robust.py.)"""
+import pickle
+
+import pytest
+import torch
+from conftest import in_process
+from run_files import final
+
+import evaluate
+from parts import checkpoints, config
+from parts.config import Config
+from parts.errors import UserError
+
+WEIGHTS = {"w": torch.arange(3.0)}
+
+
+def a_run(folder, **settings):
+    """A folder with settings and nothing else; returns it."""
+    folder.mkdir()
+    config.save_config(folder, Config(device="cpu", **settings))
+    return folder
+
+
+def save(folder, step=1, **state):
+    """A checkpoint of the run in `folder`."""
+    saved = {"step": step, "config": config.load_config(folder), "optimizer": [], **state}
+    checkpoints.save_checkpoint(folder / "checkpoint.pt", **saved)
+
+
+def test_the_newest_checkpoint_is_read_and_the_one_before_stays(tmp_path):
+    run = a_run(tmp_path / "run")
+    assert not checkpoints.has_checkpoint(run)
+    for step in (1, 2, 3):
+        save(run, step, model=WEIGHTS)
+    assert checkpoints.has_checkpoint(run) and final(run)["step"] == 3
+    assert torch.equal(final(run)["model"]["w"], WEIGHTS["w"])
+    previous = torch.load(run / "checkpoint-previous.pt", weights_only=True)
+    assert previous["step"] == 2 and not list(run.glob("*.tmp"))
+
+
+def test_a_missing_newest_checkpoint_falls_back_with_a_warning(tmp_path, capsys):
+    run = a_run(tmp_path / "run")
+    save(run, 1)
+    save(run, 2)
+    (run / "checkpoint.pt").unlink()
+    assert final(run)["step"] == 1
+    assert "is missing; going on from checkpoint-previous.pt, step 1" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_run_or_version_is_refused(tmp_path, monkeypatch):
+    run = a_run(tmp_path / "run")
+    save(run, config={**config.load_config(run), "width": 64})
+    with pytest.raises(UserError, match="width is 128 in config.json and 64 in checkpoint.pt"):
+        final(run)
+    monkeypatch.setattr(checkpoints, "VERSION", 1)
+    save(run)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=f"of version 1, this code reads version {checkpoints.VERSION}"):
+        final(run)
+
+
+def test_checkpoints_that_would_run_code_are_refused(tmp_path, t2a_run, capsys):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("code ran",))
+
+    (tmp_path / "config.json").write_text((t2a_run / "config.json").read_text())
+    with open(tmp_path / "checkpoint.pt", "wb") as f:
+        pickle.dump({"step": Evil()}, f, protocol=2)
+    with pytest.raises(UserError, match="can't be read"):
+        evaluate.load_run(tmp_path)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_weights_of_another_model_are_refused_by_name(tmp_path, t2a_run):
+    checkpoint = torch.load(t2a_run / "checkpoint.pt", weights_only=True)
+    del checkpoint["ema"]["head.bias"]
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    (tmp_path / "config.json").write_text((t2a_run / "config.json").read_text())
+    done = in_process(evaluate, "sounds", tmp_path, cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "head.bias" in done.stderr and str(tmp_path) in done.stderr
+
+
+def test_exported_runs_are_small_and_sound_the_same(t2a_run, tmp_path):
+    small = tmp_path / "small"
+    assert in_process(evaluate, "export", t2a_run, small, cwd=tmp_path).returncode == 0
+    size = (t2a_run / "checkpoint.pt").stat().st_size
+    assert (small / "checkpoint.pt").stat().st_size < 0.4 * size
+    whole, exported = (evaluate.generate_latents(evaluate.load_run(path), ["rain"], [0])
+                       for path in (t2a_run, small))
+    assert (whole - exported).abs().max() < 0.05
+    assert str(t2a_run) not in (small / "config.json").read_text(), "the path is of this machine"
+    before = (small / "checkpoint.pt").read_bytes()
+    assert in_process(evaluate, "export", t2a_run, small, cwd=tmp_path).returncode == 0, "over an export"
+    assert (small / "checkpoint.pt").read_bytes() == before and not list(small.glob("*previous*"))
+
+
+def test_an_export_never_takes_the_place_of_a_run_that_can_be_trained(t2a_run, tmp_path):
+    before = (t2a_run / "checkpoint.pt").read_bytes()
+    done = in_process(evaluate, "export", t2a_run, t2a_run, cwd=tmp_path)
+    assert done.returncode == 2 and "export to another folder" in done.stderr
+    assert (t2a_run / "checkpoint.pt").read_bytes() == before

@@ -1,0 +1,35 @@
+"""Claims about spectrograms and previews."""
+
+import numpy as np
+import scipy.io.wavfile
+
+from parts.audio import RATE
+from parts.spectrograms import draw_previews, draw_spectrogram
+
+
+def pairs(n=2):
+    rng = np.random.default_rng(0)
+    clips = 0.1 * rng.standard_normal((n, 2, RATE)).astype(np.float32)
+    return [(f"$caption {k}: rain, then wind_", real, made) for k, (real, made) in enumerate(clips)]
+
+
+def test_previews_are_a_picture_sounds_and_captions(tmp_path):
+    (tmp_path / "samples").mkdir()
+    draw_previews(tmp_path, 7, pairs())
+    names = {file.name for file in (tmp_path / "samples").iterdir()}
+    sounds = {"real-0.wav", "real-1.wav", "step000007-0.wav", "step000007-1.wav"}
+    assert names == sounds | {"step000007.png", "captions.txt"}
+    rate, made = scipy.io.wavfile.read(tmp_path / "samples" / "step000007-1.wav")
+    assert rate == RATE and np.abs(made / 32_767 - pairs()[1][2]).max() < 1e-4
+    captions = (tmp_path / "samples" / "captions.txt").read_text()
+    assert captions == "0: $caption 0: rain, then wind_\n1: $caption 1: rain, then wind_\n"
+
+
+def test_a_full_scale_sine_is_at_0_db():
+    import matplotlib.pyplot as plt
+
+    x = np.sin(2 * np.pi * 1_000 * np.arange(RATE) / RATE).astype(np.float32)
+    fig, ax = plt.subplots()
+    db = draw_spectrogram(ax, x, "a sine").get_array()    # (513, frames)
+    assert abs(db.max()) < 0.1 and set(db[:, 3:-3].argmax(0)) == {64}
+    plt.close(fig)
