@@ -20,7 +20,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 # Before parts/cache.py is used; worker processes inherit it.
-os.environ["STAGE_AUDIO_CACHE"] = tempfile.mkdtemp(prefix="stage-audio-test-")
+# The processes of pytest-xdist share one: what one has rendered the other need not.
+TEST_RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+if TEST_RUN:
+    CACHE = Path(tempfile.gettempdir()) / f"stage-audio-test-{TEST_RUN}"
+else:
+    CACHE = tempfile.mkdtemp(prefix="stage-audio-test-")
+os.environ["STAGE_AUDIO_CACHE"] = str(CACHE)
 os.environ["MPLBACKEND"] = "Agg"
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Several processes side by side: their threads would fight over the cores.
@@ -62,28 +68,46 @@ def tiny():
     return dict(TINY)
 
 
+def finished_run(task: str) -> Path:
+    """Folder of a finished tiny run of a task: trained once, whichever process asks for it first."""
+    import filelock
+
+    import train
+
+    folder = Path(f"{CACHE}-runs") / task
+    folder.parent.mkdir(exist_ok=True)
+    with filelock.FileLock(f"{folder}.lock"):
+        if not (folder / "scores.json").is_file():
+            train.train({**TINY, "task": task, "out": str(folder)})
+    return folder
+
+
 @pytest.fixture(scope="session")
-def t2a_run(tmp_path_factory):
+def t2a_run():
     """A finished tiny caption run."""
-    import train
-    return train.train({**TINY, "task": "t2a", "out": str(tmp_path_factory.mktemp("runs") / "t2a")})
+    return finished_run("t2a")
 
 
 @pytest.fixture(scope="session")
-def sr_run(tmp_path_factory):
+def sr_run():
     """A finished tiny super-resolution run."""
+    return finished_run("sr")
+
+
+def training_alone(monkeypatch) -> None:
+    """No previews, no pictures, no final table."""
+    import evaluate
     import train
-    return train.train({**TINY, "task": "sr", "out": str(tmp_path_factory.mktemp("runs") / "sr")})
+
+    monkeypatch.setattr(evaluate, "preview", lambda *a: {})
+    monkeypatch.setattr(train, "draw_dashboard", lambda *a: None)
+    monkeypatch.setattr(evaluate, "score", lambda *a, **k: None)
 
 
 @pytest.fixture
 def bare(monkeypatch):
-    """Training alone: no previews, no pictures, no final table."""
-    import evaluate
-    import train
-    monkeypatch.setattr(evaluate, "preview", lambda *a: {})
-    monkeypatch.setattr(train, "draw_dashboard", lambda *a: None)
-    monkeypatch.setattr(evaluate, "score", lambda *a, **k: None)
+    """Training alone."""
+    training_alone(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,7 @@ def small(monkeypatch):
         out.write_text(json.dumps({"x": {"protocol": {}, "rows": rows}}))
 
     monkeypatch.setitem(EXPERIMENTS, "E1", Experiment("small", RECIPES, "static"))
+    monkeypatch.setattr(experiments, "estimate_hours", lambda options: 0.0)  # it measures for seconds
     monkeypatch.setattr(train, "draw_dashboard", lambda *a: None)
     monkeypatch.setattr(evaluate, "preview", lambda run, val_set: {"event_accuracy": quality(run)})
     monkeypatch.setattr(evaluate, "score", score)
@@ -218,6 +219,9 @@ def test_packed_runs_killed_with_their_parent_continue_to_the_rows_of_a_serial_e
         argv += ["--arm", f"{name}=" + json.dumps({**OWN, "lr": lr})]
     packed = [*argv, "--jobs", "2", "--out", str(tmp_path / "packed")]
     threads = torch.get_num_threads()
+    # No row depends on these.
+    monkeypatch.setattr(train, "draw_dashboard", lambda *a: None)
+    monkeypatch.setattr(experiments, "estimate_hours", lambda options: 0.0)
     try:
         torch.set_num_threads(max(1, cores() // 2))
         run(*argv, "--out", tmp_path / "elsewhere" / "serial")

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, training_alone
 from folders import make_folder
 from run_files import final, log_of, same_weights, step_rows
 
@@ -46,7 +46,7 @@ def test_a_run_folder_holds_what_tools_expect(t2a_run, sr_run):
         assert set(settings) == {field.name for field in dataclasses.fields(Config)}
 
 
-def test_training_beats_the_constant_predictor(tiny, tmp_path):
+def test_training_beats_the_constant_predictor(tiny, tmp_path, bare):
     """v = 0 costs E|v|^2; after 60 steps of a tiny network the held-out loss is clearly lower at every noise
     level."""
     run = train.train({**tiny, "task": "t2a", "out": str(tmp_path / "r"), "steps": 60, "eval_every": 60,
@@ -58,7 +58,7 @@ def test_training_beats_the_constant_predictor(tiny, tmp_path):
     assert np.mean(by_t) < 0.8 * (1 + variance) and all(x < 1 + variance for x in by_t)
 
 
-def test_resuming_equals_never_having_stopped(tiny, t2a_run, tmp_path):
+def test_resuming_equals_never_having_stopped(tiny, t2a_run, tmp_path, bare):
     """6 steps, then 6 more, bitwise equal to 12; also checks that --resume can extend a finished run."""
     half = train.train({**tiny, "task": "t2a", "out": str(tmp_path / "half"), "steps": 6})
     train.train({"steps": 12}, str(half))
@@ -192,7 +192,9 @@ def test_each_mechanism_trains_something_else(tiny, tmp_path, bare):
 def staged(tiny, tmp_path_factory):
     """40 steps of `stage`: probes from step 16 on, every mechanism adaptive, four blocks."""
     settings = {**tiny, "task": "t2a", "recipe": "stage", "steps": 40, "eval_every": 20, "depth": 4}
-    return settings, train.train({**settings, "out": str(tmp_path_factory.mktemp("stage") / "r")})
+    with pytest.MonkeyPatch.context() as patch:
+        training_alone(patch)
+        return settings, train.train({**settings, "out": str(tmp_path_factory.mktemp("stage") / "r")})
 
 
 def test_the_log_holds_the_regime_and_what_it_drives(staged):
