@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,7 +240,7 @@ def _audiocaps_names(name: str, row: dict, meta: Path) -> list[str]:
     ms)."""
     try:
         start = float(row.get("start_time") or 0)
-    except ValueError:
+    except (ValueError, TypeError):  # jsonl may hold a list
         raise UserError(f"{meta}, row {row['#']}: start_time {row['start_time']!r} is no number") from None
     end = start + 10
     times = [f"{start:g}", f"{start:.1f}", f"{start:.3f}", f"{1e3 * start:.0f}", f"{start:g}_{end:g}",
@@ -323,9 +324,10 @@ class AudioFolder:
 
     def _clips_of_split(self, entries: list[_Entry]) -> dict[Path, list[str]]:
         """{file: its wordings} of this split, in the order of the entries; adds to `notes`."""
-        # Where nothing says which files are held out: a tenth of them, at least one.
-        by_hash = sorted({entry.path for entry in entries},
-                         key=lambda path: zlib.crc32(path.name.encode(errors="replace")))
+        # Where nothing says which files are held out: a tenth of them, at least one. Files of one name in
+        # several folders have one hash; their places decide, or each process would split differently.
+        hashes = {entry.path: zlib.crc32(entry.path.name.encode(errors="replace")) for entry in entries}
+        by_hash = sorted(hashes, key=lambda path: (hashes[path], os.path.relpath(path, self.folder)))
         tenth = set(by_hash[: max(1, len(by_hash) // 10)])
 
         clips: dict[Path, dict[str, None]] = {}  # captions as keys: each counts once, in their order

@@ -1,12 +1,26 @@
-"""What tests read back from a run folder, and how they compare two runs.
+"""Run folders of tests: made, read back, compared.
 
-Public: final, log_of, step_rows, same_weights, distance.
+Public: a_run, save, final, log_of, step_rows, same_weights, distance.
 """
 import json
 
 import torch
 
-from parts.checkpoints import load_checkpoint
+from parts.checkpoints import load_checkpoint, save_checkpoint
+from parts.config import Config, load_config, save_config
+
+
+def a_run(folder, **settings):
+    """A folder with settings and nothing else; returns it."""
+    folder.mkdir()
+    save_config(folder, Config(device="cpu", **settings))
+    return folder
+
+
+def save(folder, step=1, **state) -> None:
+    """A checkpoint of the run in `folder`."""
+    saved = {"step": step, "config": load_config(folder), "optimizer": [], **state}
+    save_checkpoint(folder / "checkpoint.pt", **saved)
 
 
 def final(path) -> dict:

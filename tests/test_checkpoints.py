@@ -5,27 +5,13 @@ import pickle
 import pytest
 import torch
 from conftest import in_process
-from run_files import final
+from run_files import a_run, final, save
 
 import evaluate
 from parts import checkpoints, config
-from parts.config import Config
 from parts.errors import UserError
 
 WEIGHTS = {"w": torch.arange(3.0)}
-
-
-def a_run(folder, **settings):
-    """A folder with settings and nothing else; returns it."""
-    folder.mkdir()
-    config.save_config(folder, Config(device="cpu", **settings))
-    return folder
-
-
-def save(folder, step=1, **state):
-    """A checkpoint of the run in `folder`."""
-    saved = {"step": step, "config": config.load_config(folder), "optimizer": [], **state}
-    checkpoints.save_checkpoint(folder / "checkpoint.pt", **saved)
 
 
 def test_the_newest_checkpoint_is_read_and_the_one_before_stays(tmp_path):

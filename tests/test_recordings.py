@@ -1,9 +1,13 @@
 """Claims about recordings: reading files, the layouts of known data sets, and mixtures."""
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import soundfile
+from conftest import ROOT
 from folders import captions_of, make_folder, nonempty, sine, write_tone
 
 from data import draw_batch
@@ -163,3 +167,34 @@ def test_a_mixture_draws_its_parts_by_weight_whatever_their_size(tmp_path):
             open_data(bad, "train", 100)
     with pytest.raises(UserError, match="nowhere: no such folder"):
         open_data("nowhere=1,soundworld=1", "train", 100)
+
+
+SPLIT = """
+import sys
+from parts.recordings import AudioFolder
+print(sorted(str(path) for path in AudioFolder(sys.argv[1], "val").paths))
+"""
+
+
+def test_the_held_out_tenth_is_the_same_in_every_process(tmp_path):
+    """Files of one name in many folders: the order of a set, which Python draws anew for each process, does
+    not decide."""
+    for k in range(20):
+        (tmp_path / f"class{k}").mkdir()
+        (tmp_path / f"class{k}" / "1.wav").touch()
+    splits = set()
+    for seed in ("1", "2", "3"):
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", SPLIT, str(tmp_path)], env=env, cwd=ROOT, text=True,
+                              capture_output=True, check=True)
+        splits.add(done.stdout)
+    assert len(splits) == 1 and splits.pop().count("1.wav") == 2
+
+
+def test_a_start_time_that_is_no_number_is_refused_with_its_row(tmp_path):
+    write_tone(tmp_path / "x.wav")
+    for start in ('"soon"', "[1]"):
+        row = '{"youtube_id": "x", "start_time": %s, "caption": "a tone"}' % start
+        (tmp_path / "metadata.jsonl").write_text(row + "\n")
+        with pytest.raises(UserError, match="row 1: start_time .* is no number"):
+            AudioFolder(tmp_path, "train")

@@ -8,27 +8,15 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, in_process
+from run_files import a_run, save
 
 import train
-from parts import checkpoints, config, runs
+from parts import config, runs
 from parts.config import Config
 from parts.errors import UserError
 
 CPU = {"device": "cpu"}
 WEIGHTS = {"w": torch.arange(3.0)}
-
-
-def a_run(folder, **settings):
-    """A folder with settings and nothing else; returns it."""
-    folder.mkdir()
-    config.save_config(folder, Config(device="cpu", **settings))
-    return folder
-
-
-def save(folder, step=1, **state):
-    """A checkpoint of the run in `folder`."""
-    saved = {"step": step, "config": config.load_config(folder), "optimizer": [], **state}
-    checkpoints.save_checkpoint(folder / "checkpoint.pt", **saved)
 
 
 # --- settings
