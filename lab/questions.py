@@ -4,9 +4,10 @@ An arm is a name and what it sets of train.py's settings. The question stands in
 reference: differences are taken from that arm. Everything that is not set here (steps, clips, seeds, task) is
 the same for all arms of an experiment and comes from the command line (lab/experiments.py).
 
-Three sources of r are not train.py's own; the runner makes them, as a file that is replayed (lab/runner.py):
+Five sources of r are not train.py's own; the runner makes them, as a file that is replayed (lab/runner.py):
 `ramp:SHARE` rises linearly and reaches 1 after that share of the steps; `warped:ARM` is the r of that arm,
-same seed, at a randomly warped time; `yoked:ARM` is the r of that arm under another seed.
+same seed, at a randomly warped time; `permuted:ARM` its values in random order, `reversed:ARM` backwards: if
+these do as well, it is not staging that helps; `yoked:ARM` is the r of that arm under another seed.
 
 Public: Experiment, EXPERIMENTS, HOME, CLOCK, reference_of.
 """
@@ -94,6 +95,8 @@ EXPERIMENTS = {
         "loss": {"recipe": "stage", "regime": "loss"},
         "clock": {"recipe": "clock"},
         "random": {"recipe": "stage", "regime": "warped:slope"},
+        "permuted": {"recipe": "stage", "regime": "permuted:slope"},
+        "reversed": {"recipe": "stage", "regime": "reversed:slope"},
         "yoked": {"recipe": "stage", "regime": "yoked:slope"},
         "latent proxy": {"recipe": "stage", "regime_signal": "latent"},
     }, "clock"),

@@ -57,7 +57,7 @@ def folder_of(out: Path, arm: str, seed: int) -> Path:
 # --- sources of r that are made of other runs ---------------------------------------------------------------
 
 # Kind of source -> which runs must come first: none (0), the same seed's (1), all seeds' (2).
-DERIVED = {"ramp": 0, "warped": 1, "yoked": 2}
+DERIVED = {"ramp": 0, "warped": 1, "permuted": 1, "reversed": 1, "yoked": 2}
 
 
 def derived(options: dict) -> str | None:
@@ -75,7 +75,7 @@ def warp(steps: np.ndarray, r: np.ndarray, K: int, seed: int) -> np.ndarray:
 
 
 def _replayed(kind: str, what: str, K: int, out: Path, arm: str, seed: int, seeds: list[int]) -> np.ndarray:
-    """r (K,) of another run: the same seed's, warped, or the next seed's, as it was."""
+    """r (K,) of another run: the same seed's, warped, permuted or reversed, or the next seed's, as it was."""
     other = seed
     if kind == "yoked":
         if len(seeds) < 2:
@@ -88,12 +88,18 @@ def _replayed(kind: str, what: str, K: int, out: Path, arm: str, seed: int, seed
     steps, r = regime.read_r(log)
     if kind == "warped":
         return warp(steps, r, K, seed)
-    return regime.hold_last(steps, r, np.arange(1, K + 1))
+    r = regime.hold_last(steps, r, np.arange(1, K + 1))
+    # The same values, so the same lambda and p(t) on average over the run: what differs is when they come.
+    if kind == "permuted":
+        return np.random.default_rng([seed, 37]).permutation(r)
+    if kind == "reversed":
+        return r[::-1]
+    return r
 
 
 def source_file(source: str, options: dict, out: Path, arm: str, seed: int, seeds: list[int]) -> str:
-    """`warped:ARM`, `yoked:ARM` and `ramp:SHARE` -> replay:FILE, written next to the run. UserError: ARM has
-    not run, or there is no other seed."""
+    """`warped:ARM`, `permuted:ARM`, `reversed:ARM`, `yoked:ARM` and `ramp:SHARE` -> replay:FILE, written next
+    to the run. UserError: ARM has not run, or there is no other seed."""
     kind, _, what = source.partition(":")
     K = options["steps"]
     if kind == "ramp":

@@ -35,6 +35,13 @@ def test_replayed_sources_are_made_of_the_runs_they_name(tmp_path):
         return regime.read_r(made.removeprefix("replay:"))[1]
 
     assert r_of("yoked:slope", 0)[49] == 1.0 and r_of("yoked:slope", 1)[49] == 0.5, "the other seed's"
+    # Permuted and reversed: the very values of the run, so the same averages.
+    in_order = regime.hold_last(*regime.read_r(runner.folder_of(tmp_path, "slope", 0) / "log.jsonl"),
+                                np.arange(1, 101))
+    permuted = r_of("permuted:slope", 0)
+    assert np.array_equal(np.sort(permuted), np.sort(in_order)) and not np.array_equal(permuted, in_order)
+    assert np.array_equal(permuted, r_of("permuted:slope", 0)), "a resumed run replays the same"
+    assert np.array_equal(r_of("reversed:slope", 0), in_order[::-1])
     assert abs(r_of("ramp:0.5", 0)[24] - 0.5) < 1e-12 and r_of("ramp:0.5", 0)[99] == 1
     with pytest.raises(UserError, match="run arm 'fast' first"):
         runner.source_file("warped:fast", options, tmp_path, "x", 0, [0])
