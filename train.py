@@ -42,6 +42,7 @@ from parts.dashboard import draw_dashboard
 from parts.devices import RANK, WORLD, StopSignal, Timer, broadcast_from_rank0, ignore
 from parts.errors import UserError
 from parts.networks import Networks
+from parts.optim import rate_factor
 from parts.progress import phase_line, skipped_line
 
 
@@ -132,7 +133,7 @@ def update(cfg: Config, networks: Networks, k: int, timer=ignore) -> torch.Tenso
     """Clip the gradients, move weights and average. -> norm before clipping; not finite: nothing moves."""
     # The projector needs no warm-up: its loss is bounded.
     for optimizer, lr in zip(networks.model_optimizers, (cfg.lr, cfg.muon_lr)):
-        optimizer.param_groups[0]["lr"] = lr * min(1, k / cfg.warmup)
+        optimizer.param_groups[0]["lr"] = lr * rate_factor(k, cfg.steps, cfg.warmup, cfg.cool)
     norm = torch.nn.utils.clip_grad_norm_(networks.model.parameters(), cfg.grad_clip)
     finite = bool(torch.isfinite(norm))                    # the one wait for the device in a step
     for optimizer in networks.optimizers:

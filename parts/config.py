@@ -61,9 +61,10 @@ class Config:
     checkpointing: bool = False  # recompute each block in the backward pass: less memory, a third more time
     compile: bool = False        # torch.compile the network: a minute or more at the start
     optimizer: str = "muon"      # muon: matrices inside blocks, AdamW the rest | adamw: everything
-    lr: float = 2e-3             # rate after warm-up, then constant: a decay would favour short arms
+    lr: float = 2e-3             # rate after warm-up; constant (--cool 0) where times to quality are compared
     muon_lr: float = 5e-3        # the same for Muon, in units of AdamW's rate (update RMS 0.2 lr)
     warmup: int = 100            # steps of linear warm-up
+    cool: float = 0.0            # share of the steps, at the end, in which the rates fall linearly to 0
     weight_decay: float = 0.01   # decoupled, in both optimizers
     grad_clip: float = 1.0       # ceiling of the gradient norm
     ema: float = 0.9999          # EMA ceiling; ramped as (1 + k) / (10 + k): spans a tenth of the run
@@ -185,6 +186,7 @@ def _optimizer_checks(c: Config):
     yield "lr", c.lr > 0, "positive"
     yield "muon_lr", c.muon_lr > 0, "positive"
     yield "warmup", c.warmup > 0, "positive"
+    yield "cool", 0 <= c.cool <= 1, "in [0, 1]"
     yield "weight_decay", c.weight_decay >= 0, "0 or more"
     yield "grad_clip", c.grad_clip > 0, "positive"
     yield "cond_drop", 0 <= c.cond_drop < 1, "in [0, 1)"

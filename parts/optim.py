@@ -11,7 +11,7 @@ Sources: Muon, Jordan et al. 2024; update RMS 0.2, as AdamW's: Liu et al. 2025; 
 Why not torch.optim.Muon: matrices of one shape (the same one in every block) are orthogonalised together
 here, and in three steps instead of five; torch's takes more than twice as long at widths like these.
 
-Public: Muon, make_optimizers.
+Public: Muon, rate_factor, make_optimizers.
 """
 from __future__ import annotations
 
@@ -74,6 +74,15 @@ class Muon(torch.optim.Optimizer):
         step = group["lr"] * 0.2 * max(params[0].shape) ** 0.5
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(params, list(updates.to(params[0].dtype)), alpha=-step)
+
+
+def rate_factor(k: int, steps: int, warmup: int, cool: float = 0.0) -> float:
+    """Share of the full learning rate at step k of `steps`, from 1: a linear rise over `warmup` steps, and a
+    linear fall over the last `cool` (share) of them, whose last step still moves; cool = 0: none."""
+    rise = min(1, k / warmup)
+    if not cool:
+        return rise
+    return rise * min(1.0, (steps + 1 - k) / (cool * steps + 1))
 
 
 def make_optimizers(model: nn.Module, kind: str, lr: float, muon_lr: float,

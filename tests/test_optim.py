@@ -7,7 +7,7 @@ import scipy.optimize
 import torch
 
 from model import DiT
-from parts.optim import Muon, make_optimizers
+from parts.optim import Muon, make_optimizers, rate_factor
 
 
 def test_muon_is_torchs_own_given_its_polynomials(monkeypatch):
@@ -70,3 +70,14 @@ def test_each_parameter_has_exactly_one_optimizer(name):
         ids = {id(p) for p in owned[1]}
         assert id(model.blocks[0].qkv.weight) in ids
         assert not {id(model.text.embed.weight), id(model.head.weight), id(model.embed.weight)} & ids
+
+
+def test_the_rate_rises_over_the_warm_up_and_falls_over_the_last_part():
+    """Against the slow definition: 1,000 steps, 100 of warm-up, the last fifth cooled. 0: no fall, the same
+    bits."""
+    rates = [rate_factor(k, 1_000, 100, 0.2) for k in range(1, 1_001)]
+    assert rates[:100] == [k / 100 for k in range(1, 101)] and rates[100:800] == [1.0] * 700
+    falls = np.diff(rates[800:])
+    assert np.allclose(falls, falls[0]) and falls[0] < 0 and 0 < rates[-1] < 0.01
+    assert all(rate_factor(k, 1_000, 100) == min(1, k / 100) for k in (1, 99, 100, 999, 1_000))
+    assert min(rate_factor(k, 12, 4, 1.0) for k in range(1, 13)) > 0, "short runs, all of it cooled"
