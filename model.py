@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from parts.attention import attention, rope_table, rotate
 from parts.text import Text, TextAdapter, TextEncoder
+from parts.windows import cut, over_windows
 
 # --- diffusion transformer ------------------------------------------------------------------------------
 
@@ -277,25 +278,12 @@ class VelocityField:
         return (x - x0 * (1 + self.rescale * (gain - 1))) / t
 
     def windowed(self, x: Tensor, t: float) -> Tensor:
-        """Weighted mean over overlapping windows, a few at a time: memory must not grow with T."""
-        def cut(y: Tensor, starts: list[int]) -> Tensor:
-            return torch.cat([y[:, start : start + window] for start in starts])   # (n B, window, C)
-        (B, length, _), window = x.shape, self.window
-        starts = sorted({*range(0, length - window, window // 2), length - window})
-        ramp = torch.linspace(-1, 1, window + 2, device=x.device)[1:-1]
-        weight = (1 - ramp.abs())[:, None]                                         # (window, 1)
-        total, norm = torch.zeros_like(x), x.new_zeros(length, 1)
-        at_once = max(1, 64 // B)
-        for k in range(0, len(starts), at_once):
-            some = starts[k : k + at_once]
-            rows = torch.arange(B, device=x.device).repeat(len(some))
+        """Weighted mean over overlapping windows."""
+        def on_windows(x_windows: Tensor, starts: list[int], rows: Tensor) -> Tensor:
             text, null = (given and given.rows(rows) for given in (self.text, self.null))
-            cond = cut(self.cond, some) if self.cond is not None else None
-            v = self.guided(cut(x, some), t, text, null, cond)                     # (n B, window, C)
-            for start, part in zip(some, v.chunk(len(some))):
-                total[:, start : start + window] += weight * part
-                norm[start : start + window] += weight
-        return total / norm
+            cond = cut(self.cond, starts, self.window) if self.cond is not None else None
+            return self.guided(x_windows, t, text, null, cond)
+        return over_windows(on_windows, x, self.window)
 
 
 def pad_words(text: Text, like: Text) -> Text:
