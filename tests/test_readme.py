@@ -1,5 +1,5 @@
-"""The README does what it says: its commands run (with few steps), its snippets work as they stand, and the
-results, files and functions that it names exist."""
+"""The README and the pages of docs/ do what they say: their commands run (with few steps), their snippets
+work as they stand, and the results, files, functions and pages that they name exist."""
 import dataclasses
 import importlib
 import json
@@ -23,8 +23,18 @@ from parts.config import Config
 from parts.judges import load_judge
 from parts.soundworld import SoundWorld
 
-TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)  # (language, text)
+README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+TEXT = "\n".join(PAGES.values())
+TEACHING = PAGES[ROOT / "docs/teaching.md"]
+
+
+def code_blocks(page: str) -> list[tuple[str, str]]:
+    """(language, text) of each."""
+    return re.findall(r"```(\w*)\n(.*?)```", page, re.DOTALL)
+
+
+BLOCKS = [block for page in PAGES.values() for block in code_blocks(page)]
 SHELL = [line for language, block in BLOCKS if not language for line in block.splitlines()]
 COMMANDS = list(dict.fromkeys(part.split("#")[0].strip() for line in SHELL for part in line.split("&&")))
 CONCEPTS = ("regime", "guidance", "sampler", "structure_reg", "model", "data", "train", "evaluate")
@@ -53,7 +63,7 @@ def flags(settings: dict) -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path, t2a_run, sr_run):
-    """A folder with what the commands of the README take for granted: two runs, a muffled file,
+    """A folder with what the commands of the pages take for granted: two runs, a muffled file,
     recordings."""
     for name, run in (("t2a", t2a_run), ("sr", sr_run)):
         shutil.copytree(run, tmp_path / "runs" / name)
@@ -101,7 +111,7 @@ def module_and_arguments(command: str) -> tuple[str, list[str]]:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not any(word in c for word in ELSEWHERE)])
 def test_every_command_runs(command, workplace, request, monkeypatch):
-    """With few steps, in a folder that holds what the README takes for granted."""
+    """With few steps, in a folder that holds what the pages take for granted."""
     name, argv = module_and_arguments(command)
     if name == "train":  # what a run ends with has tests of its own
         request.getfixturevalue("bare")
@@ -153,7 +163,7 @@ def known_flags(module: str) -> set[str]:
 
 
 def test_commands_that_do_not_run_here_are_few_and_their_flags_exist():
-    """Every flag in every command of the page is known; what is not run above is run in small by the test
+    """Every flag in every command of the pages is known; what is not run above is run in small by the test
     that ELSEWHERE names."""
     commands = re.findall(r"(?:python -m|python|torchrun \S+) (lab\.[a-z_]+|[a-z_]+\.py)([^\n`#]*)", TEXT)
     commands = [(name.removesuffix(".py"), rest) for name, rest in commands]
@@ -210,10 +220,11 @@ print("rates", *seen)
 
 
 def test_a_fourth_mechanism_is_one_file_and_ten_lines_of_the_loop(tmp_path):
-    """The file and the diff of the README, applied to a copy of the project, train; and the rate does follow
-    r."""
-    file = next(block for language, block in BLOCKS if language == "python" and "dropping.py" in block)
-    diff = next(block for language, block in BLOCKS if language == "diff")
+    """The file and the diff of docs/teaching.md, applied to a copy of the project, train; and the rate does
+    follow r."""
+    blocks = code_blocks(TEACHING)
+    file = next(block for language, block in blocks if language == "python" and "dropping.py" in block)
+    diff = next(block for language, block in blocks if language == "diff")
     assert len([line for line in diff.splitlines() if line[:1] in "+-"]) <= 10
 
     for path in ROOT.glob("*.py"):
@@ -245,7 +256,7 @@ def test_a_fourth_mechanism_is_one_file_and_ten_lines_of_the_loop(tmp_path):
 
 
 def test_the_ten_lines_about_the_regime_run_as_they_stand():
-    """The README's snippet, in a trainer whose network learns until step 64."""
+    """The snippet of docs/method.md, in a trainer whose network learns until step 64."""
     code = re.search(r"```python\n(from regime import .*?)```", TEXT, re.DOTALL).group(1)
     assert len(code.splitlines()) <= 10
     x0, eps, other = torch.randn(8, 4, 6), torch.randn(8, 4, 6), torch.randn(8, 4, 6)
@@ -263,26 +274,28 @@ def test_the_ten_lines_about_the_regime_run_as_they_stand():
     assert len(seen) == 1_024 and seen[0] == 1.0 and seen[-1] < 0.1
 
 
-# --- what the page names
+# --- what the pages name
 
 def test_the_table_of_files_counts_their_lines():
     """So that it says what a reader will meet; a twentieth of slack, or it would be wrong after every
     commit."""
-    rows = re.findall(r"^\| `(\w+\.py)` \|[^|]*\| (\d+) \|$", TEXT, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+\.py)` \|[^|]*\| (\d+) \|$", README, re.MULTILINE)
     assert [name for name, _ in rows] == [f"{name}.py" for name in CONCEPTS]
     assert {path.name for path in ROOT.glob("*.py")} == {name for name, _ in rows}
     for name, said in rows:
         lines = len((ROOT / name).read_text().splitlines())
         assert abs(int(said) - lines) <= 0.05 * lines, (name, said, lines)
-    assert len(TEXT.splitlines()) < 210
+    assert len(README.splitlines()) < 110
 
 
 def test_every_module_is_named_and_every_name_exists():
-    """Modules of parts/ and lab/, and functions of the eight files, by their full names."""
-    named = set(re.findall(r"`((?:parts|lab)/\w+\.py)`", TEXT))
+    """Modules of parts/ and lab/, each in the README, and functions of the eight files, by their full
+    names."""
+    named = set(re.findall(r"`((?:parts|lab)/\w+\.py)`", README))
     there = {f"{folder}/{path.name}" for folder in ("parts", "lab") for path in (ROOT / folder).glob("*.py")
              if path.name != "__init__.py"}
     assert named == there
+    assert set(re.findall(r"(?:parts|lab)/\w+\.py", TEXT)) == there
     functions = re.findall(rf"`({'|'.join(CONCEPTS)})\.(\w+)`", TEXT)
     functions = [(module, name) for module, name in functions if name != "py"]
     assert len(functions) >= 10
@@ -291,7 +304,48 @@ def test_every_module_is_named_and_every_name_exists():
 
 
 def test_results_behind_the_readme_exist():
+    """Recorded files can be read; every path in results/ or assets/ that the text names leads somewhere."""
     for name in re.findall(r"results/[\w./-]+\.jsonl?", TEXT):
         text = (ROOT / name).read_text()
         documents = text.splitlines() if name.endswith("l") else [text]
         assert all(json.loads(document) for document in documents), name
+    named = re.findall(r"`((?:results|assets)/[\w./*-]+)`", TEXT)
+    assert len(named) > 30
+    for name in named:
+        assert list(ROOT.glob(name.rstrip("/"))), name
+
+
+def anchors(page: str) -> set[str]:
+    """What a link may name behind #: the page's headings, as GitHub spells them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_and_pictures_lead_to_what_exists(page):
+    """Relative ones: to a file of the project and, behind #, to one of its headings."""
+    prose = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)\s]+)\)", prose)
+    assert links
+    for link in links:
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists() and target.is_relative_to(ROOT), (page.name, link)
+        assert not anchor or anchor in anchors(PAGES[target]), (page.name, link)
+
+
+def test_the_readme_leads_to_every_page_and_to_how_a_mechanism_is_added():
+    linked = {(ROOT / link.partition("#")[0]).resolve() for link in re.findall(r"\]\(([^)\s]+)\)", README)}
+    assert set(PAGES) - {ROOT / "README.md"} <= linked
+    assert re.search(r"^\| [^|]*add a mechanism[^|]*\| [^|]*\(docs/teaching\.md", README, re.MULTILINE)
+
+
+def test_the_short_result_is_that_of_the_page_of_results():
+    """Each number with its interval in README's "Does it pay?" stands in docs/results.md as well."""
+    short = re.search(r"^## Does it pay\?\n(.*?)^## ", README, re.DOTALL | re.MULTILINE).group(1)
+    numbers = re.findall(r"[-+]?[\d.]+ \[[^\]]+\](?!\()", short)
+    assert len(numbers) >= 10
+    for number in numbers:
+        assert number in PAGES[ROOT / "docs/results.md"], number

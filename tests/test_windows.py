@@ -25,8 +25,11 @@ def test_windows_are_averaged_with_triangular_weights():
     """Against the slow definition: each window gives its own number; a token gets the weighted mean of those
     over it."""
     window, length = 4, 10
-    made = over_windows(lambda y, starts, rows: torch.cat([torch.full((1, window, 1), float(s)) for s in starts]),
-                        torch.zeros(1, length, 1), window)
+
+    def numbered(y, starts, rows):
+        return torch.cat([torch.full((1, window, 1), float(start)) for start in starts])
+
+    made = over_windows(numbered, torch.zeros(1, length, 1), window)
     starts, weight = [0, 2, 4, 6], [0.4, 0.8, 0.8, 0.4]
     for token in range(length):
         over = [(s, weight[token - s]) for s in starts if 0 <= token - s < window]
