@@ -12,7 +12,7 @@ The regime r (regime.py) says where training is; `drive` turns it into the weigh
 (guidance.py), the centre m of the density of timesteps (sampler.py) and the weight mu of the structure loss
 (structure_reg.py). Everything random in a step is drawn from generators made of (seed, step), so a resumed
 run sees the same batches, and any number of devices the same. What is written: parts/runs.py. To add a
-mechanism: README, Change one thing.
+mechanism: docs/teaching.md.
 
 Conventions: t in [0, 1], t = 1 is pure noise, t = 0 is data; x_t = (1-t) x0 + t eps; v = eps - x0; the
 network predicts v. B batch, T tokens, C latent channels, F teacher features, S words; k = step of K.

@@ -58,7 +58,7 @@ def rows_of(path: Path) -> list[dict]:
     """Lines of a recorded .jsonl file."""
     if not path.is_file():
         raise UserError(f"{path}: missing; it is a recorded result of this project "
-                        "(git checkout it, or run the command that the README gives for it)")
+                        "(git checkout it, or run the command that docs/ gives for it)")
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Every table of "Does it pay?": run from the project's folder, five to six hours on two cores. With the three settings
+# Every table of docs/results.md: run from the project's folder, five to six hours on two cores. With the three settings
 # below each command can be run alone, and a killed one continues with the same command. E3 and E2 take over what others
 # have run. ESC-10: a folder of its clips with metadata.csv, as the first argument.
 set -e
