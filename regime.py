@@ -21,7 +21,8 @@ Conventions: t in [0, 1], **t = 1 is pure noise**, t = 0 is data; x_t = (1-t) x0
 network predicts v; x0_hat = x_t - t v_hat. B batch, T tokens, C latent channels, F features. k = step, K =
 planned steps.
 
-The file knows nothing of what r drives, nor of any model: `predict` and `extract` are passed in as functions.
+What r drives is said in train.drive: lambda, m and mu. This file knows nothing of them, nor of any model:
+`predict` and `extract` are passed in as functions.
 
 Public: Regime (state, r), probe, discrepancy, signal, levels_of, slope, probe_steps, read_r, hold_last.
 

@@ -10,7 +10,10 @@ The teacher works on the codec's log-mel frames, so that predictions can be meas
 The teacher is pretrained on random patches (parts/patches.py, lab/pretrain_teacher.py): no recording, no
 label, none of the sounds that the judges know. How good it is: lab/probe_teacher.py.
 
-A teacher, embedded or pretrained (`--teacher FOLDER`, parts/pretrained_teacher.py), has
+Another one: `python train.py --teacher FOLDER_OR_HUB_ID [--teacher-layer N]`; which families fit, and what a
+new one needs, is in parts/pretrained_teacher.py. Controls: `--teacher random` and `--teacher shuffled`.
+
+A teacher, embedded or pretrained, has
 
     takes        "mel" (log-mel frames) or "wave" (16 kHz): what it is called with
     features     F
