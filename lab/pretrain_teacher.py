@@ -26,6 +26,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from parts.checkpoints import save_half
 from parts.codec import log_mel
 from parts.commands import positive
 from parts.errors import run_cli
@@ -167,12 +168,7 @@ def pretrain(clips: int = 24_000, steps: int = 600, batch: int = 128, lr: float 
 
 def save_teacher(teacher: Teacher, path: Path) -> None:
     """Half precision: 1.3 MB."""
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = teacher.state_dict()
-    half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
-    save_file(half, path)
+    save_half(teacher, path)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; "
           "how good it is: python -m lab.probe_teacher --esc10 FOLDER")
 

@@ -19,6 +19,7 @@ import scipy.stats
 
 from lab.questions import EXPERIMENTS, reference_of
 from lab.statistics import format_interval, holm, interval, paired, rate_correlation, smallest_p, speed_up
+from parts.spectrograms import pyplot
 
 # Learning curves are of the first of these that a run has -> +1: higher is better, -1: lower is better.
 QUALITY = {"event_accuracy": 1, "lsd_hf": -1, "val_loss": -1}
@@ -281,12 +282,10 @@ def _draw_arm(ax, rows: list[dict], arm: str, number: int, seeds: list[int], met
 def figure(out: Path, name: str, rows: list[dict], arms: dict, seeds: list[int]) -> None:
     """Write out/figure.png: learning curves by arm, mean and t interval over seeds: quality against steps and
     seconds, r; for captions also each factor alone."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     main = curve_metric(rows)
     if main is None:
         return
+    plt = pyplot()
 
     # Panels: (what, against what), four in a line.
     panels = [(main, "step"), (main, "seconds"), ("r", "step")]

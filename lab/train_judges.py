@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from parts import judges
+from parts.checkpoints import save_half
 from parts.errors import run_cli
 from parts.files import write_text
 from parts.judges import Judge, judge_clips, load_judge
@@ -108,11 +109,7 @@ def _around_random_centre(clips: int, length: int) -> Tensor:
 
 def save_judge(judge: Judge, kind: str) -> None:
     """assets/judge-KIND.safetensors, half precision."""
-    from safetensors.torch import save_file
-
-    judges.ASSETS.mkdir(exist_ok=True)
-    half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in judge.state_dict().items()}
-    save_file(half, judges.ASSETS / f"judge-{kind}.safetensors")
+    save_half(judge, judges.ASSETS / f"judge-{kind}.safetensors")
 
 
 def record_report(kind: str, settings: dict) -> dict:

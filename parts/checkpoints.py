@@ -7,7 +7,8 @@ from elsewhere can't run code.
 Errors are UserErrors that name the folder, the file and the fix.
 
 Public: VERSION, CHECKPOINTS, load_checkpoint, has_checkpoint, save_checkpoint, export, load_weights,
-not_written.
+not_written,
+save_half, load_frozen.
 """
 from __future__ import annotations
 
@@ -120,3 +121,23 @@ def load_weights(path: str | Path, module: nn.Module, state: dict, **how) -> Non
         detail = "; ".join(line.strip() for line in str(e).splitlines()[1:3])
         raise UserError(f"{path}: its weights are those of another model or version "
                         f"({detail[:160]})") from None
+
+
+# --- small weights that the project ships -------------------------------------------------------------------
+
+def save_half(module: nn.Module, path: Path) -> None:
+    """Weights of a module as safetensors in half precision; makes the folder where there is none."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = module.state_dict()
+    save_file({k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}, path)
+
+
+def load_frozen(module: nn.Module, path: Path) -> nn.Module:
+    """The module with the weights of save_half: float32, eval mode, no gradients."""
+    from safetensors.torch import load_file
+
+    state = load_file(path)
+    module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    return module.eval().requires_grad_(False)

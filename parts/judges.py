@@ -24,6 +24,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from parts.audio import CLIP_S, RATE, first_seconds
+from parts.checkpoints import load_frozen
 from parts.codec import log_mel
 from parts.errors import UserError
 from parts.soundworld import NAMES, SOUNDS
@@ -135,15 +136,10 @@ class Judge(nn.Module):
 def load_judge(kind: str) -> Judge:
     """The shipped judge `dev` or `final`, frozen, float32, eval mode. UserError where its weights are
     missing."""
-    from safetensors.torch import load_file
-
     path = ASSETS / f"judge-{kind}.safetensors"
     if not path.is_file():
         raise UserError(f"{path}: missing; make it with: python -m lab.train_judges {kind}")
-    judge = Judge(kind)
-    state = load_file(path)  # half precision
-    judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    return judge.eval().requires_grad_(False)
+    return load_frozen(Judge(kind), path)
 
 
 @torch.no_grad()

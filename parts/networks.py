@@ -47,10 +47,10 @@ class Networks:
         """AdamW's learning rate at the last update."""
         return self.model_optimizers[0].param_groups[0]["lr"]
 
-    def autocast(self):
-        """bfloat16 where the settings say so."""
+    def autocast(self, precision: str = ""):
+        """bfloat16 where the settings, or `precision`, say so."""
         kind = self.cfg.device.split(":")[0]
-        return torch.autocast(kind, torch.bfloat16, enabled=self.cfg.precision == "bf16")
+        return torch.autocast(kind, torch.bfloat16, enabled=(precision or self.cfg.precision) == "bf16")
 
     def faster_precision(self, loss_of, batch: dict) -> str:
         """fp32 or bf16, whichever is faster here: loss_of(batch) -> loss is timed forward and backward."""
@@ -59,7 +59,7 @@ class Networks:
             batch = {name: value[:8] for name, value in batch.items()}
 
         def trial(bf16: bool) -> None:
-            with torch.autocast(self.cfg.device.split(":")[0], torch.bfloat16, enabled=bf16):
+            with self.autocast("bf16" if bf16 else "fp32"):
                 loss = loss_of(batch)
             loss.backward()
             self.model.zero_grad()

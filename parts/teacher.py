@@ -35,6 +35,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from parts.audio import RATE
+from parts.checkpoints import load_frozen
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "assets" / "teacher.safetensors"
 MEAN_OVER = 20 * 60  # s of sound that the data-set mean of phi is taken over
@@ -95,14 +96,9 @@ class Teacher(nn.Module):
 
 def load_teacher(path: Path = WEIGHTS) -> Teacher:
     """The shipped teacher, frozen, float32, eval mode. FileNotFoundError where the weights are missing."""
-    from safetensors.torch import load_file
-
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: missing; make it with: python -m lab.pretrain_teacher")
-    teacher = Teacher()
-    state = load_file(path)  # half precision
-    teacher.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    return teacher.eval().requires_grad_(False)
+    return load_frozen(Teacher(), path)
 
 
 def random_teacher(seed: int) -> Teacher:
