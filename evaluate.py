@@ -306,7 +306,7 @@ def cmd_export(args) -> None:
 
 
 def cmd_dashboard(args) -> None:
-    draw_dashboard(args.run, sampler.pdf)
+    draw_dashboard(args.run, sampler.LogitNormal)
 
 
 COMMANDS = {"generate": cmd_generate, "upsample": cmd_upsample, "score": cmd_score, "sounds": cmd_sounds,

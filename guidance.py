@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels at which agreement is measured
 OFF_AT = 0.9  # past this r the branch is not computed at all: decay also buys time
 
 

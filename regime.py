@@ -1,35 +1,40 @@
 """Where is training? The regime variable r in [0, 1]: 0 acquires semantics, 1 refines detail.
 
-Idea. Let the network predict the sound from its condition alone (input: pure noise, t = 1), take the features
-of a frozen self-supervised (SSL) encoder phi, and compare them with those of the true sound. While that
-discrepancy D still falls with each doubling of training, the network is learning *what* to make; once D has
-stopped falling, it is learning how to make it well.
+Idea. Take the features of a frozen self-supervised (SSL) encoder phi of what the network predicts, and
+compare them with those of the true sound. While that discrepancy D still falls with each doubling of training, the
+network is learning *what* to make; once D has stopped falling, it is learning how to make it well.
 
-    D_j   = mean over probe clips and frames of 1 - cos(phi_c(x0_hat), phi_c(x0))            # ASSUMED
-            phi_c = phi - its data-set mean; probe j at step k_j = round(16 * 2^(j/8))
-    s_n   = -(least-squares slope of the last n D on log2 k): progress per doubling of training
-    ref   = the largest s_9 so far that is significant (n = 9: a doubling)
-    rho_j = clip(s_6 / ref, 0, 1);   r_j = 1 - EMA_0.6(rho), 0 until there is a ref          # ASSUMED
-    no ref by 0.15 K, K the planned steps: r = k_j / K, the clock, until there is one        # ASSUMED
+    D_j   = mean over probe clips, noise levels t = .5, .7, .9 and frames of
+            1 - cos(phi_c(x0_hat), phi_c(x0)),  x0_hat = x_t - t v_hat                        # ASSUMED
+            phi_c = phi - its data-set mean; probe j at step k_j = round(32 * 2^(j/4))
+    s_j   = -(least-squares slope of the last 5 D on log2 k): progress per doubling, over a doubling
+    ref   = the largest s so far that is significant
+    rho_j = clip(s_j / ref, 0, 1);   r_j = 1 - EMA_0.6(rho), 0 until there is a ref           # ASSUMED
+    no ref by 0.15 K, K the planned steps: r = k_j / K, the clock, until there is one         # ASSUMED
+
+Why not t = 1, pure noise, where all that is right came from the condition? What the network predicts there
+is the *mean* of all sounds that the condition allows, and no sound: the better the mean, the further its
+features are from any sound's. D then stands still, or rises, while captions are being learnt
+(docs/method.md). Which discrepancy to take was chosen by a rule on recorded runs: lab/regime_choice.py.
 
 Progress is counted by doubling because learning curves are close to straight in log k; against raw steps the
 slope collapses within the first tenth of a run. Once a slope has been accepted, r reads D only through s /
-ref, so neither the scale of D nor its offset matters. Two windows, because one of 9 probes with EMA 0.3 found
-a planted switch 0.8 doublings late; 6 and 0.6 find it within half a doubling (tests/test_regime.py).
+ref, so neither the scale of D nor its offset matters.
 
 Conventions: t in [0, 1], **t = 1 is pure noise**, t = 0 is data; x_t = (1-t) x0 + t eps; v = eps - x0; the
 network predicts v; x0_hat = x_t - t v_hat. B batch, T tokens, C latent channels, F features. k = step, K =
 planned steps.
 
-What r drives is said in train.drive: lambda, m and mu. This file knows nothing of them, nor of any model:
-`predict` and `extract` are passed in as functions.
+What r drives is said in train.drive: guidance, timesteps, structure. This file knows nothing of them, nor of
+any model: `predict` and `extract` are passed in as functions.
 
-Public: Regime (state, r), probe, discrepancy, signal, levels_of, slope, probe_steps, read_r, hold_last.
+Public: Regime (state, r), probe, discrepancy, signal, predictions_of, slope, probe_steps, read_r, hold_last.
 
     python regime.py          # demo: r on four synthetic discrepancy curves with known answers
 """
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -38,16 +43,24 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-PER_DOUBLING = 8           # probes per doubling of training
-TESTED_WINDOW = PER_DOUBLING + 1  # probes of the slope that is tested: one doubling, both ends
-FOLLOWED_WINDOW = 6        # probes of the slope that r follows
+FIRST = 32                 # step of the first probe
+PER_DOUBLING = 4           # probes per doubling of training
+WINDOW = PER_DOUBLING + 1  # probes of a slope: one doubling, both ends
 NEWEST_SHARE = 0.6         # of the newest rho in r's moving average
 MIN_STANDARD_ERRORS = 4.0  # a significant slope is this many standard errors
-MIN_RELATIVE = 0.02        # and, per doubling, at least this share of the first nine probes' mean D
+MIN_RELATIVE = 0.02        # and, per doubling, at least this share of the first window's mean D
 NO_SIGNAL = 0.15           # share of K after which, without one significant slope, r follows the clock
-SOURCES = ("slope", "loss", "clock", "replay")
-LEVELS = (1.0, 0.9, 0.7, 0.5)  # noise levels of a full probe
-SIGNALS = ("t1", "levels", "ratio", "latent")
+SOURCES = ("slope", "loss", "agreement", "clock", "replay")
+
+# The discrepancy is a family. What is compared with the true sound: x0_hat in one step from noise level t, or
+# a sample of a few steps. How: frame by frame, or the clip's mean feature ("-pooled").
+SAMPLE_STEPS = 4
+PREDICTIONS = ("t1.0", "t0.9", "t0.7", "t0.5", "sample")
+LEVELS = ("t0.9", "t0.7", "t0.5")
+# A signal, the number whose slope is taken, is the mean of some of them.
+SIGNALS = {"levels": LEVELS, "levels-pooled": tuple(f"{name}-pooled" for name in LEVELS)}
+SIGNALS |= {name + how: (name + how,) for name in PREDICTIONS for how in ("", "-pooled")}
+SIGNALS["latent"] = LEVELS  # the proxy that needs no teacher: features are the latents themselves
 
 
 # --- the discrepancy ----------------------------------------------------------------------------------------
@@ -62,58 +75,72 @@ def discrepancy(a: Tensor, b: Tensor, mean: Tensor | None = None, mask: Tensor |
         a, b = a - mean, b - mean
     # D = 1 - cos(phi_c(x0_hat), phi_c(x0))                                                        # ASSUMED
     distance = 1 - torch.nn.functional.cosine_similarity(a, b, dim=-1, eps=1e-6)   # (B, T)
+    return over_frames(distance, mask)
+
+
+def over_frames(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over real frames: (B, T, ...) -> (B, ...)."""
     if mask is None:
-        return distance.mean(-1)
-    return (distance * mask).sum(-1) / mask.sum(-1).clamp_min(1)
+        return x.mean(1)
+    mask = mask.reshape(*mask.shape, *[1] * (x.ndim - 2))
+    return (x * mask).sum(1) / mask.sum(1).clamp_min(1)
+
+
+def predicted(name: str, predict, x0: Tensor, eps: Tensor) -> Tensor:
+    """What the network makes of noisy clips, one of PREDICTIONS -> (B, T, C).
+
+    predict(x_t (B, T, C), t (B,)) -> v_hat."""
+    def v_hat(x: Tensor, t: float) -> Tensor:
+        return predict(x, x0.new_full((len(x0),), t))
+
+    if name == "sample":                                   # Euler steps from pure noise
+        x, times = eps, torch.linspace(1, 0, SAMPLE_STEPS + 1).tolist()
+        for t, t_next in itertools.pairwise(times):
+            x = x + (t_next - t) * v_hat(x, t)
+        return x
+    t = float(name[1:])
+    x_t = (1 - t) * x0 + t * eps                           # the interpolant at level t
+    return x_t - t * v_hat(x_t, t)                         # x0_hat
 
 
 @torch.no_grad()
-def probe(predict, extract, x0: Tensor, eps: Tensor, levels=(1.0,), mean: Tensor | None = None,
-          target: Tensor | None = None, mask: Tensor | None = None) -> dict[float, float]:
-    """Measure D at each noise level -> {t: mean over the probe clips}.
+def probe(predict, extract, x0: Tensor, eps: Tensor, names=LEVELS, mean: Tensor | None = None,
+          target: Tensor | None = None, mask: Tensor | None = None) -> dict[str, float]:
+    """Measure D of some PREDICTIONS, frame by frame and pooled -> {name: mean over the probe clips}.
 
-    predict(x_t (B, T, C), t (B,)) -> v_hat; extract(x0 (B, T, C)) -> features (B, T, F); target: extract(x0),
-    if at hand. x0 and eps are the same tensors at every probe: with fresh noise the slope would drown in it.
-    The levels are fixed, not drawn, or a sampler that follows r would bend the signal that drives it.
+    predict: see predicted; extract(x0 (B, T, C)) -> features (B, T, F); target: extract(x0), if at hand. x0
+    and eps are the same tensors at every probe: with fresh noise the slope would drown in it. The levels are
+    fixed, not drawn, or a sampler that follows r would bend the signal that drives it.
 
     Probe the averaged (EMA) weights: at a constant learning rate the raw ones scatter D by two to three times
     as much (results/log.md), and an average over the last tenth of a run is only 0.14 doublings late."""
-    if target is None:
-        target = extract(x0)
-    D = {}
-    for t in levels:
-        x_t = (1 - t) * x0 + t * eps                       # the interpolant at level t
-        v_hat = predict(x_t, x0.new_full((len(x0),), t))
-        x0_hat = x_t - t * v_hat
-        D[t] = float(discrepancy(extract(x0_hat), target, mean, mask).mean())
+    target, D = extract(x0) if target is None else target, {}
+    pooled_target = over_frames(target.float(), mask)[:, None]
+    for name in names:
+        features = extract(predicted(name, predict, x0, eps)).float()
+        pooled = over_frames(features, mask)[:, None]      # (B, 1, F): a clip of one frame
+        D[name] = float(discrepancy(features, target, mean, mask).mean())
+        D[f"{name}-pooled"] = float(discrepancy(pooled, pooled_target, mean).mean())
     return D
 
 
-def levels_of(kind: str) -> tuple[tuple[float, ...], bool]:
-    """What a signal is made of: (noise levels, is D under shuffled conditions needed?)."""
-    return LEVELS[1:] if kind == "levels" else (1.0,), kind == "ratio"
+def predictions_of(kind: str) -> tuple[str, ...]:
+    """The PREDICTIONS that a signal needs."""
+    return tuple(name.removesuffix("-pooled") for name in SIGNALS[kind])
 
 
-def signal(kind: str, D: dict[float, float], shuffled: float | None = None) -> float:
-    """The one number of a probe {t: D} whose slope is taken.
-
-    t1: D at t = 1, where whatever is right came from the condition. levels: mean over t = .5, .7, .9. ratio:
-    D(t = 1) over the same with the clips' conditions exchanged, so that learning the average sound does not
-    count. latent: D(t = 1) with features = identity, the proxy that needs no teacher."""
-    if kind == "levels":
-        return float(np.mean([D[t] for t in LEVELS[1:]]))
-    if kind == "ratio":
-        return D[1.0] / shuffled
-    return D[1.0]
+def signal(kind: str, D: dict[str, float]) -> float:
+    """The one number of a probe whose slope is taken."""
+    return float(np.mean([D[name] for name in SIGNALS[kind]]))
 
 
 # --- its slope ----------------------------------------------------------------------------------------------
 
 def probe_steps(K: int) -> list[int]:
-    """Steps k_j = round(16 * 2^(j/8)) up to K, each once.  # ASSUMED"""
-    doublings = int(np.ceil(np.log2(max(K, 16) / 16)))
+    """Steps k_j = round(32 * 2^(j/4)) up to K.  # ASSUMED"""
+    doublings = int(np.ceil(np.log2(max(K, FIRST) / FIRST)))
     j = np.arange(PER_DOUBLING * doublings + 1)
-    steps = np.round(16 * 2 ** (j / PER_DOUBLING)).astype(int)
+    steps = np.round(FIRST * 2 ** (j / PER_DOUBLING)).astype(int)
     return sorted({k for k in steps.tolist() if k <= K})
 
 
@@ -126,34 +153,38 @@ def slope(k, D) -> tuple[float, float]:
 # --- the regime ---------------------------------------------------------------------------------------------
 
 class Regime:
-    """r from one of four sources; its state is the list of probes, small and printable. K: planned steps.
+    """r from one of five sources; its state is the list of probes, small and printable. K: planned steps.
 
     slope: `update(k, D)` at the probe steps, where `probe_index(k)` is not None. loss: the same, with D the
-    mean of the training losses since the last one (`observe(loss)` each step). clock: r = k / K. replay:FILE:
-    r of another run, from its log.jsonl. ValueError for an unknown source or a file without r."""
+    mean of the training losses since the last one (`observe(loss)` each step). agreement: the same, with D
+    the cosine of the gradients of guidance and flow matching (guidance.gradient_agreement), as HASTE (arXiv
+    2505.16792) has it: r = 1 - mean cosine / its largest so far. clock: r = k / K. replay:FILE: r of another
+    run, from its log.jsonl. ValueError for an unknown source or a file without r."""
 
     def __init__(self, source: str, K: int):
         self.source, _, path = source.partition(":")
         if self.source not in SOURCES or (self.source == "replay") != bool(path):
-            raise ValueError(f"unknown regime source {source!r}: slope, loss, clock or replay:FILE")
+            known = "slope, loss, agreement, clock or replay:FILE"
+            raise ValueError(f"unknown regime source {source!r}: {known}")
         self.K = K
         self.steps = {k: j for j, k in enumerate(probe_steps(K))}
         self.replayed = read_r(path) if path else None
         self.k: list[int] = []          # probes so far: step
         self.D: list[float] = []        # and discrepancy
         self.losses = torch.zeros(2)    # [sum, number] of training losses since the last probe
-        self.s: float | None = None     # last tested slope
-        self.ref: float | None = None   # largest significant slope
-        self.ema: float | None = None   # moving average of rho
+        self.s: float | None = None     # last slope
+        self.ref: float | None = None   # largest significant slope, or mean cosine
+        self.mean: float | None = None  # moving average of rho, or of cosines
+        self.current = 0.0              # r that follows
 
     def probe_index(self, k: int) -> int | None:
-        """j where step k is the probe step k_j, else None; j % 8 == 0 once a doubling."""
+        """j where step k is the probe step k_j, else None; j % 4 == 0 once a doubling."""
         return self.steps.get(k)
 
     @property
     def measured(self) -> bool:
         """True where r depends on what is measured."""
-        return self.source in ("slope", "loss")
+        return self.source in ("slope", "loss", "agreement")
 
     @property
     def no_signal(self) -> bool:
@@ -178,21 +209,32 @@ class Regime:
             raise ValueError(f"discrepancy at step {k} is {D}")
         self.k.append(int(k))
         self.D.append(float(D))
-        if len(self.k) < TESTED_WINDOW:
-            return
+        if self.source == "agreement":
+            self._follow_cosine()
+        elif len(self.k) >= WINDOW:
+            self._follow_slope()
 
-        # Is there a signal? The slope over a doubling counts if it is far from 0 and not tiny.
-        self.s, standard_error = slope(self.k[-TESTED_WINDOW:], self.D[-TESTED_WINDOW:])
-        least = MIN_RELATIVE * abs(np.mean(self.D[:TESTED_WINDOW]))
+    def _follow_cosine(self) -> None:
+        self.mean = self._moving_average(self.D[-1])
+        if len(self.D) >= 3:                               # a single cosine is noise
+            self.ref = max(self.ref or 0.0, self.mean)
+            self.current = float(np.clip(1 - self.mean / self.ref, 0, 1)) if self.ref > 0 else 1.0
+
+    def _moving_average(self, new: float) -> float:
+        """Of rho, or of cosines: the new one counts NEWEST_SHARE."""
+        return new if self.mean is None else (1 - NEWEST_SHARE) * self.mean + NEWEST_SHARE * new
+
+    def _follow_slope(self) -> None:
+        # Is there a signal? A slope counts if it is far from 0 and not tiny.
+        self.s, standard_error = slope(self.k[-WINDOW:], self.D[-WINDOW:])
+        least = MIN_RELATIVE * abs(np.mean(self.D[:WINDOW]))
         if self.s > MIN_STANDARD_ERRORS * standard_error and self.s > least:
             self.ref = max(self.ref or 0.0, self.s)
 
-        # rho = clip(s_6 / ref, 0, 1): today's progress per doubling as a share of the best; then its
-        # NEWEST_SHARE.
+        # rho = clip(s / ref, 0, 1): today's progress per doubling as a share of the best; r = 1 - its mean.
         if self.ref:
-            recent, _ = slope(self.k[-FOLLOWED_WINDOW:], self.D[-FOLLOWED_WINDOW:])
-            rho = float(np.clip(recent / self.ref, 0, 1))
-            self.ema = rho if self.ema is None else (1 - NEWEST_SHARE) * self.ema + NEWEST_SHARE * rho
+            self.mean = self._moving_average(float(np.clip(self.s / self.ref, 0, 1)))
+            self.current = 1 - self.mean
 
     def r(self, k: int) -> float:
         """r at step k, in [0, 1]; between probes the last value holds."""
@@ -202,7 +244,7 @@ class Regime:
             return min(1.0, k / self.K)
         if self.no_signal:
             return min(1.0, self.k[-1] / self.K)
-        return 0.0 if self.ema is None else 1.0 - self.ema
+        return self.current
 
     def notes(self, k: int) -> dict:
         """What a log should keep at step k besides r."""
@@ -217,7 +259,8 @@ class Regime:
     def load_state_dict(self, state: dict) -> None:
         """Replays the recorded probes, so the result is bitwise that of never having stopped."""
         self.k, self.D, self.losses = [], [], state["losses"]
-        self.s = self.ref = self.ema = None
+        self.s = self.ref = self.mean = None
+        self.current = 0.0
         for k, D in zip(state["k"], state["D"]):
             self.update(k, D)
 

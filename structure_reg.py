@@ -1,35 +1,41 @@
 """Do the blocks of the network fall into groups? And if they do, keep the groups' work apart.
 
-Idea. While a transformer learns, its blocks specialise. When their *weights* have converged to groups (by a
-test that clustering alone cannot pass), a regularizer keeps what different groups add to the residual stream
+Idea. While a transformer learns, its blocks specialise. When their *weights* have converged to groups (by two
+tests that clustering alone cannot pass), a regularizer keeps what different groups add to the residual stream
 from pointing the same way.
 
     A_l = W_O W_V P,  M_l = W_2 W_1 P,  C_l = adaLN weight        signature of block l          # ASSUMED
           P = I - 1 1^T / W
     S_lm = mean over the three of cos(., .)  --average linkage on 1 - S-->  G groups
-    contrast = mean S within groups - mean S between them, tested against a null distribution
-    accepted once p <= .05 and the groups are the same at three checks in a row, each after >= 1 % of
-          weight movement, and at the third or a later one p <= .005 against 199 draws          # ASSUMED
+    contrast = mean S within groups - mean S between them, tested against two null distributions
+    accepted once, with r > 1/2, both p <= .05 and the groups are the same at three checks in a row, each
+          after >= 1 % of weight movement, and p <= .005 against 199 draws of the first null    # ASSUMED
     L_struct = mean over clips and pairs of groups of cos^2(U_g, U_h)                           # ASSUMED
           U_g = mean over l in g of u_l,  u_l = h_l - h_(l-1), averaged over the clip's tokens,
-          less its mean over the batch;  mu(r) = mu0 r, ramped in from the acceptance           # ASSUMED
+          less its mean over the batch
+    mu = q r |grad L_fm| / |grad L_struct|, on the blocks' weights: the loss gets a share q r of the flow-
+          matching gradient, ramped in from the acceptance                                      # ASSUMED
 
 Why products: W_V -> X W_V, W_O -> W_O X^-1 leaves a head unchanged, and hidden units may be renumbered at
 will, so single matrices say nothing; W_O W_V and W_2 W_1 don't change. They read and write the residual
 stream, a basis that all blocks share (P: LayerNorm takes the mean direction out). W_Q and W_K stay out:
-QK-norm makes their scale meaningless. Why a null: clustering always returns G groups, and random weights are
-always stable. Here each block's residual axes are permuted and flipped at random: everything a block is
-stays, what it shares with the others goes. One direction that all blocks share (a large residual channel) is
-no group either, so the leading singular pair of the mean signature is projected out first.
+QK-norm makes their scale meaningless.
+
+Why two nulls: clustering always returns G groups, and random weights are always stable. *Axes*: each block's
+residual axes are permuted and flipped at random: everything a block is stays, what it shares with the others
+goes. One direction that all blocks share (a large residual channel) is no group either, so the leading
+singular pair of the mean signature is projected out first. *Depth*: in any transformer neighbours are alike,
+and the first and last block differ from the rest. What such a model of depth leaves of S is regrouped, with
+its values in random order for the null: groups that depth alone explains do not pass. It takes six blocks.
 
 Conventions: t in [0, 1], t = 1 is pure noise, t = 0 is data; r = 0 acquires semantics, r = 1 refines. B
 batch, T tokens, W width, L blocks, G groups; of a block, H hidden units of its MLP, R = 6 W outputs of its
-adaLN. hs = [h_0, ..., h_L] (B, T, W): the embedding, then each block's output. Weight 0 is no regularization.
+adaLN. hs = [h_0, ..., h_L] (B, T, W): the embedding, then each block's output. Share 0 is no regularization.
 
-Public: signatures, similarity, group, null_test, GroupDetector, grouped_loss, dispersive_loss, depth_groups,
-struct_weight.
+Public: signatures, similarity, group, axes_test, depth_test, GroupDetector, grouped_loss, depth_groups,
+share, gradient_ratio. Two peers of grouped_loss are in parts/peers.py.
 
-    python structure_reg.py   # demo: planted groups are found, random blocks have none
+    python structure_reg.py   # demo: planted groups are found, random blocks and depth have none
 """
 from __future__ import annotations
 
@@ -44,8 +50,11 @@ DRAWS, ALPHA = 39, 0.05  # of the null; the smallest reachable p is 1 / 40
 # Successive checks see almost the same weights, so a streak alone accepts one run of ten with random blocks;
 # with the finer null 6 of 200 (at .01: 12 of 200).
 STREAK, CONFIRM_DRAWS, CONFIRM_ALPHA = 3, 199, 0.005
+ACCEPT_FROM = 0.5        # r; before, the network still acquires what the groups would do
 MOVED = 0.01             # relative weight movement that makes a check worth having
 C_FLOOR = 1e-3           # RMS of every C_l before it counts: adaLN starts at zero, where a cosine is noise
+DEPTH_DRAWS = 199        # of the second null, which is cheap
+TESTABLE = 6             # blocks; fewer leave no pairs that the model of depth does not explain
 
 
 # --- what a block is ----------------------------------------------------------------------------------------
@@ -105,7 +114,7 @@ def contrast(S: np.ndarray, labels: np.ndarray) -> float:
     return float(S[same & different_block].mean() - S[~same].mean())
 
 
-def null_test(parts: list[Tensor], G: int, seed, draws: int = DRAWS) -> float:
+def axes_test(parts: list[Tensor], G: int, seed, draws: int = DRAWS) -> float:
     """p of the contrast against blocks whose residual axes are permuted and flipped independently, then
     reclustered. seed: of the null alone, an int or a sequence of ints."""
     rng, parts = np.random.default_rng(seed), [x.numpy() for x in parts]
@@ -116,6 +125,28 @@ def null_test(parts: list[Tensor], G: int, seed, draws: int = DRAWS) -> float:
         axes = [(rng.permutation(width), rng.choice(np.float32([-1, 1]), width)) for _ in range(L)]
         scrambled = [np.stack([_relabel(block, *how) for block, how in zip(x, axes)]) for x in parts]
         reached += _found_contrast(scrambled, G) >= observed
+    return (1 + reached) / (1 + draws)
+
+
+def depth_test(S: np.ndarray, G: int, seed, draws: int = DEPTH_DRAWS) -> float:
+    """p of the grouping of what depth leaves of S (L, L), against the same values in random order. 1.0 for
+    fewer than six blocks. seed: as in axes_test."""
+    rng, L = np.random.default_rng(seed), len(S)
+    if L < TESTABLE:
+        return 1.0
+    i, j = np.triu_indices(L, 1)
+    apart = (j - i).astype(float)
+    # S_lm = a + b |l - m| + c / |l - m| + d (first block) + e (last block) + the rest             # ASSUMED
+    depth = np.stack([np.ones_like(apart), apart, 1 / apart, i == 0, j == L - 1], 1)     # (pairs, 5)
+    explain = depth @ np.linalg.pinv(depth)
+
+    def grouped(values: np.ndarray) -> float:
+        rest = values - explain @ values
+        matrix = np.eye(L)
+        matrix[i, j] = matrix[j, i] = rest
+        return contrast(matrix, group(matrix, G)) / rest.std()
+    observed, rest = grouped(S[i, j]), S[i, j] - explain @ S[i, j]
+    reached = sum(grouped(rng.permutation(rest)) >= observed for _ in range(draws))
     return (1 + reached) / (1 + draws)
 
 
@@ -148,7 +179,8 @@ class GroupDetector:
     converged too.
 
     `check` it now and then; `groups` is None until then, `activated_at` the step of the first acceptance.
-    G = 3, but 2 below six blocks: of four, three groups would hold only one pair."""
+    G = 3, but 2 below six blocks: of four, three groups would hold only one pair. `ratio` is the latest mean
+    of gradient_ratio, None before the first (`take_ratio`)."""
 
     def __init__(self, depth: int, seed: int = 0):
         self.G, self.seed = max(2, min(3, depth // 2)), seed
@@ -158,10 +190,12 @@ class GroupDetector:
         self.checks = 0
         self.activated_at: int | None = None
         self.groups: list[int] | None = None        # accepted groups
+        self.ratio: float | None = None
 
-    def check(self, k: int, blocks) -> dict | None:
-        """Compare the blocks at step k -> {S, groups, p, contrast, rand_index, streak}, or None where the
-        weights moved less than 1 % since the last check (frozen ones would confirm themselves for ever)."""
+    def check(self, k: int, blocks, r: float) -> dict | None:
+        """Compare the blocks at step k and regime r -> {S, groups, p, p_depth, contrast, rand_index, streak},
+        or None where the weights moved less than 1 % since the last check (frozen ones would confirm
+        themselves for ever)."""
         # Have the weights moved? Every 61st one tells, and is small in a checkpoint.
         weights = torch.cat([w.detach().float().flatten()[::61].cpu() for block in blocks for w in block])
         if self.checked_weights is not None:
@@ -175,21 +209,26 @@ class GroupDetector:
         parts = signatures(blocks)
         S = similarity(parts)
         labels = group(S, self.G)
-        p = null_test(parts, self.G, [self.seed, self.checks])
+        p = axes_test(parts, self.G, [self.seed, self.checks])
+        p_depth = depth_test(S, self.G, [self.seed, self.checks, 2])
         agreement = 0.0 if self.labels is None else rand_index(labels, np.array(self.labels))
-        if p > ALPHA:
+        if max(p, p_depth) > ALPHA:
             self.streak = 0
         else:
             self.streak = self.streak + 1 if agreement == 1 else 1
         self.labels = labels.tolist()
 
-        # Three times in a row: accepted, if they beat a finer null as well.
-        if self.streak >= STREAK and self.labels != self.groups:
-            if null_test(parts, self.G, [self.seed, self.checks, 1], CONFIRM_DRAWS) <= CONFIRM_ALPHA:
+        # Three times in a row, and semantics are there: accepted, if they beat a finer null as well.
+        if self.streak >= STREAK and r > ACCEPT_FROM and self.labels != self.groups:
+            if axes_test(parts, self.G, [self.seed, self.checks, 1], CONFIRM_DRAWS) <= CONFIRM_ALPHA:
                 self.activated_at = k if self.activated_at is None else self.activated_at
                 self.groups = self.labels
-        return {"S": S.round(4).tolist(), "groups": self.labels, "p": p, "contrast": contrast(S, labels),
-                "rand_index": agreement, "streak": self.streak}
+        return {"S": S.round(4).tolist(), "groups": self.labels, "p": p, "p_depth": p_depth,
+                "contrast": contrast(S, labels), "rand_index": agreement, "streak": self.streak}
+
+    def take_ratio(self, ratio: float) -> None:
+        """A measurement of gradient_ratio; single batches scatter: the geometric mean with those before."""
+        self.ratio = ratio if self.ratio is None else (self.ratio * ratio) ** 0.5
 
     def state_dict(self) -> dict:
         return {name: value for name, value in vars(self).items() if name not in ("G", "seed")}
@@ -203,7 +242,7 @@ def depth_groups(L: int, G: int) -> list[int]:
     return [block * G // L for block in range(L)]
 
 
-# --- the losses, behind one interface: (hs, groups, mask) -> scalar -----------------------------------------
+# --- the loss: (hs, groups, mask) -> scalar -----------------------------------------------------------------
 
 def grouped_loss(hs: list[Tensor], groups, mask: Tensor | None = None, eps: float = 1e-3) -> Tensor:
     """Mean cos^2 between what different groups of blocks add to the stream: scalar in [0, 1].
@@ -233,30 +272,27 @@ def _token_mean(h: Tensor, mask: Tensor | None) -> Tensor:
     return (h * mask[..., None]).sum(1, dtype=torch.float32) / mask.sum(1, keepdim=True).clamp_min(1)
 
 
-def dispersive_loss(hs: list[Tensor], groups=None, mask: Tensor | None = None, tau: float = 0.5) -> Tensor:
-    """The reference peer, which needs no groups: spread the clips' representations at a quarter of the depth.
+# --- its weight ---------------------------------------------------------------------------------------------
 
-    log mean_ij exp(-|z_i - z_j|^2 / (dim z tau)), z a clip's tokens flattened: scalar in [-log B, 0].
-    # Dispersive loss, InfoNCE-L2 (arXiv 2506.09027)"""
-    h = hs[max(1, (len(hs) - 1) // 4)].float()
-    z = (h if mask is None else h * mask[..., None]).flatten(1)    # (B, T W)
-    square = z.square().sum(1)
-    distance = (square[:, None] + square[None] - 2 * z @ z.T).clamp_min(0) / (z.shape[1] * tau)
-    return torch.logsumexp(-distance.flatten(), 0) - 2 * np.log(len(z))
-
-
-LOSSES = {"grouped": grouped_loss, "dispersive": dispersive_loss}
-
-
-def struct_weight(r: float, mu0: float, k: int, activated_at: int | None, ramp: int) -> float:
-    """mu, the weight of the structure loss, ramped in over `ramp` steps from the acceptance of groups; 0
-    before.
-
-    A constant weight, the mode `constant`, diverges in DiverseDiT (arXiv 2603.04239), table 8."""
+def share(r: float, q: float, k: int, activated_at: int | None, ramp: int) -> float:
+    """The share of the flow-matching gradient that the structure loss is to have at step k: q r, ramped in
+    over `ramp` steps from the acceptance of groups; 0 before."""
     if activated_at is None:
         return 0.0
-    # mu = mu0 r                                                                                   # ASSUMED
-    return mu0 * r * min(1.0, (k - activated_at) / max(1, ramp))
+    return q * r * min(1.0, (k - activated_at) / max(1, ramp))
+
+
+def gradient_ratio(fm: Tensor, struct: Tensor, params) -> float:
+    """|grad L_struct| / |grad L_fm| on `params`: the share that weight 1 would have. Leaves the graph alive
+    and no .grad touched.
+
+    A weight that is set by hand was .0003 of the loss in one task and .003 in the other; a constant one
+    diverges in DiverseDiT (table 8)."""
+    norms = []
+    for loss in (struct, fm):
+        found = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
+        norms.append(torch.stack([g.float().norm() for g in found if g is not None]).norm())
+    return float(norms[0] / norms[1].clamp_min(1e-12))
 
 
 # --- demo ---------------------------------------------------------------------------------------------------
@@ -278,13 +314,20 @@ def demo_blocks(L: int, G: int, width: int = 32, shared: float = 0.5, seed: int 
 
 
 def demo() -> None:
-    """p and recovered groups of planted and of random blocks."""
-    print("blocks             p     adjusted Rand index with the plan")
+    """p and recovered groups of planted and of random blocks, and of a similarity that is depth alone."""
+    print("blocks           p (axes)  p (depth)   adjusted Rand index with the plan")
     for L, shared in ((8, 0.6), (12, 0.6), (8, 0.0), (12, 0.0)):
         parts = signatures(demo_blocks(L, 3, shared=shared, seed=L))
-        p, recovered = null_test(parts, 3, 0), rand_index(group(similarity(parts)), np.arange(L) % 3)
-        print(f"{'planted' if shared else 'random'}, {L:<6d} {p:.3f}   {recovered:+.2f}")
-        assert (p <= ALPHA and recovered == 1) if shared else p > ALPHA
+        S = similarity(parts)
+        p, p_depth = axes_test(parts, 3, 0), depth_test(S, 3, 0)
+        recovered = rand_index(group(S), np.arange(L) % 3)
+        print(f"{'planted' if shared else 'random'}, {L:<6d} {p:7.3f} {p_depth:10.3f}     {recovered:+.2f}")
+        assert (max(p, p_depth) <= ALPHA and recovered == 1) if shared else p > ALPHA
+    place = np.arange(8)
+    S = np.exp(-np.abs(place[:, None] - place) / 2) + 0.01 * np.random.default_rng(0).standard_normal((8, 8))
+    p_depth = depth_test((S + S.T) / 2, 3, 0)
+    print(f"neighbours alike, 8 {p_depth:14.3f}")
+    assert p_depth > ALPHA
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@
     data -> latents -> loop { measure r -> drive -> batch, noise, t -> losses -> update } -> table, sounds
 
 The regime r (regime.py) says where training is; `drive` turns it into the weight lambda of guidance
-(guidance.py), the centre m of the density of timesteps (sampler.py) and the weight mu of the structure loss
+(guidance.py), the density of timesteps (sampler.py) and the weight mu of the structure loss
 (structure_reg.py). Everything random in a step is drawn from generators made of (seed, step), so a resumed
 run sees the same batches, and any number of devices the same. What is written: parts/runs.py. To add a
 mechanism: docs/teaching.md.
@@ -23,6 +23,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,15 +36,19 @@ import regime
 import sampler
 import structure_reg
 from model import block_weights, flow_matching_loss, predict
-from parts import checkpoints, config, devices, runs
+from parts import checkpoints, config, devices, peers, runs
 from parts.components import open_codec, open_teacher, open_text
 from parts.config import Config
 from parts.dashboard import draw_dashboard
-from parts.devices import RANK, WORLD, StopSignal, Timer, broadcast_from_rank0, ignore
+from parts.devices import RANK, WORLD, StopSignal, Timer, broadcast_from_rank0, from_all, ignore
 from parts.errors import UserError
 from parts.networks import Networks
 from parts.optim import rate_factor
-from parts.progress import phase_line, skipped_line
+from parts.progress import Phases, skipped_line
+
+GRADIENTS = ("agreement", "agreement_t", "struct_share")  # what measure_gradients finds
+STRUCT_LOSSES = {"grouped": structure_reg.grouped_loss, "dispersive": peers.dispersive_loss,
+                 "diversity": peers.diversity_loss}
 
 
 class Stopped(UserError):
@@ -52,8 +57,17 @@ class Stopped(UserError):
 
 # --- what r drives --------------------------------------------------------------------------------------
 
-def drive(cfg: Config, r: float, k: int, detector: structure_reg.GroupDetector) -> tuple:
-    """The regime r at step k -> (lambda, m, mu, groups): where the mechanisms meet what drives them."""
+class Driven(NamedTuple):
+    """What a step is trained with."""
+    lam: float                                 # weight lambda of guidance
+    density: object                            # of timesteps: sampler.LogitNormal or peers.Binned
+    share: float                               # of the flow-matching gradient that structure is to have
+    mu: float                                  # the weight of the structure loss that gives it this share
+    groups: list[int]                          # of blocks, that it keeps apart
+
+
+def drive(cfg: Config, r: float, k: int, detector: structure_reg.GroupDetector, infonoise=None) -> Driven:
+    """The regime r at step k -> what it drives: where the mechanisms meet their cause."""
     # Guidance: weight lambda of the alignment loss.
     if cfg.guidance == "off":
         lam = 0.0
@@ -63,30 +77,37 @@ def drive(cfg: Config, r: float, k: int, detector: structure_reg.GroupDetector) 
     else:
         lam = guidance.ssl_weight(r, cfg.lambda0, cfg.gamma)
 
-    # Timesteps: centre m of p(t).
+    # Timesteps: density p(t).
     if cfg.timesteps == "off":
-        m = sampler.REFERENCE_M
+        density = sampler.LogitNormal()
     elif cfg.timesteps == "constant":
-        m = cfg.m_late
+        density = sampler.LogitNormal(cfg.m, cfg.s)
+    elif cfg.timesteps == "adaptive":
+        early = sampler.LogitNormal(cfg.m_early, cfg.s_early)
+        density = sampler.between(r, early, sampler.LogitNormal(cfg.m_late, cfg.s_late))
+    elif cfg.timesteps == "curriculum":
+        density = sampler.LogitNormal(*peers.curriculum(k, cfg.steps, sampler.FLOOR))
     else:
-        m = sampler.centre(r, cfg.m_early, cfg.m_late)
+        density = infonoise.density
 
-    # Structure: weight mu, and the groups that it keeps apart.
+    # Structure: share of the gradient, the weight that gives it, and the groups that it keeps apart.
     groups = structure_reg.depth_groups(cfg.depth, detector.G)
     if cfg.structure == "off":
-        mu = 0.0
+        share = 0.0
     elif cfg.structure == "constant":
-        mu = cfg.mu0
+        share = cfg.struct_share
     else:
-        mu = structure_reg.struct_weight(r, cfg.mu0, k, detector.activated_at, round(0.1 * cfg.steps))
+        ramp = round(0.1 * cfg.steps)
+        share = structure_reg.share(r, cfg.struct_share, k, detector.activated_at, ramp)
         groups = detector.groups or groups
-    return lam, m, mu, groups
+    mu = share / detector.ratio if detector.ratio else 0.0
+    return Driven(lam, density, share, mu, groups)
 
 
 # --- one step: noise, losses, update --------------------------------------------------------------------
 
-def add_noise(drawn: dict, token_ids: list, cfg: Config, generator: torch.Generator, m: float = 0.0,
-              size: int = 0, rows: slice = slice(None)) -> dict:
+def add_noise(drawn: dict, token_ids: list, cfg: Config, generator: torch.Generator,
+              density=sampler.LogitNormal(), size: int = 0, rows: slice = slice(None)) -> dict:
     """Arrays of data.draw_batch -> tensors on the device: x0, eps (B, T, C), t (B,), drop (B,), mask (B, T)
     where a clip is padded, ids (B, S) or cond (B, T, C)[, phi (B, T, F)].
 
@@ -95,38 +116,38 @@ def add_noise(drawn: dict, token_ids: list, cfg: Config, generator: torch.Genera
     batch = data.to_tensors(drawn, token_ids)
     size = size or len(batch["x0"])
     batch["eps"] = torch.randn(size, *batch["x0"].shape[1:], generator=generator)[rows]
-    batch["t"] = sampler.sample(size, m, cfg.t_std, generator=generator)[rows]
+    batch["t"] = density.sample(size, generator)[rows]
     batch["drop"] = torch.rand(size, generator=generator)[rows] < cfg.cond_drop
     return {name: value.to(cfg.device, non_blocking=True) for name, value in batch.items()}
 
 
-def losses(cfg: Config, networks: Networks, batch: dict, k: int, lam: float, mu: float,
-           groups: list[int] | None, timer=ignore) -> dict:
-    """Losses of a batch at step k: total = fm + lambda ssl + mu struct, and the three (off: 0)."""
+def losses(cfg: Config, networks: Networks, batch: dict, k: int, driven: Driven, timer=ignore) -> dict:
+    """Losses of a batch at step k: total = fm + lambda ssl + mu struct, and the three (off: 0); each (B,):
+    fm of each clip."""
     mask = batch.get("mask")
     with networks.autocast():
         v_hat, hs, v = predict(networks.model, batch, networks.net)
-    fm = flow_matching_loss(v_hat, v, mask).mean()
-    total, ssl, struct = fm, torch.zeros(()), torch.zeros(())
+    each = flow_matching_loss(v_hat, v, mask)
+    total, fm, ssl, struct = each.mean(), each.mean(), torch.zeros(()), torch.zeros(())
     timer("forward")
 
     # Guidance: align a block with the teacher. Tokens take turns: the projector on all costs 10 % of a step.
-    if lam:
+    if driven.lam:
         tokens = slice(k % cfg.guide_every, None, cfg.guide_every)
         with networks.autocast():
             z = networks.project(hs[cfg.align_block][:, tokens])                   # (B, T / 4, F)
         phi = batch["phi"].roll(1, 0) if cfg.teacher == "shuffled" else batch["phi"]   # the control
         phi_mask = mask[:, tokens] if mask is not None else None
         ssl = guidance.alignment_loss(z, phi[:, tokens] - networks.phi_mean, phi_mask)
-        total = total + lam * ssl
+        total = total + driven.lam * ssl
     timer("guidance")
 
     # Structure: keep apart what different groups of blocks add.
-    if mu:
-        struct = structure_reg.LOSSES[cfg.struct_loss](hs, groups, mask)
-        total = total + mu * struct
+    if driven.share:
+        struct = STRUCT_LOSSES[cfg.struct_loss](hs, driven.groups, mask)
+        total = total + driven.mu * struct
     timer("structure")
-    return {"total": total, "fm": fm, "ssl": ssl, "struct": struct}
+    return {"total": total, "fm": fm, "ssl": ssl, "struct": struct, "each": each}
 
 
 def update(cfg: Config, networks: Networks, k: int, timer=ignore) -> torch.Tensor:
@@ -154,36 +175,27 @@ def update(cfg: Config, networks: Networks, k: int, timer=ignore) -> torch.Tenso
 # --- between steps: where is training? ------------------------------------------------------------------
 
 class Probe:
-    """Measures D for the regime: what the averaged network predicts for 48 held-out clips, always the same,
+    """Measures D for the regime: what the averaged network predicts for 16 held-out clips, always the same,
     and fixed noise.
 
     batch: of add_noise, the same at each probe. extract (B, T, C) -> (B, T, F) and mean (F,): phi, or the
     identity for the latent proxy. kind: of regime.SIGNALS."""
 
-    def __init__(self, batch: dict, extract, mean: torch.Tensor | None, kind: str):
-        self.batch = {name: value[:48] for name, value in batch.items()}
+    def __init__(self, batch: dict, extract, mean: torch.Tensor | None, kind: str, clips: int = 16):
+        self.batch = {name: value[:clips] for name, value in batch.items()}
         self.extract, self.mean, self.kind = extract, mean, kind
         self.target = extract(self.batch["x0"])
 
-    def discrepancies(self, model, levels, shift: int = 0) -> dict[float, float]:
-        """{t: D}; shift 1: under the condition of the neighbour."""
-        batch = self.batch
-        text = model.encode_text(batch["ids"].roll(shift, 0)) if "ids" in batch else None
-        cond = batch["cond"].roll(shift, 0) if "cond" in batch else None
-        mask = batch.get("mask")
-        return regime.probe(lambda x_t, t: model(x_t, t, text, cond, mask), self.extract, batch["x0"],
-                            batch["eps"], levels, self.mean, self.target, mask)
-
     @torch.no_grad()
     def __call__(self, model, full: bool = False) -> dict:
-        """-> D (the number whose slope is taken), D_t {t: D}, and, if measured, D_shuffled: D at t = 1
-        under another clip's condition. full: at all levels, shuffled too; else what the signal needs."""
-        levels, shuffled = (regime.LEVELS, True) if full else regime.levels_of(self.kind)
-        D = self.discrepancies(model, levels)
-        found = {"D_t": {str(t): d for t, d in D.items()}}
-        if shuffled:
-            found["D_shuffled"] = self.discrepancies(model, (1.0,), shift=1)[1.0]
-        return {"D": regime.signal(self.kind, D, found.get("D_shuffled")), **found}
+        """-> D (the number whose slope is taken) and D_of {prediction: D}; full: of all predictions, else
+        of those that the signal needs."""
+        names = regime.PREDICTIONS if full else regime.predictions_of(self.kind)
+        batch, mask = self.batch, self.batch.get("mask")
+        text = model.encode_text(batch["ids"]) if "ids" in batch else None
+        D = regime.probe(lambda x_t, t: model(x_t, t, text, batch.get("cond"), mask), self.extract,
+                         batch["x0"], batch["eps"], names, self.mean, self.target, mask)
+        return {"D": regime.signal(self.kind, D), "D_of": D}
 
 
 def measure(run: Training, j: int | None, timer) -> dict:
@@ -197,25 +209,48 @@ def measure(run: Training, j: int | None, timer) -> dict:
         run.regime.update(run.step, broadcast_from_rank0(run.regime.mean_loss()))
     if run.probe:
         with run.networks.autocast():
-            found = run.probe(run.networks.ema, full=j % regime.PER_DOUBLING == 0) if RANK == 0 else None
+            found = run.probe(run.networks.ema, full=cfg.probe == "always") if RANK == 0 else None
         found = broadcast_from_rank0(found)
         if run.regime.source == "slope":
             run.regime.update(run.step, found["D"])
     timer("probe")
-    if j % 2 == 0 and (cfg.structure == "adaptive" or cfg.probe == "always"):
-        checked = run.detector.check(run.step, block_weights(run.networks.model))
+    if cfg.structure == "adaptive" or cfg.probe == "always":
+        checked = run.detector.check(run.step, block_weights(run.networks.model), run.regime.r(run.step))
         found |= {"structure": checked} if checked else {}
     timer("structure")
     return found
 
 
-def measure_agreement(run: Training, j: int | None, loss: dict) -> dict:
-    """At every fourth probe step: do guidance and flow matching agree on the aligned block? (Not with several
-    devices; not under --compile, whose graph can't be traversed twice.)"""
-    if j is None or j % 4 or WORLD > 1 or run.cfg.compile:
-        return {}
-    aligned = list(run.networks.model.blocks[run.cfg.align_block - 1].parameters())
-    return {"agreement": guidance.gradient_agreement(loss["fm"], loss["ssl"], aligned)}
+def measure_gradients(run: Training, j: int | None, driven: Driven, batch: dict, loss: dict) -> dict:
+    """At the j-th probe step, from a batch and its losses: do guidance and flow matching agree on the aligned
+    block (every second time)? What share of the gradient on the blocks does the structure loss have?"""
+    cfg, networks, found = run.cfg, run.networks, {}
+    agreement_due = driven.lam and j is not None and j % 2 == 0
+    share_due = driven.share and (j is not None or not run.detector.ratio) and run.step >= regime.FIRST
+    if (agreement_due or share_due) and (WORLD > 1 or cfg.compile):
+        # The graph of a compiled or distributed network can be traversed once only.
+        loss = losses(cfg, networks.plain(), batch, run.step, driven)
+
+    if agreement_due:
+        aligned = list(networks.model.blocks[cfg.align_block - 1].parameters())
+        found["agreement"] = guidance.gradient_agreement(loss["fm"], loss["ssl"], aligned)
+        found["agreement"] = broadcast_from_rank0(found["agreement"])
+        if run.regime.source == "agreement":
+            run.regime.update(run.step, found["agreement"])
+    if agreement_due and run.probe and cfg.probe == "always":
+        # By noise level, on the clips and the noise of the probe.
+        found["agreement_t"], full = {}, run.probe.batch
+        for t in guidance.LEVELS:
+            at_t = {**full, "t": torch.full_like(full["t"], t), "phi": run.probe.target}
+            loss_t = losses(cfg, networks.plain(), at_t, run.step, driven)
+            found["agreement_t"][str(t)] = guidance.gradient_agreement(loss_t["fm"], loss_t["ssl"], aligned)
+
+    if share_due:
+        blocks = list(networks.model.blocks.parameters())
+        ratio = broadcast_from_rank0(structure_reg.gradient_ratio(loss["fm"], loss["struct"], blocks))
+        found["struct_share"] = driven.mu * ratio
+        run.detector.take_ratio(ratio)
+    return found
 
 
 # --- a run ----------------------------------------------------------------------------------------------
@@ -229,6 +264,7 @@ class Training:
     networks: Networks
     regime: regime.Regime                      # where training is: r
     detector: structure_reg.GroupDetector
+    infonoise: peers.InfoNoise | None          # a peer's density of timesteps
     probe: Probe | None
     val_batches: list[dict]
     draw: data.Prefetcher                      # of the clips of a step
@@ -258,6 +294,9 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
     cfg.channels = codec.channels                          # a neural codec may have fewer
     pretrained_text = cfg.task == "t2a" and cfg.text != "words"
     words = open_text(asdict(cfg), [], *options) if pretrained_text else None
+    infonoise = None
+    if cfg.timesteps == "infonoise":
+        infonoise = peers.InfoNoise(sampler.LogitNormal(cfg.m, cfg.s))
     probing = cfg.probe == "always" or (cfg.probe == "auto" and stage.source == "slope" and cfg.adaptive)
     teacher = open_teacher(cfg) if cfg.guidance != "off" or probing else None
     clips = data.prepare(cfg, codec, words, teacher, checkpoint, resume, claim)
@@ -279,6 +318,8 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
         networks.load(checkpoint, resume)
         stage.load_state_dict(checkpoint["regime"])
         detector.load_state_dict(checkpoint["structure"])
+        if infonoise:
+            infonoise.load_state_dict(checkpoint["infonoise"])
     if cfg.precision == "auto":
         faster = measured_precision(networks, val_batches[0]) if RANK == 0 else None
         cfg.precision = broadcast_from_rank0(faster)
@@ -292,7 +333,7 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
               f"recipe {cfg.recipe}, {cfg.steps} steps of {cfg.batch} on {devices}, run folder {out}")
     step, seconds = (checkpoint["step"], checkpoint["seconds"]) if checkpoint else (0, 0.0)
     averaged = evaluate.Run(out, asdict(cfg), networks.ema, codec, clips.words, step)
-    return Training(cfg, out, clips, networks, stage, detector, probe, val_batches,
+    return Training(cfg, out, clips, networks, stage, detector, infonoise, probe, val_batches,
                     data.Prefetcher(cfg, clips), averaged, step, seconds)
 
 
@@ -316,7 +357,7 @@ def loop(run: Training) -> None:
     """All steps that are left: measure r, drive, draw, losses, update; log, evaluate, save."""
     cfg, networks, stage = run.cfg, run.networks, run.regime
     log = runs.Log(run.out / "log.jsonl", run.step) if RANK == 0 else ignore
-    timer, skipped, phase = Timer(cfg.device if cfg.profile else ""), 0, None
+    timer, skipped, phases = Timer(cfg.device if cfg.profile else ""), 0, Phases(cfg)
     bar = tqdm(total=cfg.steps, initial=run.step, unit="step", dynamic_ncols=True, mininterval=0.5,
                disable=RANK > 0)
     with StopSignal() as stop:
@@ -327,47 +368,43 @@ def loop(run: Training) -> None:
             # Where is training, and what follows from it?
             found = measure(run, j, timer)
             r = stage.r(k)
-            lam, m, mu, groups = drive(cfg, r, k, run.detector)
-            if j is not None and cfg.adaptive and phase != (r >= 0.5, lam > 0, mu > 0):
-                phase = (r >= 0.5, lam > 0, mu > 0)
-                bar.write(f"step {k}: {phase_line(r, lam, m, mu)}")
+            driven = drive(cfg, r, k, run.detector, run.infonoise)
+            for line in phases.new(k, r, driven.lam, driven.share):
+                bar.write(line)
 
             # The batch, its noise and noise levels: functions of (seed, step) alone.
-            drawn = run.draw(k, bool(lam))
+            drawn = run.draw(k, bool(driven.lam))
             generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + k)
-            batch = add_noise(drawn, run.data.token_ids, cfg, generator, m, cfg.batch, run.draw.rows)
+            batch = add_noise(drawn, run.data.token_ids, cfg, generator, driven.density, cfg.batch,
+                              run.draw.rows)
             timer("data")
 
-            # Losses and gradients, part by part; then the weights move.
-            sums = {}
-            for part in data.split_batch(batch, cfg.accumulate):
-                loss = losses(cfg, networks, part, k, lam, mu, groups, timer)
-                if lam and not sums:
-                    found |= measure_agreement(run, j, loss)
-                (loss["total"] / cfg.accumulate).backward()
-                timer("backward")
-                sums = {name: sums.get(name, 0) + x.detach() / cfg.accumulate for name, x in loss.items()}
+            # Losses and gradients; then the weights move.
+            sums, each, more = gradients(run, j, driven, batch, timer)
+            found |= more
             grad_norm = float(update(cfg, networks, k, timer))
             skipped = 0 if np.isfinite(grad_norm) else skipped + 1
-            if stage.source == "loss" and not skipped:
+            if not skipped and stage.source == "loss":
                 stage.observe(sums["fm"])
+            if not skipped and run.infonoise:
+                run.infonoise.observe(from_all(batch["t"]), from_all(each), k)
 
             # Log, evaluate, save.
             if skipped:
                 names = data.nonfinite_clips(drawn, run.data.train_set)
-                found.pop("agreement", None)
+                found = {name: x for name, x in found.items() if name not in GRADIENTS}
                 log({"step": k, "skipped": skipped, "clips": names, "r": r, **found})
                 bar.write(skipped_line(run.out, k, names, skipped))
             elif k % 10 == 0 or k == cfg.steps or j is not None:
                 log({"step": k, "loss": sums["total"].item(),
                      **{f"loss_{name}": sums[name].item() for name in ("fm", "ssl", "struct")},
-                     "lambda": lam, "mu": mu, "m": m, "r": r, "struct_active": int(mu > 0),
+                     "lambda": driven.lam, "mu": driven.mu, "r": r, "density": asdict(driven.density),
                      "t_drawn": float(batch["t"].mean()), "lr": networks.lr, "grad_norm": grad_norm,
                      "step_s": time.perf_counter() - began, **found, **stage.notes(k)})
                 bar.set_postfix(loss=f"{sums['total'].item():.3f}", r=f"{r:.2f}", refresh=False)
                 stop.agree()
             bar.update()
-            if RANK == 0 and (k % cfg.eval_every == 0 or k == cfg.steps):
+            if RANK == 0 and evaluation_due(cfg, k, j):
                 bar.write(f"step {k}: {evaluate_and_save(run, log, timer)}, r {r:.2f}")
             timer("log and evaluation")
     bar.close()
@@ -380,6 +417,30 @@ def loop(run: Training) -> None:
         print(timer.table())
 
 
+def gradients(run: Training, j: int | None, driven: Driven, batch: dict, timer) -> tuple:
+    """Backward through a batch, part by part -> losses, fm of each clip (B,), and measure_gradients' findings."""
+    cfg, sums, each, found = run.cfg, {}, [], {}
+    for part in data.split_batch(batch, cfg.accumulate):
+        loss = losses(cfg, run.networks, part, run.step, driven, timer)
+        if not sums:
+            found = measure_gradients(run, j, driven, part, loss)
+            timer("probe")
+        (loss["total"] / cfg.accumulate).backward()
+        timer("backward")
+        each.append(loss.pop("each").detach())
+        sums = {name: sums.get(name, 0) + x.detach() / cfg.accumulate for name, x in loss.items()}
+    return sums, torch.cat(each), found
+
+
+def evaluation_due(cfg: Config, k: int, j: int | None) -> bool:
+    """Every eval_every steps, or, where that is 0, at every half doubling from step 64; and at the end."""
+    if cfg.eval_every:
+        due = k % cfg.eval_every == 0
+    else:
+        due = k >= 64 and j is not None and j % (regime.PER_DOUBLING // 2) == 0
+    return due or k == cfg.steps
+
+
 def evaluate_and_save(run: Training, log, timer: Timer) -> str:
     """Validation loss and previews of the averaged network, then the checkpoint; -> what there is to say."""
     run.averaged.step, by_t = run.step, evaluate.validation_loss(run.networks.ema, run.val_batches)
@@ -387,7 +448,7 @@ def evaluate_and_save(run: Training, log, timer: Timer) -> str:
     found = {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": run.seconds(timer), **quick}
     log({"step": run.step, "memory_mb": devices.memory_mb(run.cfg.device), "eval": found})
     save(run, log, timer)  # after its line in the log: a kill in between loses steps, never an evaluation
-    draw_dashboard(run.out, sampler.pdf)
+    draw_dashboard(run.out, sampler.LogitNormal)
     said = [f"{name.replace('_', ' ')} {x:.3f}" for name, x in quick.items()
             if x is not None and name != "order_n"]
     return ", ".join([f"validation loss {np.mean(by_t):.4f}", *said])
@@ -400,7 +461,9 @@ def save(run: Training, log, timer: Timer) -> None:
     checkpoints.save_checkpoint(
         run.out / "checkpoint.pt", step=run.step, seconds=run.seconds(timer), config=asdict(run.cfg),
         words=words, codec=run.data.codec.state_dict(), regime=run.regime.state_dict(),
-        structure=run.detector.state_dict(), **run.networks.state_dict())
+        structure=run.detector.state_dict(),
+        infonoise=run.infonoise.state_dict() if run.infonoise else {},
+        **run.networks.state_dict())
 
 
 def train(given: dict, resume: str = "") -> Path:
@@ -421,7 +484,7 @@ def train(given: dict, resume: str = "") -> Path:
         evaluate.score([run.averaged], cfg.score_clips, cfg.judge, cfg.score_split, out=out / "scores.json",
                        clap=cfg.clap, audio_model=cfg.audio_model, trust=cfg.trust_remote_code,
                        pickles=cfg.allow_pickle, device=cfg.device, protocol=times)
-        draw_dashboard(out, sampler.pdf)
+        draw_dashboard(out, sampler.LogitNormal)
         total = time.time() - began
         print(f"total {total:.0f} s. Sounds: {out / 'samples'}   dashboard: {out / 'dashboard.png'}")
         return out

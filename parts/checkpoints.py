@@ -23,9 +23,8 @@ from torch import nn
 from parts.config import Config, load_config, save_config
 from parts.errors import UserError
 
-# Raised when saved weights or settings change their meaning. 1: RMSNorm in attention; 2: other names of
-# settings.
-VERSION = 3
+# Raised when saved weights or settings change their meaning.
+VERSION = 4
 CHECKPOINTS = ("checkpoint.pt", "checkpoint-previous.pt")  # newest first
 
 

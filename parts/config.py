@@ -28,7 +28,7 @@ class Config:
     # --- the run
     task: str = "t2a"            # t2a: caption -> sound; sr: band-limited -> full-band sound
     preset: str = "auto"         # smoke (CPU, MPS) | small (one GPU) | full; auto: by device
-    recipe: str = "stage"        # vanilla | static | stop | clock | stage: of RECIPES; flags overrule it
+    recipe: str = "stage"        # a row of RECIPES; flags overrule it
     out: str = ""                # run folder; empty: runs/<task>, numbered when taken
     seed: int = 0                # everything random derives from it
     steps: int = 3_000           # optimizer steps, K
@@ -71,8 +71,8 @@ class Config:
     cond_drop: float = 0.1       # share of samples trained without condition, for classifier-free guidance
 
     # --- regime: where training is
-    regime: str = "slope"        # source of r: slope | loss | clock | replay:FILE (another run's log.jsonl)
-    regime_signal: str = "t1"    # what the slope is taken of: t1 | levels | ratio | latent (regime.signal)
+    regime: str = "slope"        # source of r: slope | loss | agreement | clock | replay:FILE (a log.jsonl)
+    regime_signal: str = "levels"  # what the slope is taken of: of regime.SIGNALS
     probe: str = "auto"          # auto: measure D where r depends on it | always | never
 
     # --- mechanism 1: SSL guidance
@@ -86,21 +86,25 @@ class Config:
     guide_every: int = 4         # align every n-th token, others each step: neighbours are alike
     align_block: int = 0         # aligned block, from 1; 0: round(0.4 L)
 
-    # --- mechanism 2: training timesteps
-    timesteps: str = "adaptive"  # off: m = 0 (reference) | constant: m_late | adaptive: m(r)
-    m_late: float = 1.5          # centre m of p(t) at r = 1 and if constant; a logit: 1.5 is t = 0.82
-    m_early: float = 2.0         # m at r = 0: t = 0.88, nearer to noise
-    t_std: float = 1.0           # s of the logit-normal, on the same scale
+    # --- mechanism 2: training timesteps, logit-normal: centre m, width s (logits; m = 1.5 is t = 0.82)
+    timesteps: str = "adaptive"  # off: m = 0, s = 1 | constant | adaptive: m(r), s(r) | a peer: infonoise |
+    #                              curriculum
+    m: float = 1.5               # of the constant density
+    s: float = 1.0
+    m_early: float = 2.0         # of the adaptive one at r = 0: nearer to noise
+    s_early: float = 1.0
+    m_late: float = 0.75         # and at r = 1
+    s_late: float = 1.0
 
     # --- mechanism 3: structure of the blocks
     structure: str = "adaptive"  # off | constant: groups by depth | adaptive: groups in the weights
-    mu0: float = 0.1             # weight of the structure loss
-    struct_loss: str = "grouped"  # grouped | dispersive
+    struct_share: float = 0.15   # share of the flow-matching gradient that its loss has (adaptive: times r)
+    struct_loss: str = "grouped"  # grouped | dispersive | diversity
 
     # --- evaluation
     guidance_scale: float = 2.5  # w of classifier-free guidance in previews and scores (t2a; sr uses 1)
     sample_steps: int = 16       # Euler steps of previews and scores
-    eval_every: int = 600        # steps between validation, previews and checkpoints
+    eval_every: int = 600        # steps between validation, previews and checkpoints; 0: half a doubling
     score_clips: int = 500       # clips of the final table
     score_split: str = "test"    # test | val: development must not use the test split
     judge: str = "dev"           # dev | final: the judge of the final table
@@ -127,24 +131,29 @@ RECIPES = {  # who drives what; the other settings are the same in every row
     "stop": {"guidance": "constant", "timesteps": "constant", "structure": "off", "stop_at": 0.4},
     "clock": {"guidance": "adaptive", "timesteps": "adaptive", "structure": "adaptive", "regime": "clock"},
     "stage": {"guidance": "adaptive", "timesteps": "adaptive", "structure": "adaptive", "regime": "slope"},
+    # Peers: other people's adaptive densities of timesteps, which know nothing of r.
+    "infonoise": {"guidance": "constant", "timesteps": "infonoise", "structure": "off"},
+    "curriculum": {"guidance": "constant", "timesteps": "curriculum", "structure": "off"},
 }
 # Asked anew each time: a run folder from elsewhere must not answer for the user.
 TRUST = ("trust_remote_code", "allow_pickle")
 WITH_RESUME = ("steps", "device", "workers", "profile", *TRUST)  # what may be typed beside --resume
 MODES = ("off", "constant", "adaptive")
-REGIMES = ("slope", "loss", "clock")  # sources of r without a file
+REGIMES = ("slope", "loss", "agreement", "clock")  # sources of r without a file
+PREDICTIONS = ("levels", "t1.0", "t0.9", "t0.7", "t0.5", "sample")  # compared frame by frame, or pooled
+SIGNALS = (*PREDICTIONS, *(f"{name}-pooled" for name in PREDICTIONS), "latent")
 CHOICES = {
     "task": ("t2a", "sr"),
     "preset": ("auto", *PRESETS),
     "recipe": tuple(RECIPES),
     "precision": ("auto", "fp32", "bf16"),
     "optimizer": ("muon", "adamw"),
-    "regime_signal": ("t1", "levels", "ratio", "latent"),
+    "regime_signal": SIGNALS,
     "probe": ("auto", "always", "never"),
     "guidance": MODES,
-    "timesteps": MODES,
+    "timesteps": (*MODES, "infonoise", "curriculum"),
     "structure": MODES,
-    "struct_loss": ("grouped", "dispersive"),
+    "struct_loss": ("grouped", "dispersive", "diversity"),
     "score_split": ("test", "val"),
     "judge": ("dev", "final"),
 }
@@ -195,7 +204,9 @@ def _optimizer_checks(c: Config):
 def _regime_checks(c: Config):
     name, _, file = c.regime.partition(":")
     known = c.regime in REGIMES or (name == "replay" and file != "")
-    yield "regime", known, "slope, loss, clock or replay:FILE"
+    yield "regime", known, "slope, loss, agreement, clock or replay:FILE"
+    guided = c.regime != "agreement" or c.guidance != "off"
+    yield "regime", guided, "another one with --guidance off: there is nothing to agree with"
     needs_probe = c.regime == "slope" and c.adaptive
     measured = c.probe != "never" or not needs_probe
     yield "probe", measured, "auto or always where an adaptive mechanism follows the slope"
@@ -207,13 +218,13 @@ def _mechanism_checks(c: Config):
     yield "stop_at", 0 <= c.stop_at <= 1, "in [0, 1]"
     yield "guide_every", 0 < c.guide_every <= 8, "from 1 to 8"
     yield "align_block", 0 <= c.align_block <= c.depth, f"a block from 1 to {c.depth}, or 0"
-    yield "t_std", c.t_std > 0, "positive"
-    yield "mu0", c.mu0 >= 0, "0 or more"
+    yield from ((name, getattr(c, name) > 0, "positive") for name in ("s", "s_early", "s_late"))
+    yield "struct_share", 0 <= c.struct_share <= 1, "in [0, 1]"
 
 
 def _evaluation_checks(c: Config):
     yield "sample_steps", c.sample_steps > 0, "positive"
-    yield "eval_every", c.eval_every > 0, "positive"
+    yield "eval_every", c.eval_every >= 0, "0 or more"
     yield "score_clips", c.score_clips >= 2, "at least 2"
     captioned = c.task == "t2a"
     yield "clap", not c.clap or captioned, "left out with --task sr: there is no caption to compare with"

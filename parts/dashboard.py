@@ -16,16 +16,16 @@ import scipy.io.wavfile
 import torch
 
 from parts.errors import UserError
+from parts.peers import Binned
 from parts.scoring import preview_clips
 from parts.spectrograms import draw_spectrogram, pyplot
 
 
-def draw_dashboard(path: Path, density) -> None:
+def draw_dashboard(path: Path, logit_normal) -> None:
     """Draw dashboard.png of a run folder from its log and its last previews: losses, the regime and what it
     drives, the blocks' grouping at three moments, sounds. UserError where there is no log.
 
-    density(t, m, s): density of training timesteps at t (n,) under a schedule of location m and width s ->
-    (n,) tensor."""
+    logit_normal(m, s, u): the density of training timesteps with a method pdf(t)."""
     if not (path / "log.jsonl").is_file():
         raise UserError(f"{path}: no log.jsonl to draw from")
     plt = pyplot()
@@ -51,7 +51,7 @@ def draw_dashboard(path: Path, density) -> None:
         _draw_regime(panels[1, 0], train)
         if any("r" in row for row in train):
             _draw_weights(panels[1, 1], train)
-            _draw_density(panels[1, 2], config, train, density)
+            _draw_density(panels[1, 2], train, logit_normal)
     _draw_structure(middle, [row for row in train if "structure" in row])
     if evals:
         _draw_last_previews(bottom, path, evals[-1]["step"])
@@ -138,14 +138,14 @@ def _draw_regime(ax, train: list[dict]) -> None:
     if not r:
         ax.text(0.5, 0.5, "this run logged no regime", ha="center", transform=ax.transAxes)
         return
-    for t, color in (("1.0", "C0"), ("0.9", "0.45"), ("0.7", "0.6"), ("0.5", "0.75")):
-        points = [(row["step"], row["D_t"][t]) for row in train if t in row.get("D_t", {})]
+    colors = {"t0.9": "0.4", "t0.7": "0.55", "t0.5": "0.7", "t1.0": "0.85", "sample": "C2"}
+    for name, color in colors.items():
+        points = [(row["step"], row["D_of"][name]) for row in train if name in row.get("D_of", {})]
         if points:
-            style = "-" if t == "1.0" else "o-"
-            ax.plot(*zip(*points), style, ms=3, color=color, label=f"D at t = {float(t):.1f}")
-    steps, shuffled = _column(train, "D_shuffled")
-    if steps:
-        ax.plot(steps, shuffled, "x:", ms=4, color="C0", label="D at t = 1, conditions shuffled")
+            what = "of a sample" if name == "sample" else f"at t = {name[1:]}"
+            ax.plot(*zip(*points), ".-", ms=3, lw=0.8, color=color, label=f"D {what}")
+    if any("D" in row for row in train):
+        ax.plot(*_column(train, "D"), "o-", ms=3, color="C0", label="D, whose slope gives r")
     measured = any("D" in row for row in train)
     ax.set_ylabel("discrepancy D" if measured else "D: not measured by this recipe")
     other = ax.twinx()
@@ -173,12 +173,14 @@ def _draw_weights(ax, train: list[dict]) -> None:
     ax.legend(fontsize=8)
 
 
-def _draw_density(ax, config: dict, train: list[dict], density) -> None:
-    """p(t) over training, from the logged locations m."""
-    t = (torch.arange(100) + 0.5) / 100                            # centres of 100 bins
-    steps, locations = _column(train, "m")
-    p = np.stack([density(t, m, config["t_std"]).numpy() for m in locations], 1)  # (100, steps)
-    image = ax.pcolormesh(steps, t.numpy(), p, shading="nearest", vmin=0)
+def _draw_density(ax, train: list[dict], logit_normal) -> None:
+    """p(t) over training, from the logged densities."""
+    t, columns = (torch.arange(100) + 0.5) / 100, []               # centres of 100 bins
+    steps, densities = _column(train, "density")
+    for fields in densities:
+        density = Binned(**fields) if "shares" in fields else logit_normal(**fields)
+        columns.append(density.pdf(t).numpy())
+    image = ax.pcolormesh(steps, t.numpy(), np.stack(columns, 1), shading="nearest", vmin=0)
     ax.set(title="density of training timesteps p(t)", xlabel="step", ylabel="t (1 is noise)")
     ax.figure.colorbar(image, ax=ax, label="p(t)")
 
@@ -207,7 +209,9 @@ def _draw_structure(fig, checks: list[dict]) -> None:
     steps = [check["step"] for check in checks]
     p = [check["structure"]["p"] for check in checks]
     rand_index = [check["structure"]["rand_index"] for check in checks]
-    ax.plot(steps, p, "o-", ms=3, label="p of the grouping")
+    p_depth = [check["structure"]["p_depth"] for check in checks]
+    ax.plot(steps, p, "o-", ms=3, label="p (axes)")
+    ax.plot(steps, p_depth, "^-", ms=3, color="C2", label="p (depth)")
     ax.plot(steps, rand_index, "s-", ms=3, color="0.6", label="agreement with the last one")
     ax.axhline(0.05, color="C3", lw=0.7)
     ax.set(title="have the blocks converged to groups?", xlabel="step", xscale="log")

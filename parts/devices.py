@@ -76,6 +76,15 @@ def broadcast_from_rank0(x):
     return box[0]
 
 
+def from_all(x):
+    """A tensor (n, ...) of each process -> all of them, in the order of the processes."""
+    if WORLD == 1:
+        return x
+    found = [x] * WORLD
+    torch.distributed.all_gather_object(found, x.cpu())
+    return torch.cat(found)
+
+
 class StopSignal:
     """Ctrl-C and SIGTERM end a loop between two steps instead of in the middle of one.
 

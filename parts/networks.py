@@ -65,6 +65,12 @@ class Networks:
             self.model.zero_grad()
         return pick_precision(trial, self.cfg.device)
 
+    def plain(self) -> Networks:
+        """The same networks, called neither compiled nor distributed."""
+        same = copy.copy(self)
+        same.net, same.project = self.model, self.projector
+        return same
+
     def state_dict(self) -> dict:
         return {
             "model": self.model.state_dict(),

@@ -21,7 +21,7 @@ CUTOFF = 2_000  # Hz, of the band-limited input
 
 def preview(folder: Path, step: int, config: dict, val_set, make, n: int = 4) -> dict:
     """Write n previews (wav + spectrograms), always from the same noise, and return quick metrics: event-set
-    accuracy by the development judge, or LSD-HF. Rough: for curves, not for tables."""
+    accuracy by the development judge, or LSD-HF and the energy score. Rough: for curves, not for tables."""
     # Folders are often sorted by class: different captions go first, repeats last.
     captions = [val_set.caption(i) for i in range(len(val_set))]
     chosen = sorted(range(len(captions)), key=lambda i: captions.index(captions[i]) < i)[:n]
@@ -35,7 +35,8 @@ def preview(folder: Path, step: int, config: dict, val_set, make, n: int = 4) ->
     if superresolution:
         reals = [first_seconds(val_set.wave(i), config["seconds"]) for i in range(clips)]
         muffled = np.stack([band_limit(x, CUTOFF) for x in reals])
-        return quick_superresolution_metric(reals, make(muffled, list(range(clips)), True), CUTOFF)
+        samples = [make(muffled, list(range(first, first + clips)), True) for first in (0, clips)]
+        return quick_superresolution_metric(reals, samples, CUTOFF)
     if config["data"] != "soundworld":
         return {}
     return quick_caption_metrics(val_set, make(captions[:clips], list(range(clips)), True), clips)

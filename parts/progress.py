@@ -1,24 +1,40 @@
 """What a run says while it goes on, in words.
 
-Public: phase_line, skipped_line, MAX_SKIPPED.
+Public: Phases, skipped_line, MAX_SKIPPED.
 """
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from parts.checkpoints import CHECKPOINTS
 from parts.errors import UserError
 
+REFINES = 0.6      # r from which training is said to refine
 MAX_SKIPPED = 10  # steps in a row without a finite gradient, after which a run ends
 
 
-def phase_line(r: float, lam: float, m: float, mu: float) -> str:
-    """The mechanisms in words: r = 0.93 (refines), guidance off, ..."""
-    guidance = f"at {lam:.2f}" if lam else "off"
-    structure = f"at {mu:.3f}" if mu else "off"
-    return (f"r = {r:.2f} ({'refines' if r >= 0.5 else 'acquires'}), guidance {guidance}, "
-            f"sampler centre t = {1 / (1 + math.exp(-m)):.2f}, structure {structure}")
+class Phases:
+    """What changes in the course of a run, each said once: r moves to and fro, and a line a crossing would
+    say nothing."""
+
+    def __init__(self, cfg):
+        self.cfg, self.said = cfg, set()
+
+    def new(self, k: int, r: float, lam: float, share: float) -> list[str]:
+        """Lines for what is reached at step k for the first time."""
+        cfg = self.cfg
+        if not cfg.adaptive:
+            return []
+        reached = {
+            "acquires semantics": r < REFINES,
+            "refines detail": r >= REFINES,
+            "guidance ends": cfg.guidance == "adaptive" and not lam,
+            "the blocks have converged to groups: the structure loss sets in":
+                cfg.structure == "adaptive" and share > 0,
+        }
+        new = [text for text, now in reached.items() if now and text not in self.said]
+        self.said.update(new)
+        return [f"step {k}: {text} (r = {r:.2f})" for text in new]
 
 
 def skipped_line(folder: Path, step: int, clips: list[str], n: int) -> str:
