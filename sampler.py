@@ -52,7 +52,7 @@ class LogitNormal:
         return t.clamp(1e-5, 1 - 1e-5)
 
     def pdf(self, t: Tensor) -> Tensor:
-        """Exact density at t (any shape); it integrates to 1 over [0, 1]."""
+        """Exact density at t in (0, 1) (any shape); it integrates to 1."""
         # p(t) = (1 - u) N(logit t; m, s) / (t (1 - t)) + u;  dt = t (1 - t) d logit t    # SD3, sec. 3.1
         logit = torch.log(t) - torch.log1p(-t)
         normal = torch.exp(-((logit - self.m) ** 2) / (2 * self.s**2)) / (self.s * math.sqrt(2 * math.pi))
@@ -63,7 +63,7 @@ def between(r: float, early: LogitNormal, late: LogitNormal) -> LogitNormal:
     """The density at regime r in [0, 1]."""
     # m(r) = (1 - r) m_early + r m_late, and s(r) alike                                            # ASSUMED
     m, s = ((1 - r) * a + r * b for a, b in ((early.m, late.m), (early.s, late.s)))
-    return LogitNormal(m, s)
+    return LogitNormal(m, s, early.u)
 
 
 def demo() -> None:

@@ -6,7 +6,7 @@ from pointing the same way.
 
     A_l = W_O W_V P,  M_l = W_2 W_1 P,  C_l = adaLN weight        signature of block l          # ASSUMED
           P = I - 1 1^T / W
-    S_lm = mean over the three of cos(., .)  --average linkage on 1 - S-->  G groups
+    S_lm = mean over the three of cos(., .)  --less what depth explains, average linkage-->  G groups
     contrast = mean S within groups - mean S between them, tested against two null distributions
     accepted once, with r > 1/2, both p <= .05 and the groups are the same at three checks in a row, each
           after >= 1 % of weight movement, and p <= .005 against 199 draws of the first null    # ASSUMED
@@ -14,7 +14,7 @@ from pointing the same way.
           U_g = mean over l in g of u_l,  u_l = h_l - h_(l-1), averaged over the clip's tokens,
           less its mean over the batch
     mu = q r |grad L_fm| / |grad L_struct|, on the blocks' weights: the loss gets a share q r of the flow-
-          matching gradient, ramped in from the acceptance                                      # ASSUMED
+          matching gradient, ramped in from the acceptance; the ratio is measured meanwhile     # ASSUMED
 
 Why products: W_V -> X W_V, W_O -> W_O X^-1 leaves a head unchanged, and hidden units may be renumbered at
 will, so single matrices say nothing; W_O W_V and W_2 W_1 don't change. They read and write the residual
@@ -32,8 +32,8 @@ Conventions: t in [0, 1], t = 1 is pure noise, t = 0 is data; r = 0 acquires sem
 batch, T tokens, W width, L blocks, G groups; of a block, H hidden units of its MLP, R = 6 W outputs of its
 adaLN. hs = [h_0, ..., h_L] (B, T, W): the embedding, then each block's output. Share 0 is no regularization.
 
-Public: signatures, similarity, group, axes_test, depth_test, GroupDetector, grouped_loss, depth_groups,
-share, gradient_ratio. Two peers of grouped_loss are in parts/peers.py.
+Public: signatures, similarity, beyond_depth, group, axes_test, depth_test, GroupDetector, grouped_loss,
+depth_groups, share, gradient_ratio. Two peers of grouped_loss are in parts/peers.py.
 
     python structure_reg.py   # demo: planted groups are found, random blocks and depth have none
 """
@@ -128,25 +128,37 @@ def axes_test(parts: list[Tensor], G: int, seed, draws: int = DRAWS) -> float:
     return (1 + reached) / (1 + draws)
 
 
+def beyond_depth(S: np.ndarray) -> np.ndarray:
+    """What a model of depth leaves of S (L, L): the similarity that is grouped. S itself below six blocks."""
+    L = len(S)
+    if L < TESTABLE:
+        return S
+    i, j = np.triu_indices(L, 1)
+    apart = (j - i).astype(float)
+    # S_lm = a + b |l - m| + c / |l - m| + d (first block) + e (last block) + the rest             # ASSUMED
+    depth = np.stack([np.ones_like(apart), apart, 1 / apart, i == 0, j == L - 1], 1)     # (pairs, 5)
+    rest = np.eye(L)
+    rest[i, j] = rest[j, i] = S[i, j] - depth @ (np.linalg.pinv(depth) @ S[i, j])
+    return rest
+
+
 def depth_test(S: np.ndarray, G: int, seed, draws: int = DEPTH_DRAWS) -> float:
-    """p of the grouping of what depth leaves of S (L, L), against the same values in random order. 1.0 for
+    """p of the contrast of groups of beyond_depth(S), S (L, L), against its values in random order. 1.0 for
     fewer than six blocks. seed: as in axes_test."""
     rng, L = np.random.default_rng(seed), len(S)
     if L < TESTABLE:
         return 1.0
     i, j = np.triu_indices(L, 1)
-    apart = (j - i).astype(float)
-    # S_lm = a + b |l - m| + c / |l - m| + d (first block) + e (last block) + the rest             # ASSUMED
-    depth = np.stack([np.ones_like(apart), apart, 1 / apart, i == 0, j == L - 1], 1)     # (pairs, 5)
-    explain = depth @ np.linalg.pinv(depth)
 
-    def grouped(values: np.ndarray) -> float:
-        rest = values - explain @ values
-        matrix = np.eye(L)
-        matrix[i, j] = matrix[j, i] = rest
-        return contrast(matrix, group(matrix, G)) / rest.std()
-    observed, rest = grouped(S[i, j]), S[i, j] - explain @ S[i, j]
-    reached = sum(grouped(rng.permutation(rest)) >= observed for _ in range(draws))
+    def standardized_contrast(matrix: np.ndarray) -> float:
+        return contrast(matrix, group(matrix, G)) / matrix[i, j].std()
+
+    rest, reached = beyond_depth(S), 0
+    observed = standardized_contrast(rest)
+    for _ in range(draws):
+        shuffled = np.eye(L)
+        shuffled[i, j] = shuffled[j, i] = rng.permutation(rest[i, j])
+        reached += standardized_contrast(beyond_depth(shuffled)) >= observed
     return (1 + reached) / (1 + draws)
 
 
@@ -208,7 +220,8 @@ class GroupDetector:
         # last check?
         parts = signatures(blocks)
         S = similarity(parts)
-        labels = group(S, self.G)
+        rest = beyond_depth(S)
+        labels = group(rest, self.G)
         p = axes_test(parts, self.G, [self.seed, self.checks])
         p_depth = depth_test(S, self.G, [self.seed, self.checks, 2])
         agreement = 0.0 if self.labels is None else rand_index(labels, np.array(self.labels))
@@ -224,7 +237,7 @@ class GroupDetector:
                 self.activated_at = k if self.activated_at is None else self.activated_at
                 self.groups = self.labels
         return {"S": S.round(4).tolist(), "groups": self.labels, "p": p, "p_depth": p_depth,
-                "contrast": contrast(S, labels), "rand_index": agreement, "streak": self.streak}
+                "contrast": contrast(rest, labels), "rand_index": agreement, "streak": self.streak}
 
     def take_ratio(self, ratio: float) -> None:
         """A measurement of gradient_ratio; single batches scatter: the geometric mean with those before."""
@@ -320,7 +333,7 @@ def demo() -> None:
         parts = signatures(demo_blocks(L, 3, shared=shared, seed=L))
         S = similarity(parts)
         p, p_depth = axes_test(parts, 3, 0), depth_test(S, 3, 0)
-        recovered = rand_index(group(S), np.arange(L) % 3)
+        recovered = rand_index(group(beyond_depth(S)), np.arange(L) % 3)
         print(f"{'planted' if shared else 'random'}, {L:<6d} {p:7.3f} {p_depth:10.3f}     {recovered:+.2f}")
         assert (max(p, p_depth) <= ALPHA and recovered == 1) if shared else p > ALPHA
     place = np.arange(8)

@@ -66,6 +66,11 @@ class Driven(NamedTuple):
     groups: list[int]                          # of blocks, that it keeps apart
 
 
+def ramp(cfg: Config) -> int:
+    """Steps in which the structure loss sets in and its weight is measured."""
+    return round(0.1 * cfg.steps)
+
+
 def drive(cfg: Config, r: float, k: int, detector: structure_reg.GroupDetector, infonoise=None) -> Driven:
     """The regime r at step k -> what it drives: where the mechanisms meet their cause."""
     # Guidance: weight lambda of the alignment loss.
@@ -97,8 +102,7 @@ def drive(cfg: Config, r: float, k: int, detector: structure_reg.GroupDetector, 
     elif cfg.structure == "constant":
         share = cfg.struct_share
     else:
-        ramp = round(0.1 * cfg.steps)
-        share = structure_reg.share(r, cfg.struct_share, k, detector.activated_at, ramp)
+        share = structure_reg.share(r, cfg.struct_share, k, detector.activated_at, ramp(cfg))
         groups = detector.groups or groups
     mu = share / detector.ratio if detector.ratio else 0.0
     return Driven(lam, density, share, mu, groups)
@@ -175,13 +179,13 @@ def update(cfg: Config, networks: Networks, k: int, timer=ignore) -> torch.Tenso
 # --- between steps: where is training? ------------------------------------------------------------------
 
 class Probe:
-    """Measures D for the regime: what the averaged network predicts for 16 held-out clips, always the same,
+    """Measures D for the regime: what the averaged network predicts for ten held-out clips, always the same,
     and fixed noise.
 
     batch: of add_noise, the same at each probe. extract (B, T, C) -> (B, T, F) and mean (F,): phi, or the
     identity for the latent proxy. kind: of regime.SIGNALS."""
 
-    def __init__(self, batch: dict, extract, mean: torch.Tensor | None, kind: str, clips: int = 16):
+    def __init__(self, batch: dict, extract, mean: torch.Tensor | None, kind: str, clips: int = 10):
         self.batch = {name: value[:clips] for name, value in batch.items()}
         self.extract, self.mean, self.kind = extract, mean, kind
         self.target = extract(self.batch["x0"])
@@ -214,7 +218,8 @@ def measure(run: Training, j: int | None, timer) -> dict:
         if run.regime.source == "slope":
             run.regime.update(run.step, found["D"])
     timer("probe")
-    if cfg.structure == "adaptive" or cfg.probe == "always":
+    testable = cfg.structure == "adaptive" and cfg.depth >= structure_reg.TESTABLE
+    if testable or cfg.probe == "always":
         checked = run.detector.check(run.step, block_weights(run.networks.model), run.regime.r(run.step))
         found |= {"structure": checked} if checked else {}
     timer("structure")
@@ -235,13 +240,13 @@ def measure_gradients(run: Training, j: int | None, driven: Driven, batch: dict,
         aligned = list(networks.model.blocks[cfg.align_block - 1].parameters())
         found["agreement"] = guidance.gradient_agreement(loss["fm"], loss["ssl"], aligned)
         found["agreement"] = broadcast_from_rank0(found["agreement"])
-        if run.regime.source == "agreement":
+        if run.regime.source == "agreement" and np.isfinite(found["agreement"]):
             run.regime.update(run.step, found["agreement"])
     if agreement_due and run.probe and cfg.probe == "always":
         # By noise level, on the clips and the noise of the probe.
-        found["agreement_t"], full = {}, run.probe.batch
+        found["agreement_t"], full = {}, {**run.probe.batch, "phi": run.data.extract(run.probe.batch["x0"])}
         for t in guidance.LEVELS:
-            at_t = {**full, "t": torch.full_like(full["t"], t), "phi": run.probe.target}
+            at_t = {**full, "t": torch.full_like(full["t"], t)}
             loss_t = losses(cfg, networks.plain(), at_t, run.step, driven)
             found["agreement_t"][str(t)] = guidance.gradient_agreement(loss_t["fm"], loss_t["ssl"], aligned)
 
@@ -249,7 +254,11 @@ def measure_gradients(run: Training, j: int | None, driven: Driven, batch: dict,
         blocks = list(networks.model.blocks.parameters())
         ratio = broadcast_from_rank0(structure_reg.gradient_ratio(loss["fm"], loss["struct"], blocks))
         found["struct_share"] = driven.mu * ratio
-        run.detector.take_ratio(ratio)
+        # Once it has set in the weight stays: a loss that is fulfilled has hardly a gradient left to weigh. A
+        # broken batch is skipped, and forgotten.
+        settling = run.step <= (run.detector.activated_at or 0) + max(ramp(cfg), 2 * regime.FIRST)
+        if settling and np.isfinite(ratio) and ratio > 0:
+            run.detector.take_ratio(ratio)
     return found
 
 
@@ -331,6 +340,9 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
         devices = cfg.device if WORLD == 1 else f"{WORLD} x {cfg.device}"
         print(f"{cfg.task} on {cfg.data}: {len(clips.train_set)} clips, {parameters:.2f} M parameters, "
               f"recipe {cfg.recipe}, {cfg.steps} steps of {cfg.batch} on {devices}, run folder {out}")
+        if cfg.structure == "adaptive" and cfg.depth < structure_reg.TESTABLE:
+            print(f"note: groups among {cfg.depth} blocks can't be told from depth; the structure loss needs "
+                  f"--depth {structure_reg.TESTABLE} or more")
     step, seconds = (checkpoint["step"], checkpoint["seconds"]) if checkpoint else (0, 0.0)
     averaged = evaluate.Run(out, asdict(cfg), networks.ema, codec, clips.words, step)
     return Training(cfg, out, clips, networks, stage, detector, infonoise, probe, val_batches,
@@ -357,7 +369,7 @@ def loop(run: Training) -> None:
     """All steps that are left: measure r, drive, draw, losses, update; log, evaluate, save."""
     cfg, networks, stage = run.cfg, run.networks, run.regime
     log = runs.Log(run.out / "log.jsonl", run.step) if RANK == 0 else ignore
-    timer, skipped, phases = Timer(cfg.device if cfg.profile else ""), 0, Phases(cfg)
+    timer, skipped, phases = Timer(cfg.device if cfg.profile else ""), 0, Phases(cfg, run.step > 0)
     bar = tqdm(total=cfg.steps, initial=run.step, unit="step", dynamic_ncols=True, mininterval=0.5,
                disable=RANK > 0)
     with StopSignal() as stop:
@@ -418,7 +430,7 @@ def loop(run: Training) -> None:
 
 
 def gradients(run: Training, j: int | None, driven: Driven, batch: dict, timer) -> tuple:
-    """Backward through a batch, part by part -> losses, fm of each clip (B,), and measure_gradients' findings."""
+    """Backward through a batch, part by part -> losses, fm of each clip (B,), measure_gradients' findings."""
     cfg, sums, each, found = run.cfg, {}, [], {}
     for part in data.split_batch(batch, cfg.accumulate):
         loss = losses(cfg, run.networks, part, run.step, driven, timer)

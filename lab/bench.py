@@ -9,8 +9,13 @@ The arms of the training step:
 
     plain     lab/plain_dit.py: a DiT of the same shape as published
     vanilla   ours without mechanisms
-    stage     ours with guidance and structure at their full weights
+    static    ours with guidance
+    stage     ours with guidance and the structure loss, at their full weights
     AdamW     vanilla with the peer's optimizer
+
+What a whole run of `stage` costs over one of `static` is its step, its probes, its structure checks and
+the gradients that it compares (train.measure_gradients), each at its own time in the same rounds; at 400
+and at 3,000 steps, since probes come at every quarter of a doubling and weigh more in a short run.
 
 FLOP are counted by torch (lab/estimate.py); their rate is also given as a share of what one large matrix
 product reaches in this process. "Saved" is what autograd keeps for the backward pass. MB are 10^6 bytes.
@@ -18,8 +23,8 @@ product reaches in this process. "Saved" is what autograd keeps for the backward
 Comes in: a preset (its shapes), SoundWorld clips. Goes out: a table, and a dict that can be written as JSON:
 rows of the training step, of a whole run, of generation, of data.
 
-Public: Ours, wait, in_turns, ratio, matmul_rate, bench_steps, bench_run_cost, bench_generation, bench_data,
-bench, table, estimate_hours.
+Public: Ours, driven_by, wait, in_turns, ratio, matmul_rate, bench_steps, bench_run_cost, run_cost,
+bench_generation, bench_data, bench, table, estimate_hours.
 """
 from __future__ import annotations
 
@@ -29,11 +34,12 @@ import functools
 import itertools
 import json
 import time
+import types
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import data
 import evaluate
@@ -55,29 +61,38 @@ from parts.soundworld import SoundWorld
 from parts.teacher import TeacherFeatures, load_teacher
 from parts.text import Words
 
+RUNS = (400, 3_000)  # steps of the runs whose cost is told
+
 
 class Ours:
-    """train.py's step, with the mechanisms at given weights."""
+    """train.py's step, driven alike at every step."""
 
-    def __init__(self, cfg: config.Config, words, features: int, lam: float, mu: float):
-        """features: width of the teacher's features; lam, mu: weights of guidance and structure, 0: off."""
-        self.cfg = cfg
-        self.networks = train.build_networks(cfg, words, features if lam else 0, torch.zeros(features))
-        self.lam = lam
-        self.mu = mu
-        self.groups = structure_reg.depth_groups(cfg.depth, 3)
-        self.steps_done = 0
+    def __init__(self, cfg: config.Config, words, features: int, driven: train.Driven):
+        """features: width of the teacher's features."""
+        self.cfg, self.driven, self.steps_done = cfg, driven, 0
+        features_used = features if driven.lam else 0
+        self.networks = train.build_networks(cfg, words, features_used, torch.zeros(features))
 
     def loss(self, batch: dict, timer=train.ignore) -> Tensor:
-        losses = train.losses(self.cfg, self.networks, batch, self.steps_done, self.lam, self.mu, self.groups,
-                              timer)
-        return losses["total"]
+        return self.losses(batch, timer)["total"]
+
+    def losses(self, batch: dict, timer=train.ignore) -> dict:
+        return train.losses(self.cfg, self.networks, batch, self.steps_done, self.driven, timer)
 
     def step(self, batch: dict, timer=train.ignore) -> None:
         self.steps_done += 1
         self.loss(batch, timer).backward()
         timer("backward")
         train.update(self.cfg, self.networks, self.steps_done, timer)
+
+
+def driven_by(cfg: config.Config, arm: str) -> train.Driven:
+    """What drives a step of vanilla, static or stage; the structure loss has a fixed weight."""
+    modes = {**config.RECIPES["static"], "structure": "constant"} if arm == "stage" else config.RECIPES[arm]
+    cfg = dataclasses.replace(cfg, **modes)
+    detector = structure_reg.GroupDetector(cfg.depth)
+    detector.take_ratio(1.0)
+    return train.drive(cfg, 0.0, 0, detector)
 
 
 # --- measuring ----------------------------------------------------------------------------------------------
@@ -158,12 +173,11 @@ def bench_steps(task: str, base: dict, batches: list[dict], words, compiled: boo
 
 
 def _arms(cfg: config.Config, words, features: int, tokens: int) -> dict:
-    return {
-        "plain": Plain(cfg, len(words) if words else 0, tokens, cfg.compile),
-        "vanilla": Ours(cfg, words, features, 0.0, 0.0),
-        "stage": Ours(cfg, words, features, cfg.lambda0, cfg.mu0),
-        "AdamW": Ours(dataclasses.replace(cfg, optimizer="adamw"), words, features, 0.0, 0.0),
-    }
+    ours = {arm: Ours(cfg, words, features, driven_by(cfg, arm))
+            for arm in ("vanilla", "static", "stage")}
+    with_adamw = dataclasses.replace(cfg, optimizer="adamw")
+    return {"plain": Plain(cfg, len(words) if words else 0, tokens, cfg.compile), **ours,
+            "AdamW": Ours(with_adamw, words, features, ours["vanilla"].driven)}
 
 
 def _step(arm, batches, device: str) -> None:
@@ -184,20 +198,18 @@ def _work(arm, batch: dict, seconds: float, best_rate: float) -> dict:
 
 def bench_run_cost(task: str, base: dict, precision: str, batches: list[dict], words, codec, rounds: int,
                    batch_of_step) -> dict:
-    """What `stage` costs over `vanilla`, averaged over a run of the preset's length with guidance on
-    throughout: its steps, and its probes and structure checks at their own times. And the share of each part
-    of a stage step. batch_of_step(k): draws the batch of step k."""
+    """What `stage` costs over `static` (run_cost), with guidance and structure on from the first step to
+    the last, and the share of each part of a stage step. batch_of_step(k): draws the batch of step k."""
     cfg = config.resolve({**base, "task": task, "precision": precision, "out": "unused"})
     teacher = load_teacher()
-    vanilla = Ours(cfg, words, teacher.features, 0.0, 0.0)
-    stage = Ours(cfg, words, teacher.features, cfg.lambda0, cfg.mu0)
+    static, stage, still = (Ours(cfg, words, teacher.features, driven_by(cfg, arm))
+                            for arm in ("static", "stage", "stage"))
     extract = TeacherFeatures(codec, teacher).to(cfg.device)
-    measure_D = train.Probe(_join(batches[:2]), extract, None, "t1")
-    steps = itertools.count(1)
-    timer = Timer(cfg.device)
+    measure_D = train.Probe(batches[0], extract, None, cfg.regime_signal)
+    steps, timer = itertools.count(1), Timer(cfg.device)
 
-    def vanilla_step():
-        vanilla.step(batch_of_step(next(steps)))
+    def static_step():
+        static.step(batch_of_step(next(steps)))
         wait(cfg.device)
 
     def stage_step():
@@ -205,41 +217,50 @@ def bench_run_cost(task: str, base: dict, precision: str, batches: list[dict], w
         batch = batch_of_step(next(steps))
         timer("data")
         stage.step(batch, timer)
+        wait(cfg.device)
 
     def probe():
         with stage.networks.autocast():
             measure_D(stage.networks.ema)
 
     def check():
-        # A new detector each time: an old one passes over weights that have hardly moved.
-        detector = structure_reg.GroupDetector(cfg.depth, 0)
-        detector.check(10**9, block_weights(stage.networks.model))
+        # A new detector each time: an old one passes over weights that have hardly moved. Of fewer blocks
+        # nothing is checked (train.measure).
+        if cfg.depth >= structure_reg.TESTABLE:
+            structure_reg.GroupDetector(cfg.depth).check(10**9, block_weights(stage.networks.model), 1.0)
 
-    seconds = in_turns({"vanilla": vanilla_step, "stage": stage_step, "probe": probe, "check": check}, rounds)
-    vanilla_s, probe_s, check_s = (float(np.median(seconds[name])) for name in ("vanilla", "probe", "check"))
+    # The gradients of one graph, again and again: its weights (`still`) do not move.
+    loss, detector = still.losses(batches[0]), structure_reg.GroupDetector(cfg.depth)
+    run = types.SimpleNamespace(cfg=cfg, networks=still.networks, regime=train.check_regime(cfg),
+                                probe=None, detector=detector, step=regime.FIRST)
 
-    # A full probe, one a doubling (of eight), has four more forward passes; every other probe comes with a
-    # check.
-    probes = len(regime.probe_steps(cfg.steps))
-    extra = probes * probe_s + 4 * (probes // 8) * probe_s + probes / 2 * check_s
-    share = extra / (cfg.steps * vanilla_s)
-    step = ratio(seconds["stage"], seconds["vanilla"])
-    over_vanilla = {"ratio": step["ratio"] + share, "interval": [x + share for x in step["interval"]]}
+    def gradients(j: int, **left_out):
+        train.measure_gradients(run, j, still.driven._replace(**left_out), batches[0], loss)
 
+    seconds = in_turns({"static": static_step, "stage": stage_step, "probe": probe, "check": check,
+                        "agreement": functools.partial(gradients, 0, share=0.0),
+                        "share": functools.partial(gradients, 1)}, rounds)
     all_parts = sum(timer.seconds.values())
     parts = {part: part_s / all_parts for part, part_s in timer.seconds.items()}
-    return {"task": task, "precision": precision, "steps": cfg.steps, "step": step, "probe_ms": 1e3 * probe_s,
-            "probes": probes, "check_ms": 1e3 * check_s, "stage_over_vanilla": over_vanilla,
+    return {"task": task, "precision": precision, "step": ratio(seconds["stage"], seconds["static"]),
+            "ms": {name: 1e3 * float(np.median(times)) for name, times in seconds.items()},
+            "stage_over_static": [run_cost(K, seconds) for K in RUNS],
             "parts_of_a_stage_step": dict(sorted(parts.items(), key=lambda part: -part[1]))}
 
 
-def _join(batches: list[dict]) -> dict:
-    """Batches -> one; captions are padded to the longest."""
-    joined = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name != "ids"}
-    if "ids" in batches[0]:
-        captions = [ids for batch in batches for ids in batch["ids"]]
-        joined["ids"] = nn.utils.rnn.pad_sequence(captions, batch_first=True)
-    return joined
+def run_cost(K: int, seconds: dict[str, np.ndarray]) -> dict:
+    """A run of K steps of `stage` against one of `static`. seconds {name: of each round}: a step of both, a
+    probe, a structure check, and what the gradients take that are compared for their agreement and for the
+    structure loss's share. probe_share: the probes' share of the seconds of the stage run."""
+    probes = regime.probe_steps(K)
+    # A check at every probe; the share once structure is on, after half the run; agreement at every second
+    # probe, under any guidance, so `static` pays for it too.
+    probe_s, agreement_s = len(probes) * seconds["probe"], len(probes[::2]) * seconds["agreement"]
+    share_s = sum(k > K / 2 for k in probes) * seconds["share"]
+    stage_s = K * seconds["stage"] + probe_s + len(probes) * seconds["check"] + agreement_s + share_s
+    static_s = K * seconds["static"] + agreement_s
+    return {"steps": K, "probes": len(probes), **ratio(stage_s, static_s),
+            "probe_share": float(np.mean(probe_s / stage_s))}
 
 
 # --- generation and data ------------------------------------------------------------------------------------
@@ -330,9 +351,11 @@ def _prepare(cfg: config.Config, clips: int) -> tuple:
         words = Words.fit(captions)
         token_ids = words.cache([[caption] for caption in captions])
 
+    density = driven_by(cfg, "static").density
+
     def batch_of_step(k: int) -> dict:
         drawn = data.draw_batch(latents, muffled, cfg.batch, tokens, np.random.default_rng(k), phi)
-        return train.add_noise(drawn, token_ids, cfg, torch.Generator().manual_seed(k), cfg.m_late)
+        return train.add_noise(drawn, token_ids, cfg, torch.Generator().manual_seed(k), density)
 
     return codec, words, batch_of_step
 
@@ -370,11 +393,13 @@ def _step_line(row: dict) -> str:
 
 
 def _run_lines(run: dict) -> list[str]:
+    who, ms = f"{run['task']} {run['precision']}", run["ms"]
+    lines = [f"{who}: stage over static, {cost['steps']} steps: {_format_ratio(cost)} times; "
+             f"{cost['probes']} probes take {100 * cost['probe_share']:.1f} % of its seconds"
+             for cost in run["stage_over_static"]]
+    extras = [f"{name} {ms[name]:.0f} ms" for name in ("probe", "check", "agreement", "share")]
     shares = [f"{part} {100 * share:.1f} %" for part, share in run["parts_of_a_stage_step"].items()]
-    return [f"{run['task']} {run['precision']}: stage over vanilla, averaged over {run['steps']} steps with "
-            f"{run['probes']} probes ({run['probe_ms']:.0f} ms each): "
-            f"{_format_ratio(run['stage_over_vanilla'])} times; "
-            f"a step alone {_format_ratio(run['step'])} times",
+    return [*lines, f"    a step alone {_format_ratio(run['step'])} times; " + ", ".join(extras),
             "    of a stage step: " + ", ".join(shares)]
 
 
@@ -405,7 +430,7 @@ def estimate_hours(options: list[dict]) -> float:
 
         # One clip takes a forward pass (a third of a step) an integration step, two with guidance.
         one = cfg.sample_steps * (1 if sr else 2) * step / 3 / cfg.batch
-        evaluations = -(-cfg.steps // cfg.eval_every)
+        evaluations = _evaluations(cfg)
         clips = preview_clips(dataclasses.asdict(cfg))
         previews = evaluations * clips * (one + decode / (1 if sr else 4))
         # Rows of the final table: the model and its ceiling; in super-resolution two samples, two baselines.
@@ -413,6 +438,15 @@ def estimate_hours(options: list[dict]) -> float:
         final = cfg.score_clips * table_of_a_clip
         total += (1.25 * cfg.steps * step + previews + final) / 3_600
     return total
+
+
+def _evaluations(cfg: config.Config) -> int:
+    """How often a run is evaluated."""
+    if cfg.eval_every:
+        return -(-cfg.steps // cfg.eval_every)
+    probes = regime.probe_steps(cfg.steps)
+    due = sum(train.evaluation_due(cfg, k, j) for j, k in enumerate(probes))
+    return due + (cfg.steps not in probes)
 
 
 def _measure_shape(cfg: config.Config, tokens: int) -> tuple[float, float]:

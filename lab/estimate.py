@@ -120,10 +120,10 @@ def _networks(cfg: config.Config, features: int, checkpointing: bool) -> tuple:
     cfg.checkpointing = checkpointing
     words = Words(["x"] * 200) if cfg.task == "t2a" else None
     networks = train.build_networks(cfg, words, features, torch.zeros(features))
-    groups = structure_reg.depth_groups(cfg.depth, 3)
+    driven = train.drive(cfg, 0.0, 0, structure_reg.GroupDetector(cfg.depth))
 
     def loss_of(batch: dict):
-        return train.losses(cfg, networks, batch, 0, cfg.lambda0, 0.0, groups)["total"]
+        return train.losses(cfg, networks, batch, 0, driven)["total"]
 
     return networks, loss_of
 

@@ -9,6 +9,9 @@ grey.
 | mechanism | results/regime-sr.jsonl, results/regime-t2a.jsonl: D, r and what r drives, over training |
 | density | results/regime-sr.jsonl: p(t) at four moments |
 | blocks | results/regime-t2a-deep.jsonl: block similarities at three moments |
+| regime | results/regime/default/: r of default runs over seeds and rates, beside measured progress |
+| agreement | results/regime/recorded/: cosine of guidance's gradient by noise level, beside r |
+| work | results/block-work.json: what blocks add, with and without the structure loss |
 | curves | results/e1*/rows.jsonl: quality over steps, mean and 95 % interval over seeds |
 | sooner | results/e1*/summary.json: how many times fewer steps and seconds than `static` |
 | differences | results/e*/summary.json: every arm against its control, in one picture |
@@ -16,6 +19,8 @@ grey.
 
 Each function below is one figure: it reads its files, and returns the matplotlib figure. A file that is
 missing is a UserError with its name. Nothing is drawn at random, so the same results give the same pixels.
+
+results/regime-*.jsonl are lines of log.jsonl of `stage` runs with the default weights and densities.
 
 Public: FIGURES {name: function}, and the functions.
 """
@@ -31,12 +36,14 @@ from matplotlib import pyplot as plt
 
 import evaluate
 import sampler
+from lab.regime_choice import r_of
 from lab.statistics import interval
 from lab.tables import QUALITY, curves
 from parts.config import Config
 from parts.errors import UserError, run_cli
 from parts.soundworld import SoundWorld
 from parts.spectrograms import draw_spectrogram
+from regime import hold_last
 
 plt.switch_backend("Agg")  # files only, no window
 
@@ -48,7 +55,8 @@ STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "
 BLACK, RED, GREEN, BROWN = "#1b1b1b", "#c1121f", "#2a9d8f", "#7a5c00"
 # Colours differ in lightness too, and each has a dash of its own: either alone tells the arms apart.
 ARMS = {"vanilla": ("#b0b0b0", ":"), "static": (BLACK, "-"), "stop": (BROWN, "-."),
-        "clock": (GREEN, (0, (5, 1))), "stage": (RED, "--")}
+        "clock": (GREEN, (0, (5, 1))), "stage": (RED, "--"), "permuted": ("#c77d9b", (0, (1, 1))),
+        "infonoise": ("#4666b0", (0, (4, 1, 1, 1))), "curriculum": ("#7fa3d9", (0, (3, 3)))}
 # Main comparisons: folder of results -> title.
 TITLES = {"e1": "captions: event-set accuracy", "e1-sr": "super-resolution: LSD-HF (lower is better)",
           "e1-esc10": "super-resolution of ESC-10 (lower is better)"}
@@ -62,77 +70,106 @@ def rows_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def log_rows(name: str) -> list[dict]:
+    """The lines about training steps of a recorded log."""
+    path = RESULTS / f"regime-{name}.jsonl"
+    rows = [row for row in rows_of(path) if "density" in row]
+    if not rows:
+        raise UserError(f"{path}: of an earlier version (no density of timesteps); record it anew")
+    return rows
+
+
 # --- one run, over training ---------------------------------------------------------------------------------
 
 def mechanism() -> plt.Figure:
     """D falls, r follows, r drives: three rows over log-spaced steps, one column a task."""
-    fig, axes = plt.subplots(3, 2, figsize=(9, 5.4), sharex="col", sharey="row", height_ratios=(1, 0.8, 1.1))
+    fig, axes = plt.subplots(3, 2, figsize=(9, 5.4), sharex="col", sharey="row",
+                             height_ratios=(1, 0.8, 1.1))
     for column, name, title in zip(axes.T, ("sr", "t2a"), ("super-resolution", "captions")):
-        rows = rows_of(RESULTS / f"regime-{name}.jsonl")
-        steps = [row["step"] for row in rows]
-        column[0].plot(steps, [row["D"] for row in rows], color=BLACK)
-        column[0].set_title(f"{title}: discrepancy D at t = 1")
-        r = [row["r"] for row in rows]
+        rows = log_rows(name)
+        column[0].plot(*_column(rows, "D"), color=BLACK)
+        column[0].set_title(f"{title}: discrepancy D")
+        steps, r = _column(rows, "r")
         column[1].plot(steps, r, color=RED, drawstyle="steps-post")
         column[1].fill_between(steps, 0, r, color=RED, alpha=0.12, step="post")
         column[1].set_title("regime r: 0 acquires, 1 refines")
-        _draw_driven(column[2], rows, steps)
+        _draw_driven(column[2], rows)
     axes[0, 0].set_ylabel("D")
     axes[0, 0].set_ylim(0, 1)
     axes[1, 0].set_ylabel("r")
     axes[1, 0].set_ylim(0, 1.05)
     axes[2, 0].set_ylim(-0.05, 1.25)
-    fig.legend(*axes[2, 0].get_legend_handles_labels(), loc="outside lower center", ncol=3)
+    handles = {}  # label -> line; a run without a structure loss has none of it
+    for ax in axes[2]:
+        lines, labels = ax.get_legend_handles_labels()
+        handles |= dict(zip(labels, lines))
+    fig.legend(handles.values(), handles, loc="outside lower center", ncol=3)
     return fig
 
 
-def _draw_driven(ax, rows: list[dict], steps: list[int]) -> None:
-    """lambda, m and mu over steps, as shares, and when the groups were found."""
-    ax.plot(steps, _shares(rows, "lambda"), color=BLACK, ls="-", drawstyle="steps-post",
-            label="guidance weight lambda")
-    m = np.array([row["m"] for row in rows])
-    ax.plot(steps, (m - 1.5) / 0.5, color=GREEN, ls="--", drawstyle="steps-post",
-            label="sampler's centre m (1: 2.0, 0: 1.5)")
-    ax.plot(steps, _shares(rows, "mu"), color=BROWN, ls=":", lw=2.2, drawstyle="steps-post",
-            label="structure weight mu")
+def _column(rows: list[dict], key: str) -> tuple[list, list]:
+    """(steps, values) of the rows that hold a key."""
+    found = [row for row in rows if key in row]
+    return [row["step"] for row in found], [row[key] for row in found]
+
+
+def driven_shares(rows: list[dict]) -> dict:
+    """{what r drives: (steps, values)}, each as a share of its most under the default settings: lambda /
+    lambda0, (m - m_late) / (m_early - m_late), and the structure loss's share of the gradient over
+    struct_share."""
+    cfg = Config()
+    steps, densities = _column(rows, "density")
+    m = [(density["m"] - cfg.m_late) / (cfg.m_early - cfg.m_late) for density in densities]
+    steps_of_lambda, lam = _column(rows, "lambda")
+    steps_of_share, share = _column(rows, "struct_share")
+    return {"guidance weight lambda": (steps_of_lambda, [x / cfg.lambda0 for x in lam]),
+            f"sampler's centre m (1: {cfg.m_early:g}, 0: {cfg.m_late:g})": (steps, m),
+            f"structure's share of the gradient (1: {cfg.struct_share:g})":
+                (steps_of_share, [x / cfg.struct_share for x in share])}
+
+
+def _draw_driven(ax, rows: list[dict]) -> None:
+    """lambda, m and the structure loss's share over steps, and when the groups were found."""
+    styles = ({"color": BLACK, "ls": "-"}, {"color": GREEN, "ls": "--"},
+              {"color": BROWN, "ls": ":", "lw": 2.2})
+    for (label, (steps, shares)), style in zip(driven_shares(rows).items(), styles):
+        if steps:
+            ax.plot(steps, shares, drawstyle="steps-post", label=label, **style)
     ax.set_title("what r drives, as shares of its most")
-    found = _groups_found_at(rows)
+    found = groups_found_at(rows)
     if found:
         ax.annotate("groups found", (found, 0), (found, 1.14), fontsize=7, ha="center",
                     arrowprops={"arrowstyle": "-", "lw": 0.6})
     ax.set_xscale("log", base=2)
-    ticks = [2**k for k in range(4, 12, 2)] + [2_048]
+    ticks = [2**k for k in range(5, 12, 2)]
     ax.set_xticks(ticks, [str(step) for step in ticks])
     ax.set_xlabel("training step")
 
 
-def _shares(rows: list[dict], key: str) -> list[float]:
-    """A column of a log as shares of its maximum."""
-    most = max(max(row[key] for row in rows), 1e-9)
-    return [row[key] / most for row in rows]
-
-
-def _groups_found_at(rows: list[dict]) -> int | None:
-    """The step at which the group detector became active, solved from a row of the log where mu is ramped in:
-    mu = mu0 r (k - found) / 0.1 K. The runs are default ones."""
-    cfg = Config()
+def groups_found_at(rows: list[dict]) -> int | None:
+    """The step of the check that accepted the groups: the last before the structure loss has a weight."""
+    checked = None
     for row in rows:
-        if row["struct_active"] and row["r"] > 0:
-            return row["step"] - round(0.1 * cfg.steps * row["mu"] / (cfg.mu0 * row["r"]))
+        if row.get("mu", 0) > 0:
+            return checked
+        if "structure" in row:
+            checked = row["step"]
     return None
 
 
 def density() -> plt.Figure:
     """p(t) of training timesteps while r rises."""
-    rows = rows_of(RESULTS / "regime-sr.jsonl")
+    rows = log_rows("sr")
     t = torch.linspace(0.002, 0.998, 500)
     fig, ax = plt.subplots(figsize=(4.6, 2.8))
-    moments = [rows[np.argmin([abs(row["r"] - wanted) for row in rows])] for wanted in (0.0, 0.33, 0.66, 1.0)]
+    moments = [min(rows, key=lambda row: abs(row["r"] - wanted)) for wanted in (0.0, 0.33, 0.66, 1.0)]
     styles = ((BLACK, "-"), ("#555555", "--"), ("#888888", "-."), ("#b0b0b0", ":"))
     for row, (grey, dash) in zip(moments, styles):
-        ax.plot(t, sampler.pdf(t, row["m"]), color=grey, ls=dash,
-                label=f"step {row['step']}: r = {row['r']:.2f}, m = {row['m']:.2f}")
-    ax.plot(t, sampler.pdf(t, sampler.REFERENCE_M), color=RED, lw=1, label="reference, m = 0")
+        p = sampler.LogitNormal(**row["density"])
+        label = f"step {row['step']}: r = {row['r']:.2f}, m = {p.m:.2f}"
+        ax.plot(t, p.pdf(t), color=grey, ls=dash, label=label)
+    reference = sampler.LogitNormal()
+    ax.plot(t, reference.pdf(t), color=RED, lw=1, label=f"reference, m = {reference.m:g}")
     ax.set(xlabel="t (0: data, 1: pure noise)", ylabel="p(t)", xlim=(0, 1), ylim=(0, None),
            title="Where training samples")
     ax.legend(loc="upper left")
@@ -140,23 +177,28 @@ def density() -> plt.Figure:
 
 
 def blocks() -> plt.Figure:
-    """Block similarities S, ordered by the groups found in them, early, in the middle, late."""
-    rows = [row for row in rows_of(RESULTS / "regime-t2a-deep.jsonl") if "structure" in row]
-    active = [row for row in rows if row["struct_active"]] or rows[-1:]
+    """Block similarities S, ordered by the groups found in them: early, when the groups were accepted
+    (where they were), and at the end."""
+    rows = log_rows("t2a-deep")
+    accepted, checks = groups_found_at(rows), [row for row in rows if "structure" in row]
+    middle = [row for row in checks if row["step"] == accepted] or [checks[2 * len(checks) // 3]]
+    moments = (checks[len(checks) // 3], middle[0], checks[-1])
+    top = max(np.max(np.array(row["structure"]["S"]) - np.eye(len(row["structure"]["S"]))) for row in moments)
     fig, axes = plt.subplots(1, 3, figsize=(8.2, 2.9))
-    for ax, row in zip(axes, (rows[len(rows) // 3], active[0], rows[-1])):
+    for ax, row in zip(axes, moments):
         # A group's blocks side by side. The diagonal is 1 and would hide the rest.
         found = row["structure"]
         order = np.argsort(found["groups"], kind="stable")
         groups = np.array(found["groups"])[order]
         S = np.array(found["S"])[np.ix_(order, order)]                                         # (L, L)
         np.fill_diagonal(S, np.nan)
-        image = ax.imshow(S, cmap="Greys", vmin=0, vmax=0.06)
+        image = ax.imshow(S, cmap="Greys", vmin=0, vmax=top)
         for group in sorted(set(groups)):
             start = np.flatnonzero(groups == group)[0] - 0.5
             size = (groups == group).sum()
             ax.add_patch(plt.Rectangle((start, start), size, size, fill=False, ec=RED, lw=1.6))
-        ax.set_title(f"step {row['step']}: p = {found['p']:.3f}")
+        ax.set_title(f"step {row['step']}: p = {found['p']:.3f} (axes), {found['p_depth']:.3f} (depth)",
+                     fontsize=8)
         ax.set_xticks(range(len(S)), order + 1)
         ax.set_yticks(range(len(S)), order + 1)
         ax.set_xlabel("block")
@@ -166,6 +208,103 @@ def blocks() -> plt.Figure:
 
 
 # --- experiments --------------------------------------------------------------------------------------------
+
+# --- several runs -------------------------------------------------------------------------------------------
+
+TASKS = (("t2a", "captions"), ("sr", "super-resolution"))
+
+
+def recorded(folder: str, task: str) -> list[tuple[dict, list[dict]]]:
+    """(header, rows) of the files of lab.regime_choice in results/regime/FOLDER of a task."""
+    files = sorted((RESULTS / "regime" / folder).glob("*.jsonl"))
+    runs = [(rows[0], rows[1:]) for rows in map(rows_of, files) if rows[0]["task"] == task]
+    if not runs:
+        raise UserError(f"{RESULTS / 'regime' / folder}: no run of task {task}; lab/regime_choice.py has the "
+                        "commands")
+    return runs
+
+
+def regime_band() -> plt.Figure:
+    """r(k) of default runs: mean and range over seeds, half and double the rate, and measured progress."""
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+    for ax, (task, title) in zip(axes, TASKS):
+        runs = recorded("default", task)
+        last = min(header["steps"] for header, _ in runs)
+        steps = np.unique(np.round(np.geomspace(32, last, 120)).astype(int))
+        of_rate: dict[float, list] = {}
+        progress = []
+        for header, rows in runs:
+            probes = [(row["step"], row["r"]) for row in rows if "D_of" in row]
+            r = hold_last(*map(np.array, zip(*probes)), steps)
+            of_rate.setdefault(header["lr"], []).append(r)
+            points = [(row["step"], row["progress"]) for row in rows if "progress" in row]
+            progress.append((header["lr"], points))
+        default = max(of_rate, key=lambda rate: len(of_rate[rate]))
+        for rate, many in of_rate.items():
+            if rate == default:
+                ax.fill_between(steps, np.min(many, 0), np.max(many, 0), color=RED, alpha=0.18, step="post",
+                                lw=0, label=f"r, range of {len(many)} seeds")
+                ax.step(steps, np.mean(many, 0), where="post", color=RED, label="r, mean")
+            else:
+                ax.step(steps, many[0], where="post", color=BROWN, lw=1.1, ls="--" if rate < default else ":",
+                        label=f"r, {rate / default:g} x the learning rate")
+        same = [points for rate, points in progress if rate == default]
+        at = [step for step, _ in same[0]]
+        values = np.array([[value for _, value in points] for points in same])
+        ax.errorbar(at, values.mean(0), yerr=values.std(0), fmt="o", ms=3.5, color=BLACK, lw=0.8, capsize=2,
+                    label="measured progress, deviation over seeds")
+        ax.set(title=title, xlabel="training step", xscale="log", ylim=(-0.03, 1.03))
+        ax.set_xscale("log", base=2)
+        ticks = [2**k for k in range(5, 13) if 2**k <= last]
+        ax.set_xticks(ticks, [str(step) for step in ticks])
+    axes[0].set_ylabel("0 acquires, 1 refines")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3)
+    return fig
+
+
+def agreement() -> plt.Figure:
+    """Cosine of the gradients of guidance (constant) and flow matching, by noise level, and r."""
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+    for ax, (task, title) in zip(axes, TASKS):
+        runs = recorded("recorded", task)
+        greys = plt.cm.Greys(np.linspace(0.35, 1, 5))
+        measured = [[row for row in rows if "agreement_t" in row] for _, rows in runs]
+        for level, grey in zip(measured[0][0]["agreement_t"], greys):
+            steps = [row["step"] for row in measured[0]]
+            cosines = np.array([[row["agreement_t"][level] for row in rows] for rows in measured])
+            ax.plot(steps, cosines.mean(0), "o-", ms=3, lw=1, color=grey, label=f"cosine at t = {level}")
+        r = [hold_last(*r_of(rows, Config().regime_signal), steps) for _, rows in runs]
+        ax.step(steps, np.mean(r, 0), where="post", color=RED, label="r")
+        ax.axhline(0, color=BLACK, lw=0.7)
+        ax.set(title=f"{title}, {len(runs)} runs", xlabel="training step")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(steps, [str(step) for step in steps], rotation=45)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3)
+    return fig
+
+
+def work() -> plt.Figure:
+    """Mean cos^2 between what blocks add to the stream, one matrix a run."""
+    runs = json.loads((RESULTS / "block-work.json").read_text())
+    fig, axes = plt.subplots(1, len(runs), figsize=(3.4 * len(runs), 3.2), squeeze=False)
+    top = max(np.max(np.array(run["cos2"]) - np.eye(run["depth"])) for run in runs.values())
+    for ax, run in zip(axes[0], runs.values()):
+        matrix = np.array(run["cos2"])
+        np.fill_diagonal(matrix, np.nan)
+        image = ax.imshow(matrix, cmap="Greys", vmin=0, vmax=top)
+        edges = np.flatnonzero(np.diff(run["groups"])) + 0.5
+        for edge in edges:
+            ax.axhline(edge, color=RED, lw=1.2)
+            ax.axvline(edge, color=RED, lw=1.2)
+        how = "no structure loss" if run["structure"] == "off" else f"structure loss, {run['struct_loss']}"
+        ax.set_title(f"{how}\nbetween groups {run['between_groups']:.3f}")
+        ax.set_xticks(range(run["depth"]), range(1, run["depth"] + 1))
+        ax.set_yticks(range(run["depth"]), range(1, run["depth"] + 1))
+        ax.set_xlabel("block")
+    axes[0, 0].set_ylabel("block")
+    fig.colorbar(image, ax=axes, label="mean cos^2 of what blocks add", shrink=0.8)
+    return fig
+
 
 def main_comparisons() -> list[Path]:
     """Folders of recorded main comparisons."""
@@ -297,8 +436,9 @@ def sounds() -> plt.Figure:
 
 # --- command ------------------------------------------------------------------------------------------------
 
-FIGURES = {"mechanism": mechanism, "density": density, "blocks": blocks, "curves": learning_curves,
-           "sooner": sooner, "differences": differences, "sounds": sounds}
+FIGURES = {"mechanism": mechanism, "density": density, "blocks": blocks, "regime": regime_band,
+           "agreement": agreement, "work": work, "curves": learning_curves, "sooner": sooner,
+           "differences": differences, "sounds": sounds}
 
 
 def main() -> None:

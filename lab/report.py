@@ -40,6 +40,7 @@ CURVES = (      # (title, key in an evaluation of the log, axis)
     ("Validation loss", "val_loss", "mean squared velocity error"),
     ("Quick metric on validation clips", "event_accuracy", "event-set accuracy"),
     ("Quick metric on validation clips", "lsd_hf", "LSD-HF at 2 kHz"),
+    ("Energy score on validation clips", "energy_score", "energy score at 2 kHz"),
 )
 NOT_COMPARED = ("out", "workers", "profile")  # settings that may differ between two runs of the same kind
 

@@ -8,8 +8,8 @@ evaluation noise.
 Comes in: OUT, the experiment's folder; arms {name: train.py options}; seeds. Goes out: rows.jsonl, one row an
 arm x seed x evaluation (lab/tables.py), and next to each run made.json, what it was made with.
 
-Arms may name three sources of r that train.py does not know (lab/questions.py). They are made here from other
-runs' logs, as a file that the run replays; so the runs that they are made of must come first.
+Arms may name five sources of r that train.py does not know (lab/questions.py). They are made here, most
+from other runs' logs, as a file that the run replays; so the runs that they are made of must come first.
 
 Public: DERIVED, derived, slug, folder_of, resolve_arm, provenance, other_settings, find_finished_run,
 run_arm, job, collect.

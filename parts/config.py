@@ -61,10 +61,10 @@ class Config:
     checkpointing: bool = False  # recompute each block in the backward pass: less memory, a third more time
     compile: bool = False        # torch.compile the network: a minute or more at the start
     optimizer: str = "muon"      # muon: matrices inside blocks, AdamW the rest | adamw: everything
-    lr: float = 2e-3             # rate after warm-up; constant (--cool 0) where times to quality are compared
+    lr: float = 2e-3             # rate after warm-up; --cool 0 keeps it where times to quality are compared
     muon_lr: float = 5e-3        # the same for Muon, in units of AdamW's rate (update RMS 0.2 lr)
     warmup: int = 100            # steps of linear warm-up
-    cool: float = 0.0            # share of the steps, at the end, in which the rates fall linearly to 0
+    cool: float = 0.2            # share of the steps, at the end, in which the rates fall linearly to 0
     weight_decay: float = 0.01   # decoupled, in both optimizers
     grad_clip: float = 1.0       # ceiling of the gradient norm
     ema: float = 0.9999          # EMA ceiling; ramped as (1 + k) / (10 + k): spans a tenth of the run
@@ -90,11 +90,11 @@ class Config:
     timesteps: str = "adaptive"  # off: m = 0, s = 1 | constant | adaptive: m(r), s(r) | a peer: infonoise |
     #                              curriculum
     m: float = 1.5               # of the constant density
-    s: float = 1.0
+    s: float = 1.0               # its width
     m_early: float = 2.0         # of the adaptive one at r = 0: nearer to noise
-    s_early: float = 1.0
-    m_late: float = 0.75         # and at r = 1
-    s_late: float = 1.0
+    s_early: float = 1.0         # width there
+    m_late: float = 1.0          # and at r = 1
+    s_late: float = 1.0          # width there
 
     # --- mechanism 3: structure of the blocks
     structure: str = "adaptive"  # off | constant: groups by depth | adaptive: groups in the weights

@@ -34,8 +34,10 @@ def draw_dashboard(path: Path, logit_normal) -> None:
     train = [row for row in rows if "loss" in row]
     evals = [row for row in rows if "eval" in row]
 
-    fig = plt.figure(figsize=(15, 17), layout="constrained")
-    top, middle, bottom = fig.subfigures(3, 1, height_ratios=(1.35, 0.75, 1))
+    checks = [row for row in train if "structure" in row]
+    middle_band = 0.75 if checks else 0.06                 # a line of text where there is nothing to draw
+    fig = plt.figure(figsize=(15, 5.5 * (2.35 + middle_band)), layout="constrained")
+    top, middle, bottom = fig.subfigures(3, 1, height_ratios=(1.35, middle_band, 1))
     last = train[-1]["step"] if train else 0
     fig.suptitle(
         f"{path}: {config['task']} on {config['data']}, recipe {config.get('recipe', '-')}, "
@@ -52,7 +54,7 @@ def draw_dashboard(path: Path, logit_normal) -> None:
         if any("r" in row for row in train):
             _draw_weights(panels[1, 1], train)
             _draw_density(panels[1, 2], train, logit_normal)
-    _draw_structure(middle, [row for row in train if "structure" in row])
+    _draw_structure(middle, checks)
     if evals:
         _draw_last_previews(bottom, path, evals[-1]["step"])
 
@@ -150,13 +152,13 @@ def _draw_regime(ax, train: list[dict]) -> None:
     ax.set_ylabel("discrepancy D" if measured else "D: not measured by this recipe")
     other = ax.twinx()
     other.step(r_steps, r, where="post", color="C3", lw=2)
-    other.set(ylim=(-0.03, 1.03))
+    other.set(ylim=(0, 1.35), yticks=np.linspace(0, 1, 6))
     other.set_ylabel("regime r (0 acquires, 1 refines)", color="C3")
     if any("no_signal" in row for row in train):
         ax.text(0.02, 0.3, "no significant slope: r follows the clock", fontsize=8, transform=ax.transAxes)
     if measured:
-        ax.set_ylim(-0.35, 1.05)  # room for the legend under the curves
-        ax.legend(fontsize=7, loc="lower left", ncol=2)
+        ax.set_ylim(0, 1.35 * ax.get_ylim()[1])  # room for the legend over the curves
+        ax.legend(fontsize=7, loc="upper center", ncol=3)
 
 
 def _draw_weights(ax, train: list[dict]) -> None:
@@ -188,13 +190,11 @@ def _draw_density(ax, train: list[dict], logit_normal) -> None:
 def _draw_structure(fig, checks: list[dict]) -> None:
     """S and its groups at the first check, halfway, and the last; then p and the stability of the groups
     over all checks."""
-    axes = fig.subplots(1, 4, width_ratios=(1, 1, 1, 1.3))
     if not checks:
-        for ax in axes[1:]:
-            ax.remove()
-        axes[0].axis("off")
-        axes[0].text(0, 0.5, "block structure: not measured by this recipe")
+        why = "--structure is not adaptive, or there are fewer than six blocks"
+        fig.text(0.01, 0.5, f"groups of blocks: not measured ({why})")
         return
+    axes = fig.subplots(1, 4, width_ratios=(1, 1, 1, 1.3))
     moments = [checks[0], checks[len(checks) // 2], checks[-1]]
     # One colour scale for all three: the largest similarity of two different blocks.
     top = 0.05

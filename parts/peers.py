@@ -94,7 +94,7 @@ class InfoNoise:
         self.density = Binned(tuple((rate / rate.sum()).tolist()), self.first.u)
 
     def state_dict(self) -> dict:
-        return {"sums": self.sums, "shares": getattr(self.density, "shares", None)}
+        return {"sums": self.sums.clone(), "shares": getattr(self.density, "shares", None)}
 
     def load_state_dict(self, state: dict) -> None:
         self.sums = state["sums"]

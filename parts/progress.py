@@ -15,10 +15,10 @@ MAX_SKIPPED = 10  # steps in a row without a finite gradient, after which a run 
 
 class Phases:
     """What changes in the course of a run, each said once: r moves to and fro, and a line a crossing would
-    say nothing."""
+    say nothing. resumed: what holds at the first step was said before."""
 
-    def __init__(self, cfg):
-        self.cfg, self.said = cfg, set()
+    def __init__(self, cfg, resumed: bool = False):
+        self.cfg, self.said, self.resumed = cfg, set(), resumed
 
     def new(self, k: int, r: float, lam: float, share: float) -> list[str]:
         """Lines for what is reached at step k for the first time."""
@@ -26,7 +26,7 @@ class Phases:
         if not cfg.adaptive:
             return []
         reached = {
-            "acquires semantics": r < REFINES,
+            "acquires semantics": r < REFINES and "refines detail" not in self.said,
             "refines detail": r >= REFINES,
             "guidance ends": cfg.guidance == "adaptive" and not lam,
             "the blocks have converged to groups: the structure loss sets in":
@@ -34,6 +34,9 @@ class Phases:
         }
         new = [text for text, now in reached.items() if now and text not in self.said]
         self.said.update(new)
+        if self.resumed:
+            self.resumed = False
+            return []
         return [f"step {k}: {text} (r = {r:.2f})" for text in new]
 
 

@@ -300,7 +300,7 @@ def quick_superresolution_metric(reals, samples: list, cutoff: int = 2_000) -> d
     return {name: float(np.mean([row[name] for row in rows])) for name in names}
 
 
-def _superresolution_references(codec, config: dict, test_set, train_set, clips: int, cutoff: int) -> tuple:
+def superresolution_references(codec, config: dict, test_set, train_set, clips: int, cutoff: int) -> tuple:
     """(real clips [(N,)], muffled clips (n, N), {row: metrics of each clip}) of everything that is not the
     model."""
     seconds = config["seconds"]
@@ -338,7 +338,7 @@ def score_superresolution(
 
     def references() -> tuple:
         test_set, train_set = open_sets()
-        return _superresolution_references(codec, config, test_set, train_set, clips, cutoff)
+        return superresolution_references(codec, config, test_set, train_set, clips, cutoff)
 
     what = (config["data"], config["val_fold"], config["clips"], config["seconds"])
     reals, muffled, known = cached_reference(("sr", codec.key, *what, split, clips, cutoff), references)

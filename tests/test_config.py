@@ -6,12 +6,14 @@ import re
 import typing
 
 import pytest
+import torch
 from conftest import ROOT, TINY, in_process
 
 import regime
+import sampler
 import structure_reg
 import train
-from parts import config
+from parts import config, peers
 from parts.config import CHOICES, PRESETS, RECIPES, WITH_RESUME, Config, parse, resolve, validate_config
 from parts.errors import UserError
 
@@ -38,9 +40,20 @@ def test_every_setting_has_its_meaning_beside_it():
 
 def test_choices_are_those_of_the_modules_that_take_them():
     """parts/ must not import the concept files, so these are written twice."""
-    assert CHOICES["regime_signal"] == regime.SIGNALS
-    assert CHOICES["struct_loss"] == tuple(structure_reg.LOSSES)
+    assert sorted(CHOICES["regime_signal"]) == sorted(regime.SIGNALS)
+    assert CHOICES["struct_loss"] == tuple(train.STRUCT_LOSSES)
     assert (*config.REGIMES, "replay") == regime.SOURCES
+
+
+def test_every_density_that_may_be_chosen_is_one_that_drive_knows():
+    """Negative control: a peer that was not handed in has none."""
+    detector, peer = structure_reg.GroupDetector(4), peers.InfoNoise(sampler.LogitNormal())
+    for timesteps in CHOICES["timesteps"]:
+        density = train.drive(Config(timesteps=timesteps), 0.5, 1, detector, peer).density
+        assert 0 < float(density.pdf(torch.tensor(0.5)))
+        assert (density is peer.density) == (timesteps == "infonoise")
+    with pytest.raises(AttributeError):
+        train.drive(Config(timesteps="infonoise"), 0.5, 1, detector)
 
 
 def test_choices_hold_their_defaults_and_presets_and_recipes_name_settings():
@@ -49,6 +62,14 @@ def test_choices_hold_their_defaults_and_presets_and_recipes_name_settings():
     assert all(set(table) <= set(FIELDS) for table in tables)
     assert set(WITH_RESUME) <= set(FIELDS)
     assert all({"guidance", "timesteps", "structure"} <= set(recipe) for recipe in RECIPES.values())
+    assert tuple(RECIPES) == ("vanilla", "static", "stop", "clock", "stage", "infonoise", "curriculum")
+
+
+def test_two_recipes_follow_r_and_a_peer_differs_from_static_in_its_density_alone():
+    adaptive = {name for name in RECIPES if resolve({**CPU, "recipe": name}).adaptive}
+    assert adaptive == {"clock", "stage"}
+    for peer in ("infonoise", "curriculum"):
+        assert RECIPES[peer] == {**RECIPES["static"], "timesteps": peer}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -90,9 +111,9 @@ def test_the_run_folder_and_the_aligned_block_are_chosen_where_nothing_is_typed(
 
 def test_the_command_line_gives_what_was_typed_and_no_more():
     assert parse([]) == ({}, "")
-    typed = "--task sr --lr 1e-3 --profile --no-compile --guidance-scale 2 --regime-signal ratio".split()
+    typed = "--task sr --lr 1e-3 --profile --no-compile --guidance-scale 2 --regime-signal t1.0".split()
     assert parse(typed) == ({"task": "sr", "lr": 1e-3, "profile": True, "compile": False,
-                             "guidance_scale": 2.0, "regime_signal": "ratio"}, "")
+                             "guidance_scale": 2.0, "regime_signal": "t1.0"}, "")
     assert parse(["--resume", "runs/x", "--steps", "9"]) == ({"steps": 9}, "runs/x")
 
 
@@ -124,7 +145,13 @@ def test_a_resumed_run_keeps_its_settings():
     (("--width", 30), "--heads 4: must be"),
     (("--heads", 0), "--heads 0: must be"),
     (("--seed", -1), "--seed -1: must be"),
-    (("--regime", "moon"), "--regime moon: must be slope, loss, clock or replay:FILE"),
+    (("--regime", "moon"), "--regime moon: must be slope, loss, agreement, clock or replay:FILE"),
+    (("--regime", "agreement", "--guidance", "off"), "--regime agreement: must be another one with"),
+    (("--regime-signal", "ratio"), "invalid choice: 'ratio'"),
+    (("--timesteps", "sometimes"), "invalid choice: 'sometimes'"),
+    (("--s-late", 0), "--s-late 0.0: must be positive"),
+    (("--struct-share", 2), "--struct-share 2.0: must be in [0, 1]"),
+    (("--eval-every", -1), "--eval-every -1: must be 0 or more"),
     (("--regime", "replay:none.jsonl"), "none.jsonl"),
     (("--probe", "never"), "--probe never: must be auto or always"),
     (("--align-block", 9), "--align-block 9: must be a block from 1 to 4"),

@@ -10,11 +10,23 @@ from parts.dashboard import draw_dashboard
 from parts.errors import UserError
 from parts.spectrograms import draw_previews
 
-CONFIG = dict(task="t2a", data="soundworld", steps=20, seed=0, recipe="stage", t_std=1.0, score_clips=8)
+CONFIG = dict(task="t2a", data="soundworld", steps=20, seed=0, recipe="stage", score_clips=8)
 
 
-def flat(t, m, s):
-    return torch.ones_like(t)
+class Flat:
+    """A density of timesteps that is 1 everywhere; `asked`: the fields that it was made with."""
+    asked = []
+
+    def __init__(self, **fields):
+        self.asked.append(fields)
+
+    def pdf(self, t):
+        return torch.ones_like(t)
+
+
+@pytest.fixture(autouse=True)
+def nothing_asked(monkeypatch):
+    monkeypatch.setattr(Flat, "asked", [])
 
 
 def write_log(path, rows, **config):
@@ -31,28 +43,35 @@ def eval_row(step, **metrics):
     return {"step": step, "eval": {"val_loss": 1.0, "val_loss_t": [1.0] * 10, **metrics}}
 
 
-STRUCTURE = {"S": np.eye(4).tolist(), "groups": [0, 1, 0, 1], "p": 0.5, "rand_index": 0.0, "streak": 1}
-DRIVEN = {"r": 0.5, "lambda": 0.5, "mu": 0.1, "m": 1.5}
-
+STRUCTURE = {"S": np.eye(4).tolist(), "groups": [0, 1, 0, 1], "p": 0.5, "p_depth": 0.4,
+             "rand_index": 0.0, "streak": 1}
+DENSITY = {"m": 1.5, "s": 1.2, "u": 0.1}
+DRIVEN = {"r": 0.5, "lambda": 0.5, "mu": 0.1, "density": DENSITY}
 
 
 def test_a_dashboard_is_drawn_from_a_log_and_the_last_previews(tmp_path):
-    """The density of each logged location m is asked of the caller, with the run's width."""
-    asked = []
-
-    def density(t, m, s):
-        asked.append((len(t), m, s))
-        return torch.ones_like(t)
-
-    measured = {"D": 0.9, "D_t": {"1.0": 0.9, "0.5": 0.3}, "D_shuffled": 0.9, "agreement": 0.1}
+    """Each logged density of timesteps is asked of the caller, by its centre, width and floor."""
+    measured = {"D": 0.9, "D_of": {"t1.0": 0.9, "t0.5": 0.3, "t0.5-pooled": 0.2, "sample": 0.5},
+                "agreement": 0.1, "struct_share": 0.05}
     rows = [step_row(k, **DRIVEN, **measured, structure=STRUCTURE, no_signal=1) for k in (1, 2, 4, 8)]
     rows.append(eval_row(8, event_accuracy=0.5, recall=0.5, order=None, order_n=0))
     write_log(tmp_path, rows)
     draw_previews(tmp_path, 8, pairs())
-    draw_dashboard(tmp_path, density)
+    draw_dashboard(tmp_path, Flat)
     assert (tmp_path / "dashboard.png").stat().st_size > 10_000
-    assert asked == [(100, 1.5, 1.0)] * 4
+    assert Flat.asked == [DENSITY] * 4
     assert not list(tmp_path.glob("*.tmp*"))
+
+
+def test_a_binned_density_is_drawn_as_it_is(tmp_path):
+    """A peer's density is known here; nothing is asked of the caller about it. Negative control: of
+    logit-normal ones, each is."""
+    binned = {**DRIVEN, "density": {"shares": [0.25, 0.75], "u": 0.1}}
+    for rows, asked in (([DRIVEN, binned, binned], [DENSITY]), ([DRIVEN] * 3, [DENSITY] * 3)):
+        Flat.asked.clear()
+        write_log(tmp_path, [step_row(k, **row) for k, row in enumerate(rows, 1)], recipe="infonoise")
+        draw_dashboard(tmp_path, Flat)
+        assert (tmp_path / "dashboard.png").is_file() and Flat.asked == asked
 
 
 @pytest.mark.parametrize("rows", [
@@ -63,10 +82,10 @@ def test_a_dashboard_is_drawn_from_a_log_and_the_last_previews(tmp_path):
 def test_a_dashboard_of_a_run_that_logged_little_is_drawn_too(tmp_path, rows):
     """No step yet; no regime; a regime and no discrepancy, block structure, evaluation."""
     write_log(tmp_path, rows, task="sr")
-    draw_dashboard(tmp_path, flat)
+    draw_dashboard(tmp_path, Flat)
     assert (tmp_path / "dashboard.png").is_file()
 
 
 def test_a_folder_without_a_log_is_refused(tmp_path):
     with pytest.raises(UserError, match="no log.jsonl"):
-        draw_dashboard(tmp_path, flat)
+        draw_dashboard(tmp_path, Flat)

@@ -12,6 +12,7 @@ from parts.codec import Codec
 from parts.config import Config
 from parts.recordings import AudioFolder
 from parts.soundworld import SoundWorld
+from sampler import LogitNormal
 
 # --- what is drawn
 
@@ -55,7 +56,7 @@ def test_rows_of_a_batch_are_those_of_the_whole_batch(waves):
     noised = []
     for drawn, rows in ((whole, slice(None)), (part, slice(4, 9))):
         generator = torch.Generator().manual_seed(1)
-        noised.append(train.add_noise(drawn, token_ids, cfg, generator, 0.5, 12, rows))
+        noised.append(train.add_noise(drawn, token_ids, cfg, generator, LogitNormal(0.5), 12, rows))
     whole, part = noised
     assert whole.keys() == part.keys() and all(torch.equal(part[name], whole[name][4:9]) for name in whole)
 

@@ -23,12 +23,12 @@ def flags(settings):
 
 
 def torchrun(out, settings):
-    """`python train.py` in two processes."""
+    """`python train.py` in two processes. After --, torchrun takes none of its flags for its own."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     env |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
-               "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", ROOT / "train.py", *flags(settings),
-               "--out", out]
+               "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "--", ROOT / "train.py",
+               *flags(settings), "--out", out]
     return subprocess.Popen(command, env=env, cwd=out.parent, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True)
 
@@ -44,20 +44,27 @@ def until(condition, seconds):
 # --- several processes
 
 def test_two_processes_with_half_the_batch_each_are_one_process_with_all_of_it(tiny, tmp_path, bare):
-    """gloo, mechanisms off: the same parameters to float32 tolerance, one log, one voice. Negative control:
+    """gloo, mechanisms off, but for a density of timesteps that follows the loss of all clips, from step
+    21 on: the same parameters and observations to float32 tolerance, one log, one voice. Negative control:
     half the batch alone."""
-    settings = {**tiny, "task": "t2a", "recipe": "vanilla", "probe": "never", "steps": 8, "eval_every": 8,
-                "score_clips": 2}
+    settings = {**tiny, "task": "t2a", "recipe": "vanilla", "timesteps": "infonoise", "m": 0.0, "s": 2.0,
+                "probe": "never", "steps": 24, "eval_every": 24, "score_clips": 2}
     job = torchrun(tmp_path / "two", settings)
     one = train.train({**settings, "out": str(tmp_path / "one")})
     text = job.communicate(timeout=400)[0]
     assert job.returncode == 0, text[-2000:]
     assert distance(final(tmp_path / "two")["model"], final(one)["model"]) < 1e-3
-    assert text.count("trained 8 steps") == 1 and "on 2 x cpu" in text
+    assert text.count("trained 24 steps") == 1 and "on 2 x cpu" in text
+    (losses, drawn), (losses_of_one, drawn_of_one) = (final(path)["infonoise"]["sums"]
+                                                      for path in (tmp_path / "two", one))
+    assert torch.equal(drawn, drawn_of_one) and torch.allclose(losses, losses_of_one, rtol=1e-3)
+    shares = [final(path)["infonoise"]["shares"] for path in (tmp_path / "two", one)]
+    assert len(shares[1]) == 20 and np.allclose(*shares, rtol=1e-3)
     steps = [[row["step"] for row in log_of(tmp_path / name)] for name in ("two", "one")]
     assert steps[0] == steps[1]
     half = train.train({**settings, "batch": tiny["batch"] // 2, "out": str(tmp_path / "half")})
     assert distance(final(half)["model"], final(one)["model"]) > 1e-2
+    assert not torch.allclose(final(half)["infonoise"]["sums"][1], drawn_of_one, rtol=0.1)
 
 
 def is_process_1(environ: Path, folder: Path) -> bool:
@@ -96,6 +103,8 @@ def test_one_process_is_a_job_of_its_own():
     assert devices.join_processes("cpu") == "cpu"
     value = {"any": [1, None]}
     assert devices.broadcast_from_rank0(value) is value
+    x = torch.arange(6.0)
+    assert devices.from_all(x) is x
     devices.leave_processes()
 
 

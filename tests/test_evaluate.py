@@ -63,16 +63,17 @@ def test_long_recordings_are_crossfaded_segments(sr_run):
 
 
 def test_previews_are_files_of_a_step_and_a_quick_number(t2a_run, sr_run, tmp_path):
-    """Captions: the judge's accuracy; super-resolution: LSD-HF. Made twice they are the same sounds."""
+    """Captions: the judge's accuracy; super-resolution: LSD-HF and the energy score. Made twice they are
+    the same sounds."""
     world = SoundWorld("val", 8)
-    for path, number in ((t2a_run, "event_accuracy"), (sr_run, "lsd_hf")):
+    for path, numbers in ((t2a_run, ["event_accuracy"]), (sr_run, ["lsd_hf", "energy_score"])):
         run = evaluate.load_run(path)
         sounds = []
         for step in (3, 4):
-            run.path, run.step = tmp_path / number, step
+            run.path, run.step = tmp_path / numbers[0], step
             (run.path / "samples").mkdir(parents=True, exist_ok=True)
             quick = evaluate.preview(run, world)
-            assert np.isfinite(quick[number])
+            assert all(np.isfinite(quick[number]) for number in numbers)
             assert (run.path / "samples" / f"step{step:06d}.png").is_file()
             names = [f"step{step:06d}-{k}.wav" for k in range(4)]
             sounds.append([soundfile.read(run.path / "samples" / name)[0] for name in names])

@@ -311,7 +311,7 @@ def test_a_dry_run_tells_arms_and_hours_and_leaves_nothing(tmp_path, monkeypatch
                "--out", str(tmp_path / "x")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "5 arms x 3 seeds" in done.stdout and "hours" in done.stdout
+    assert "6 arms x 3 seeds" in done.stdout and "hours" in done.stdout
     assert not list(tmp_path.iterdir())
 
 

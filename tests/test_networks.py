@@ -4,6 +4,7 @@ import torch
 from run_files import distance, final
 
 import model
+import sampler
 import train
 from lab.estimate import saved_bytes
 from parts.config import Config
@@ -26,9 +27,13 @@ def batch_of(seed=0):
     return {**latents, "t": torch.rand(4), "drop": drop, "phi": torch.randn(4, 16, 6)}
 
 
+GUIDED = train.Driven(lam=0.5, density=sampler.LogitNormal(), share=0.0, mu=0.0, groups=[0, 1])
+PLAIN = GUIDED._replace(lam=0.0)
+
+
 def one_step(networks, k):
     """Step k with guidance and without the structure loss."""
-    loss = train.losses(networks.cfg, networks, batch_of(k), k, 0.5, 0.0, None)
+    loss = train.losses(networks.cfg, networks, batch_of(k), k, GUIDED)
     loss["total"].backward()
     return train.update(networks.cfg, networks, k)
 
@@ -68,7 +73,8 @@ def test_checkpointing_saves_less_and_changes_no_gradient():
 def test_checkpointing_and_the_optimizer_are_those_of_the_settings():
     plain, other = networks_of(), networks_of(checkpointing=True, optimizer="adamw")
     assert other.model.checkpointing and not plain.model.checkpointing
-    assert [type(o).__name__ for o in plain.optimizers] == ["AdamW", "Muon", "AdamW"], "the last: projector"
+    kinds = [type(o).__name__ for o in plain.optimizers]
+    assert kinds == ["AdamW", "Muon", "AdamW"], "the last: projector"
     assert [type(o).__name__ for o in other.optimizers] == ["AdamW", "AdamW"]
     owned = [p for o in plain.optimizers for group in o.param_groups for p in group["params"]]
     learning = [*plain.model.parameters(), *plain.projector.parameters()]
@@ -97,13 +103,39 @@ def test_a_step_without_a_finite_gradient_moves_nothing():
     before = {name: weight.clone() for name, weight in networks.model.state_dict().items()}
     batch = batch_of()
     batch["x0"][0, 0, 0] = float("nan")
-    train.losses(networks.cfg, networks, batch, 2, 0.0, 0.0, None)["total"].backward()
+    train.losses(networks.cfg, networks, batch, 2, PLAIN)["total"].backward()
     assert not torch.isfinite(train.update(networks.cfg, networks, 2))
     assert all(torch.equal(weight, before[name]) for name, weight in networks.model.state_dict().items())
     one_step(networks, 3)
     after = networks.model.state_dict()
     moved = any(not torch.equal(after[name], before[name]) for name in before)
     assert moved, "negative control: a finite one moves weights"
+
+
+def test_plain_networks_are_the_same_ones_called_without_a_wrapper():
+    """What torch.compile or several devices wrap is called as it is; weights, average and optimizers are
+    shared, so losses and gradients are those of the networks themselves."""
+    networks = networks_of(compile=True)
+    assert networks.net is not networks.model, "negative control: it is wrapped"
+    networks.project = torch.nn.Sequential(networks.projector)
+    plain = networks.plain()
+    assert plain.net is networks.model and plain.project is networks.projector
+    assert networks.net is not plain.net and networks.project is not plain.project, "left alone"
+    for name in ("model", "ema", "projector", "optimizers", "model_optimizers", "phi_mean", "cfg"):
+        assert getattr(plain, name) is getattr(networks, name)
+
+
+def test_neutral_plain_changes_no_bit_of_a_loss_or_gradient():
+    found = []
+    for change in (lambda same: same, train.Networks.plain):
+        networks = networks_of()
+        one_step(networks, 1)
+        loss = train.losses(networks.cfg, change(networks), batch_of(2), 2, GUIDED)
+        loss["total"].backward()
+        learning = [*networks.model.parameters(), *networks.projector.parameters()]
+        found.append((loss["total"], [p.grad for p in learning if p.grad is not None]))
+    assert torch.equal(found[0][0], found[1][0]) and len(found[0][1]) == len(found[1][1]) > 20
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1]))
 
 
 def test_networks_go_on_from_their_state_as_if_they_had_never_stopped(tmp_path):

@@ -29,7 +29,7 @@ def test_the_plain_peer_learns_what_ours_learns():
                           "recipe": "vanilla", "out": "unused", "precision": "fp32", "device": "cpu"})
     torch.manual_seed(0)
     plain = Plain(cfg, 0, 8, False)
-    ours = bench.Ours(cfg, None, 8, 0.0, 0.0)
+    ours = bench.Ours(cfg, None, 8, bench.driven_by(cfg, "vanilla"))
     plain.optimizer.param_groups[0]["lr"] = 2e-3
     final = {"plain": [], "ours": []}
     for _ in range(150):

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 import evaluate
 import guidance
 import regime
-import structure_reg
 import train
 from parts import checkpoints, metrics, runs
 from parts.audio import RATE
@@ -265,6 +264,23 @@ def test_a_poisoned_clip_costs_its_steps_and_is_named(tiny, t2a_run, tmp_path, m
     assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
 
 
+@pytest.mark.parametrize("how", [
+    {"recipe": "stage"},
+    {"recipe": "infonoise"},
+    {"recipe": "static", "structure": "constant"},
+    {"regime": "agreement"},
+])
+def test_a_poisoned_clip_at_a_probe_step_costs_that_step_and_none_after_it(
+        tiny, tmp_path, monkeypatch, how, bare):
+    """What is measured of its gradients must not drive the steps to come."""
+    drawn = {k: set(np.random.default_rng([0, 1, k]).integers(0, 100, 8).tolist()) for k in range(1, 41)}
+    clip = min(drawn[regime.FIRST])
+    poison(monkeypatch, {clip})
+    run = train.train({**tiny, **how, "steps": 40, "eval_every": 40, "out": str(tmp_path / "run")})
+    skipped = [row["step"] for row in read_log(run) if "skipped" in row]
+    assert regime.FIRST in skipped and skipped == [k for k in drawn if clip in drawn[k]]
+
+
 def test_ten_bad_steps_in_a_row_end_the_run_with_the_last_good_checkpoint(
         tiny, t2a_run, tmp_path, monkeypatch, bare):
     run = copy_of(t2a_run, tmp_path / "run")
@@ -300,12 +316,12 @@ def test_degenerate_sound_stays_finite_from_codec_to_metrics(name, x, waves):
     guidance.alignment_loss(dead, phi - phi.mean((0, 1)), None).backward()
     assert torch.isfinite(dead.grad).all()
     hs = [torch.zeros(2, 5, 8, requires_grad=True) for _ in range(5)]
-    for loss in structure_reg.LOSSES.values():
+    for loss in train.STRUCT_LOSSES.values():
         loss(hs, [0, 0, 1, 1], None).backward()
     assert all(h.grad is None or torch.isfinite(h.grad).all() for h in hs)
     D = regime.probe(lambda x_t, t: torch.zeros_like(x_t), torch.nn.Identity(), z.detach(),
-                     torch.randn(z.shape), (1.0,), None, z.detach(), None)
-    assert np.isfinite(list(D.values())).all()
+                     torch.randn(z.shape), regime.PREDICTIONS)
+    assert len(D) == 2 * len(regime.PREDICTIONS) and np.isfinite(list(D.values())).all()
 
     # Judges and metrics.
     predicted = judge_clips(load_judge("dev"), [x, x])

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from parts import scoring
+from parts import metrics, scoring
 from parts.codec import Codec
 from parts.soundworld import SoundWorld
 
@@ -109,5 +109,25 @@ def test_quick_metrics_are_perfect_for_true_clips_and_worse_for_others(waves):
     wrong = scoring.quick_caption_metrics(world, waves[:24][::-1], 24)
     assert right["event_accuracy"] >= 0.9 and right["recall"] >= 0.9
     assert wrong["event_accuracy"] < 0.2 and wrong["recall"] < 0.5
-    assert scoring.quick_superresolution_metric(waves[:2], waves[:2]) == {"lsd_hf": 0.0}
-    assert scoring.quick_superresolution_metric(waves[:2], waves[2:4])["lsd_hf"] > 0.5
+    right, wrong, quick = waves[:2], waves[2:4], scoring.quick_superresolution_metric
+    assert quick(right, [right]) == {"lsd_hf": 0.0}, "one sample has no energy score"
+    assert quick(right, [right, right]) == {"lsd_hf": 0.0, "energy_score": 0.0}
+    assert quick(right, [wrong, wrong])["lsd_hf"] > 0.5 < quick(right, [wrong, wrong])["energy_score"]
+
+
+def test_the_quick_energy_score_is_the_slow_one_of_both_samples_and_the_lsd_is_of_the_first(waves):
+    """Over frames, bands above the cutoff: |x - y| of both samples less half their distance. Negative
+    control: without that half a model that guesses the same twice would look as good."""
+    reals, samples = waves[:3], [waves[3:6], waves[6:9]]
+    slow, without = [], []
+    for real, first, second in zip(reals, *samples):
+        y, a, b = (metrics.high_band_mel(x, 2_000) for x in (real, first, second))
+        for frame in range(len(y)):
+            far = np.mean([np.sqrt(np.mean((x[frame] - y[frame]) ** 2)) for x in (a, b)])
+            slow.append(far - 0.5 * np.sqrt(np.mean((a[frame] - b[frame]) ** 2)))
+            without.append(far)
+    found = scoring.quick_superresolution_metric(reals, samples)
+    assert found["energy_score"] == pytest.approx(np.mean(slow), rel=1e-4)
+    assert found["energy_score"] < 0.9 * np.mean(without)
+    alone = scoring.quick_superresolution_metric(reals, samples[:1])
+    assert alone == {"lsd_hf": found["lsd_hf"]}

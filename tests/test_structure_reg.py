@@ -8,10 +8,19 @@ import torch.nn.functional as F
 
 import structure_reg as S
 
+DRAWS = 39  # of the second null: enough for p <= .05, in a fifth of the time
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """The detector's second test with fewer draws; its level is the same."""
+    whole = S.depth_test
+    monkeypatch.setattr(S, "depth_test", lambda similarity, G, seed: whole(similarity, G, seed, DRAWS))
+
 
 def gauge(blocks, heads=4, seed=0):
-    """The same functions: each head's values changed by a random invertible matrix (undone in W_O), hidden
-    units renumbered."""
+    """The same functions: each head's values changed by a random invertible matrix (undone in W_O),
+    hidden units renumbered."""
     generator, changed = torch.Generator().manual_seed(seed), []
     for wo, wv, w1, w2, c in blocks:
         d = len(wv) // heads
@@ -25,10 +34,11 @@ def gauge(blocks, heads=4, seed=0):
 # --- planted groups
 
 def found(L, seed, shared=0.5, G=3) -> tuple[float, float]:
-    """(p, adjusted Rand index with the plan) of planted blocks behind gauges."""
+    """(larger p of the two tests, adjusted Rand index with the plan) of planted blocks behind gauges."""
     parts = S.signatures(gauge(S.demo_blocks(L, G, shared=shared, seed=seed), seed=seed))
-    recovered = S.rand_index(S.group(S.similarity(parts), G), np.arange(L) % G)
-    return S.null_test(parts, G, seed), recovered
+    similarity = S.similarity(parts)
+    recovered = S.rand_index(S.group(similarity, G), np.arange(L) % G)
+    return max(S.axes_test(parts, G, seed), S.depth_test(similarity, G, seed, DRAWS)), recovered
 
 
 def share_found(L, seeds) -> float:
@@ -81,7 +91,7 @@ def rank_one(L, seed, alpha=3.0, vary=0.0, width=32):
 
 def false_alarms(vary, seeds=40, L=8, G=3) -> float:
     """Share of seeds where blocks with one direction in common pass for groups."""
-    p = [S.null_test(S.signatures(rank_one(L, seed, vary=vary)), G, seed) for seed in range(seeds)]
+    p = [S.axes_test(S.signatures(rank_one(L, seed, vary=vary)), G, seed) for seed in range(seeds)]
     return np.mean(np.array(p) <= 0.05)
 
 
@@ -95,20 +105,136 @@ def test_negative_control_with_the_common_direction_left_in_it_is_taken_for_grou
     assert false_alarms(vary=1.0, seeds=10) >= 0.5
 
 
+# --- what is depth
+
+def by_depth(L: int) -> dict[str, np.ndarray]:
+    """Similarities (L, L) that are depth alone."""
+    place = np.arange(L)
+    apart, first, last = np.abs(place[:, None] - place), place == 0, place == L - 1
+    of_first, of_last = first[:, None] | first, last[:, None] | last
+    return {
+        "exponential": 0.5 * np.exp(-apart / 2),
+        "slowly exponential": 0.5 * np.exp(-apart / 4),
+        "linear": 0.4 - 0.04 * apart,
+        "the ends differ": 0.3 - 0.15 * of_first - 0.1 * of_last,
+        "all of it": 0.4 * np.exp(-apart / 2) - 0.1 * of_first - 0.05 * of_last,
+    }
+
+
+def noisy(S0: np.ndarray, seed: int, noise: float = 0.02) -> np.ndarray:
+    """S0 (L, L) with symmetric noise; 1 on the diagonal."""
+    drawn = noise * np.random.default_rng(seed).standard_normal(S0.shape)
+    found = S0 + (drawn + drawn.T) / 2**0.5
+    np.fill_diagonal(found, 1)
+    return found
+
+
+def share_significant(S0: np.ndarray, copies: int = 60, test=S.depth_test) -> float:
+    """Share of noisy copies of S0 that pass for grouped at p <= .05."""
+    return np.mean([test(noisy(S0, seed), 3, seed, DRAWS) <= 0.05 for seed in range(copies)])
+
+
+@pytest.mark.parametrize("L", [8, 12])
+@pytest.mark.parametrize("shape", by_depth(8))
+def test_a_similarity_that_is_depth_alone_is_taken_for_groups_in_at_most_a_tenth_of_draws(shape, L):
+    assert share_significant(by_depth(L)[shape]) <= 0.1
+
+
+def test_negative_control_without_a_model_of_depth_it_is_taken_for_groups():
+    """The values in random order, with nothing taken out before."""
+    def permutation_test(similarity, G, seed, draws):
+        rng, (i, j) = np.random.default_rng(seed), np.triu_indices(len(similarity), 1)
+
+        def grouped(values):
+            matrix = np.eye(len(similarity))
+            matrix[i, j] = matrix[j, i] = values
+            return S.contrast(matrix, S.group(matrix, G))
+
+        values = similarity[i, j]
+        reached = sum(grouped(rng.permutation(values)) >= grouped(values) for _ in range(draws))
+        return (1 + reached) / (1 + draws)
+
+    for shape in ("exponential", "linear", "all of it"):
+        assert share_significant(by_depth(12)[shape], 10, permutation_test) >= 0.9
+
+
+PLANS = [np.arange(8) % 3, np.array([0, 1, 1, 2, 0, 2, 1, 0]),
+         np.array([0, 1, 1, 2, 0, 2, 1, 0, 2, 2, 0, 1])]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["by threes", "irregular", "irregular, 12"])
+def test_groups_planted_into_the_same_depth_are_significant(plan):
+    """Blocks of a group are more alike by a quarter of what neighbours are (0.4)."""
+    depth, same = by_depth(len(plan))["all of it"], plan[:, None] == plan
+    assert share_significant(depth + 0.1 * same) >= 0.9
+
+
+def test_depth_takes_six_blocks():
+    """Five have ten pairs, of which depth explains five: p is 1 whatever the groups."""
+    for L, testable in ((2, False), (4, False), (5, False), (6, True), (7, True)):
+        plan = np.arange(L) % 3
+        p = S.depth_test(noisy(0.2 + 0.4 * (plan[:, None] == plan), 0), 3, 0, 99)
+        assert (p < 0.05) if testable else (p == 1.0)
+
+
+def test_depth_is_taken_out_by_least_squares_and_the_null_is_what_is_left_in_random_order(monkeypatch):
+    """What reaches the grouping is what numpy's least squares leave, of S and of each draw; a trend of
+    depth that is added to S changes nothing."""
+    grouped = []
+    monkeypatch.setattr(S, "group", lambda x, G: grouped.append(x) or PLANS[0])
+    i, j = np.triu_indices(8, 1)
+    X = np.stack([np.ones(len(i)), j - i, 1 / (j - i), i == 0, j == 7], 1).astype(float)
+
+    def left(values):
+        return values - X @ np.linalg.lstsq(X, values, rcond=None)[0]
+
+    plain, trend = noisy(0.2 * (PLANS[1][:, None] == PLANS[1]), 3), np.zeros((8, 8))
+    trend[i, j] = trend[j, i] = X @ [0.3, -0.04, 0.5, 0.2, -0.1]
+    rest, rng = left(plain[i, j]), np.random.default_rng(0)
+    expected = [rest, *(left(rng.permutation(rest)) for _ in range(5))]
+    for similarity in (plain, plain + trend):
+        grouped.clear()
+        p = S.depth_test(similarity, 3, 0, 5)
+        assert len(grouped) == 6 and all(np.array_equal(x, x.T) for x in grouped)
+        assert all(np.allclose(x[i, j], values) for x, values in zip(grouped, expected))
+        contrasts = [S.contrast(x, PLANS[0]) / x[i, j].std() for x in grouped]
+        assert p == (1 + sum(np.array(contrasts[1:]) >= contrasts[0])) / 6
+
+
 # --- the detector
 
-def drift(seed, planted, checks=12, L=8, width=24, step=0.08, frozen=False):
-    """A detector given blocks whose weights move at random by `step` (relative) between checks -> detector,
-    what each check returned. planted: the blocks have groups."""
+def chain(L, seed, alike=0.8, planted=0.0, width=24):
+    """Blocks of which each shares weights (share of the variance: `alike`) with the one before, and
+    (`planted`) with every third one."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [weight.shape for weight in S.demo_blocks(1, 1, width=width)[0]]
+
+    def new():
+        return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+    def mixed(a, b, share):
+        return tuple((1 - share) ** 0.5 * x + share**0.5 * y for x, y in zip(a, b))
+
+    blocks = [new()]
+    while len(blocks) < L:
+        blocks.append(mixed(new(), blocks[-1], alike))
+    common = [new() for _ in range(3)]
+    return [mixed(block, common[k % 3], planted) for k, block in enumerate(blocks)]
+
+
+def drift(seed, planted=True, checks=12, L=8, width=24, step=0.08, frozen=False, r=1.0, blocks=None):
+    """A detector given blocks whose weights move at random by `step` (relative) between checks at regime
+    r -> detector, what each check returned. planted: the blocks have groups; blocks: these instead."""
     generator, detector = torch.Generator().manual_seed(seed), S.GroupDetector(L, seed)
-    blocks = S.demo_blocks(L, 3, width=width, shared=0.5 if planted else 0.0, seed=seed)
+    if blocks is None:
+        blocks = S.demo_blocks(L, 3, width=width, shared=0.5 if planted else 0.0, seed=seed)
     results = []
 
     def moved(weight):
         return weight + step * weight.std() * torch.randn(weight.shape, generator=generator)
 
     for k in range(checks):
-        results.append(detector.check(k, blocks))
+        results.append(detector.check(k, blocks, r))
         if not frozen:
             blocks = [tuple(moved(weight) for weight in block) for block in blocks]
     return detector, results
@@ -116,7 +242,8 @@ def drift(seed, planted, checks=12, L=8, width=24, step=0.08, frozen=False):
 
 def share_accepted(seeds) -> float:
     """Share of seeds where random blocks that drift end with groups."""
-    return np.mean([drift(seed, planted=False)[0].activated_at is not None for seed in range(seeds)])
+    ends = [drift(seed, planted=False, width=16)[0].activated_at for seed in range(seeds)]
+    return np.mean([activated_at is not None for activated_at in ends])
 
 
 def test_frozen_blocks_are_not_checked_twice():
@@ -125,39 +252,89 @@ def test_frozen_blocks_are_not_checked_twice():
     assert detector.groups is None
 
 
-def test_random_blocks_that_drift_are_accepted_in_at_most_five_per_cent_of_seeds():
+def test_random_blocks_that_drift_are_accepted_in_at_most_five_per_cent_of_seeds(monkeypatch):
+    """By the first test alone; with the second, which can only refuse more, in no more."""
+    monkeypatch.setattr(S, "depth_test", lambda *a: 0.0)
     assert share_accepted(40) <= 0.05
 
 
 def test_negative_control_without_the_null_random_blocks_are_accepted(monkeypatch):
-    monkeypatch.setattr(S, "null_test", lambda *a: 0.0)
+    for test in ("axes_test", "depth_test"):
+        monkeypatch.setattr(S, test, lambda *a: 0.0)
     assert share_accepted(20) >= 0.3
 
 
-def test_planted_groups_are_accepted_at_the_third_check_and_give_way_only_to_others_that_converged():
+def test_planted_groups_are_accepted_at_the_third_check_and_give_way_only_to_others_that_converged(
+        few_draws):
     detector, _ = drift(1, planted=True, checks=6)
     plan = np.arange(8) % 3
     assert detector.activated_at == 2 and S.rand_index(np.array(detector.groups), plan) == 1
     for k in range(3):  # random blocks: nothing takes the groups' place
-        detector.check(6 + k, S.demo_blocks(8, 3, width=24, shared=0.0, seed=50 + k))
+        detector.check(6 + k, S.demo_blocks(8, 3, width=24, shared=0.0, seed=50 + k), 1.0)
     assert S.rand_index(np.array(detector.groups), plan) == 1
     order = [0, 3, 6, 1, 4, 7, 2, 5]  # other groups: planted in another order, twice is not enough
     for k in range(3):
         blocks = S.demo_blocks(8, 3, width=24, shared=0.6, seed=80 + k)
-        detector.check(9 + k, [blocks[block] for block in order])
+        detector.check(9 + k, [blocks[block] for block in order], 1.0)
         assert (S.rand_index(np.array(detector.groups), plan[order]) == 1) == (k == 2)
     assert detector.activated_at == 2
+
+
+@pytest.mark.parametrize("r", [0.0, 0.25, 0.5])
+def test_while_semantics_are_acquired_no_groups_are_accepted(r, few_draws):
+    """The same blocks at the same checks: converged, but not accepted up to r = .5; at once past it."""
+    early, found_early = drift(1, checks=6, r=r)
+    late, found_late = drift(1, checks=6, r=0.51)
+    assert found_early == found_late, "r has no part in what is found"
+    assert early.groups is None and early.activated_at is None and late.activated_at == 2
+    assert early.streak == late.streak == 6
+    early.check(6, S.demo_blocks(8, 3, width=24, shared=0.6, seed=5), 0.51)
+    assert early.groups == late.groups and early.activated_at == 6
+
+
+def test_groups_that_are_depth_alone_are_not_accepted_though_they_pass_the_first_test(
+        few_draws):
+    """Neighbours share weights: alike along the residual axes, so the blocks are no random ones, and
+    grouped by nothing but depth."""
+    for seed in range(8):
+        detector, results = drift(seed, checks=4, step=0.03, blocks=chain(8, seed))
+        assert max(result["p"] for result in results) <= S.ALPHA and detector.groups is None
+
+
+def test_negative_control_without_the_second_test_depth_is_accepted_as_groups(monkeypatch):
+    monkeypatch.setattr(S, "depth_test", lambda *a: 0.0)
+    accepted = [drift(seed, checks=4, step=0.03, blocks=chain(8, seed))[0].groups for seed in range(8)]
+    assert np.mean([groups is not None for groups in accepted]) >= 0.5
+
+
+def test_where_depth_and_groups_are_both_there_the_groups_are_accepted_and_not_the_depth(few_draws):
+    """Neighbours share seven tenths of the variance, every third block a tenth."""
+    plan = np.arange(8) % 3
+    networks = [chain(8, seed, alike=0.7, planted=0.1) for seed in range(6)]
+    detectors = [drift(k, checks=4, step=0.03, blocks=blocks)[0] for k, blocks in enumerate(networks)]
+    accepted = [np.array(detector.groups) for detector in detectors if detector.groups is not None]
+    assert len(accepted) >= 3
+    assert np.mean([S.rand_index(groups, plan) for groups in accepted]) > 0.5
+
+
+def test_four_blocks_are_too_few_for_any_acceptance():
+    """Their groups can't be told from depth."""
+    detector, results = drift(0, checks=6, L=4, blocks=S.demo_blocks(4, 2, width=24, shared=0.6))
+    assert all(result["p_depth"] == 1.0 and result["streak"] == 0 for result in results)
+    assert detector.groups is None
 
 
 def test_a_resumed_detector_goes_on_exactly(tmp_path):
     networks = [S.demo_blocks(8, 3, seed=seed) for seed in range(6)]
     whole, half, again = (S.GroupDetector(8) for _ in range(3))
-    expected = [whole.check(k, blocks) for k, blocks in enumerate(networks)]
+    expected = [whole.check(k, blocks, 1.0) for k, blocks in enumerate(networks)]
     for k in range(3):
-        half.check(k, networks[k])
+        half.check(k, networks[k], 1.0)
+    half.take_ratio(0.3)
     torch.save(half.state_dict(), tmp_path / "s.pt")
     again.load_state_dict(torch.load(tmp_path / "s.pt", weights_only=True))
-    assert [again.check(k, networks[k]) for k in range(3, 6)] == expected[3:]
+    assert [again.check(k, networks[k], 1.0) for k in range(3, 6)] == expected[3:]
+    assert again.ratio == half.ratio == 0.3
 
 
 def test_contrast_and_rand_index_are_the_slow_definitions():
@@ -223,35 +400,98 @@ def test_negative_control_without_the_increments_orthogonal_work_counts_as_share
     assert float(S.grouped_loss(raw, [0, 1, 2])) > 0.1
 
 
-def test_losses_are_finite_where_blocks_add_nothing():
+def test_the_grouped_loss_is_finite_where_blocks_add_nothing():
     h = torch.randn(4, 6, 10)
-    for loss in S.LOSSES.values():
-        hs = [h.clone().requires_grad_() for _ in range(5)]
-        value = loss(hs, [0, 0, 1, 1])
-        value.backward()
-        gradients = [x.grad for x in hs if x.grad is not None]
-        assert torch.isfinite(value) and all(torch.isfinite(gradient).all() for gradient in gradients)
-    assert float(S.grouped_loss([h] * 5, [0, 0, 1, 1])) == 0
-
-
-def test_the_dispersive_loss_is_the_slow_loop_and_bounded():
-    hs = [torch.randn(5, 3, 4) for _ in range(9)]
-    z = hs[2].flatten(1)
-    pairs = itertools.product(range(5), repeat=2)
-    slow = np.log(np.mean([float(torch.exp(-((z[i] - z[j]) ** 2).sum() / (12 * 0.5))) for i, j in pairs]))
-    assert abs(float(S.dispersive_loss(hs)) - slow) < 1e-5 and -np.log(5) <= slow <= 0
-    assert abs(float(S.dispersive_loss([torch.ones(5, 3, 4)] * 9))) < 1e-6
+    hs = [h.clone().requires_grad_() for _ in range(5)]
+    value = S.grouped_loss(hs, [0, 0, 1, 1])
+    value.backward()
+    assert value == 0 and all(torch.isfinite(x.grad).all() for x in hs)
 
 
 def test_padding_does_not_count():
     hs, mask = [torch.randn(3, 6, 8) for _ in range(5)], torch.tensor([[True] * 4 + [False] * 2] * 3)
-    other = [torch.where(mask[..., None], h, torch.full_like(h, 9.0)) for h in hs]
-    for loss in S.LOSSES.values():
-        assert torch.allclose(loss(hs, [0, 0, 1, 1], mask), loss(other, [0, 0, 1, 1], mask), atol=1e-6)
+    other = [torch.where(mask[..., None], h, 9 * torch.randn_like(h)) for h in hs]
+    losses = [S.grouped_loss(x, [0, 0, 1, 1], mask) for x in (hs, other)]
+    assert torch.allclose(*losses, atol=1e-6)
+    unmasked = S.grouped_loss(other, [0, 0, 1, 1])
+    assert not torch.allclose(unmasked, losses[0], atol=1e-3), "negative control"
 
 
-def test_the_weight_ramps_in_from_the_acceptance_and_follows_r():
-    assert S.struct_weight(1.0, 0.1, 500, None, 100) == 0, "no groups yet"
-    assert S.struct_weight(1.0, 0.1, 500, 500, 100) == 0, "the ramp begins"
-    assert abs(S.struct_weight(0.5, 0.1, 550, 500, 100) - 0.1 * 0.5 * 0.5) < 1e-12
-    assert S.struct_weight(0.5, 0.1, 900, 500, 100) == 0.05
+# --- its weight
+
+def test_the_share_ramps_in_from_the_acceptance_and_follows_r():
+    assert S.share(1.0, 0.15, 500, None, 100) == 0, "no groups yet"
+    assert S.share(1.0, 0.15, 500, 500, 100) == 0, "the ramp begins"
+    ramp = [S.share(0.8, 0.15, k, 500, 100) for k in (525, 550, 600, 900)]
+    assert np.allclose(ramp, [0.25 * 0.12, 0.5 * 0.12, 0.12, 0.12], atol=1e-12)
+    assert [S.share(r, 0.15, 900, 500, 100) for r in (0.0, 1.0)] == [0.0, 0.15]
+    assert S.share(1.0, 0.15, 501, 500, 0) == 0.15, "no ramp"
+    assert S.share(1.0, 0.0, 900, 500, 100) == 0, "neutral: share 0 is off"
+
+
+def two_losses():
+    """(losses fm and struct, parameters): fm knows both layers, struct the first alone."""
+    torch.manual_seed(0)
+    first, second = torch.nn.Linear(5, 4), torch.nn.Linear(4, 3)
+    h = torch.tanh(first(torch.randn(6, 5)))
+    parameters = [*first.parameters(), *second.parameters()]
+    return second(h).square().mean(), (h.T @ h).square().mean(), parameters
+
+
+def norm_of_gradient(which: int) -> float:
+    """Norm over all parameters after backward, loss `which` alone."""
+    *both, parameters = two_losses()
+    both[which].backward()
+    return float(sum(p.grad.square().sum() for p in parameters if p.grad is not None) ** 0.5)
+
+
+def test_the_ratio_is_that_of_the_norms_that_backward_finds():
+    fm, struct, parameters = two_losses()
+    ratio = S.gradient_ratio(fm, struct, parameters)
+    assert ratio == pytest.approx(norm_of_gradient(1) / norm_of_gradient(0), rel=1e-5)
+    only_second = S.gradient_ratio(fm, struct + 0 * parameters[2].sum(), parameters[2:])
+    assert only_second == 0, "on parameters that the structure loss does not know"
+
+
+def test_the_ratio_is_the_closed_form():
+    a, b, c = torch.randn(5, requires_grad=True), torch.randn(3, requires_grad=True), torch.randn(5)
+    fm, struct = (a**2).sum() + 3 * b.sum(), (a * c).sum()
+    expected = c.norm() / torch.cat([2 * a.detach(), torch.full((3,), 3.0)]).norm()
+    assert S.gradient_ratio(fm, struct, [a, b]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_ratio_scales_with_either_loss_and_gives_the_weight_of_a_share():
+    fm, struct, parameters = two_losses()
+    ratio = S.gradient_ratio(fm, struct, parameters)
+    assert S.gradient_ratio(fm, 2 * struct, parameters) == pytest.approx(2 * ratio, rel=1e-5)
+    assert S.gradient_ratio(2 * fm, struct, parameters) == pytest.approx(ratio / 2, rel=1e-5)
+    for scale in (1.0, 1e-3, 1e3):
+        mu = 0.15 / S.gradient_ratio(fm, scale * struct, parameters)
+        weighed = S.gradient_ratio(fm, mu * scale * struct, parameters)
+        assert weighed == pytest.approx(0.15, rel=1e-4), "whatever the scale of the loss"
+
+
+def test_measuring_the_ratio_leaves_the_graph_alive_and_no_gradient_touched():
+    fm, struct, parameters = two_losses()
+    parameters[0].grad = torch.full_like(parameters[0], 7.0)
+    S.gradient_ratio(fm, struct, parameters)
+    assert (parameters[0].grad == 7).all() and all(p.grad is None for p in parameters[1:])
+    (fm + struct).backward()  # the graph is still alive
+    assert all(p.grad is not None for p in parameters)
+
+
+def test_measured_ratios_are_averaged_geometrically():
+    """log ratio is half what it was and half what is new: 4, 1, 16 -> 4, 2, 32^.5."""
+    detector, found = S.GroupDetector(8), []
+    assert detector.ratio is None
+    for ratio in (4.0, 1.0, 16.0, 0.25):
+        detector.take_ratio(ratio)
+        found.append(detector.ratio)
+    logs = np.log2([4.0, 1.0, 16.0, 0.25])
+    eighths = np.array([[8, 0, 0, 0], [4, 4, 0, 0], [2, 2, 4, 0], [1, 1, 2, 4]])
+    assert np.allclose(np.log2(found), eighths @ logs / 8)
+    up, down = S.GroupDetector(8), S.GroupDetector(8)
+    for factor in (10.0, 1.0):
+        up.take_ratio(factor)
+        down.take_ratio(1 / factor)
+    assert up.ratio * down.ratio == pytest.approx(1), "ten times too much and a tenth weigh alike"

@@ -1,0 +1,284 @@
+"""Which discrepancy should the regime follow? Chosen by a rule, on recorded runs. And: is its r steady?
+
+    python train.py --recipe static --probe always --eval-every 0 ...    # a run that measures all of them
+    python -m lab.regime_choice record runs/A runs/B --out results/regime/recorded
+    python -m lab.regime_choice choose results/regime/recorded/*.jsonl   # the table of all signals
+    python -m lab.regime_choice check results/regime/default/*.jsonl     # r of the runs as they were driven
+    python -m lab.regime_choice means assets/demo                        # why not t = 1
+
+Measured progress is 0 for what needs no learning about the clip, 1 for the codec's ceiling:
+
+    captions           event sets that are right / those of real clips through the codec
+    super-resolution   (E_mean - E) / (E_mean - E_codec): energy scores of the model, of a spectrum that is
+                       the same for all clips, and of real clips through the codec; clips of the previews
+
+both as isotonic fits over training, since single evaluations scatter. **The rule**, written before the runs
+were made: of all signals (regime.SIGNALS) whose r never goes back by more than 0.15 in the mean over runs,
+take the one whose r has the smallest mean error |r - progress| at the evaluations, the mean of the two tasks;
+of those that all runs measured (with `--probe auto` a run measures what its own signal needs). Each run is
+judged by the signal that the *other* runs choose (leave one run out). It has to stay within 0.12 in captions
+and 0.15 in super-resolution.
+
+Public: main, record, r_of, error, back, choose, check, means.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import data
+import evaluate
+import regime
+from lab.statistics import isotonic
+from parts.errors import UserError, run_cli
+from parts.files import write_text
+from parts.previews import CUTOFF
+from parts.scoring import preview_clips, superresolution_references
+from parts.teacher import TeacherFeatures, load_teacher
+
+BOUNDS = {"t2a": 0.12, "sr": 0.15}  # of the mean error
+MOST_BACK = 0.15                    # how far r may go back
+ACQUIRES, REFINES = (0.3, 0.3), (0.6, 0.7)  # (r below, while progress is below), (r above, where it is above)
+KEPT = ("task", "seed", "steps", "recipe", "regime", "regime_signal", "lr", "muon_lr", "width", "depth",
+        "cool")
+
+
+# --- runs as small files ------------------------------------------------------------------------------------
+
+def record(path: Path) -> list[dict]:
+    """A run folder -> a header with its settings, then one row a probe or an evaluation."""
+    run = evaluate.load_run(path)
+    log = [json.loads(line) for line in (path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    worst, best, metric = _references(run)
+    rows: dict[int, dict] = {}
+    for line in log:
+        row = rows.setdefault(line["step"], {"step": line["step"]})
+        if "D_of" in line:
+            row["D_of"] = {name: round(D, 5) for name, D in line["D_of"].items()}
+            row["r"] = round(line["r"], 5)
+        for name in ("agreement", "agreement_t", "struct_share"):
+            if name in line:
+                row[name] = line[name]
+        if metric in line.get("eval", {}):
+            row["progress"] = round((line["eval"][metric] - worst) / (best - worst), 4)
+    header = {name: run.config[name] for name in KEPT}
+    return [header, *(row for _, row in sorted(rows.items()) if len(row) > 1)]
+
+
+def _references(run) -> tuple[float, float, str]:
+    """(value at progress 0, at progress 1, name) of the quick metric on the clips of the previews."""
+    config, clips = run.config, preview_clips(run.config)
+    if config["task"] == "t2a":
+        scores = json.loads((run.path / "scores.json").read_text(encoding="utf-8"))
+        rows = {row["row"]: row for row in next(iter(scores.values()))["rows"]}
+        return 0.0, rows["codec ceiling"]["exact"], "event_accuracy"
+    sets = (data.open_set(config, split, n) for split, n in (("val", clips), ("train", config["clips"])))
+    _, _, rows = superresolution_references(run.codec, config, *sets, clips, CUTOFF)
+    worst, best = (float(np.mean([clip["energy_score"] for clip in rows[name]]))
+                   for name in ("mean spectrum", "codec ceiling"))
+    return worst, best, "energy_score"
+
+
+def read(path: Path) -> tuple[dict, list[dict]]:
+    """(header, rows) of a recorded file."""
+    header, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    if "task" not in header or not any("progress" in row for row in rows):
+        raise UserError(f"{path}: not a file of `record`, or of a run without evaluations")
+    return header, rows
+
+
+# --- r of a signal, and how far it is from progress ---------------------------------------------------------
+
+def r_of(rows: list[dict], kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """r that a signal would have given: (steps, r) at the probes."""
+    probes = [row for row in rows if "D_of" in row]
+    last = max(row["step"] for row in rows)
+    follower, steps = regime.Regime("slope", last), set(regime.probe_steps(last))
+    found = []
+    for row in probes:
+        if row["step"] in steps:
+            follower.update(row["step"], regime.signal(kind, row["D_of"]))
+            found.append((row["step"], follower.r(row["step"])))
+    return tuple(np.array(column) for column in zip(*found))
+
+
+def progress_of(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, isotonic fit of measured progress) at the evaluations."""
+    points = [(row["step"], row["progress"]) for row in rows if "progress" in row]
+    steps, values = (np.array(column) for column in zip(*points))
+    return steps, isotonic(values)
+
+
+def error(rows: list[dict], steps: np.ndarray, r: np.ndarray) -> float:
+    """Mean |r - progress| over the evaluations."""
+    at, progress = progress_of(rows)
+    return float(np.abs(regime.hold_last(steps, r, at) - progress).mean())
+
+
+def back(r: np.ndarray) -> float:
+    """How far r goes back from the highest value that it had."""
+    return float((np.maximum.accumulate(r) - r).max())
+
+
+# --- the choice ---------------------------------------------------------------------------------------------
+
+def choose(recorded: list[tuple[dict, list[dict]]]) -> dict:
+    """-> {"signals": {kind: {"t2a": error, "sr": error, "back": mean}}, "chosen", "left_out": each run's
+    error under the choice of the others}."""
+    measured = set.intersection(*({name for row in rows for name in row.get("D_of", ())}
+                                  for _, rows in recorded))
+    kinds = [kind for kind, names in regime.SIGNALS.items()
+             if kind != "latent" and measured.issuperset(names)]
+    tasks = [header["task"] for header, _ in recorded]
+    alone = [task for task in set(tasks) if tasks.count(task) < 2]
+    if alone:
+        raise UserError(f"choose: one run of task {alone[0]} only; each run is judged by the others")
+    curves = [{kind: r_of(rows, kind) for kind in kinds} for _, rows in recorded]
+    errors = np.array([[error(rows, *curve[kind]) for kind in kinds]
+                       for (_, rows), curve in zip(recorded, curves)])                     # (runs, kinds)
+    backs = np.array([[back(curve[kind][1]) for kind in kinds] for curve in curves])
+
+    def best(runs: list[int]) -> int:
+        by_task = [errors[[n for n in runs if tasks[n] == task]].mean(0) for task in sorted(set(tasks))]
+        mean = np.mean(by_task, 0)
+        steady = backs[runs].mean(0) <= MOST_BACK
+        return int(np.argmin(np.where(steady, mean, mean + 1)))   # without a steady one: the nearest
+
+    everyone, left_out = list(range(len(recorded))), []
+    for n, (header, _) in enumerate(recorded):
+        k = best([other for other in everyone if other != n])
+        left_out.append({**{name: header[name] for name in ("task", "seed", "lr", "steps")},
+                         "signal": kinds[k], "error": errors[n, k], "back": backs[n, k]})
+    table = {}
+    for k, kind in enumerate(kinds):
+        row = {task: float(errors[[t == task for t in tasks], k].mean()) for task in sorted(set(tasks))}
+        table[kind] = {**row, "back": float(backs[:, k].mean())}
+    return {"signals": table, "chosen": kinds[best(everyone)], "left_out": left_out}
+
+
+def choice_text(found: dict) -> str:
+    tasks = [task for task in ("t2a", "sr") if task in next(iter(found["signals"].values()))]
+    lines = [f"{'signal':16s}" + "".join(f"{'error ' + task:>12s}" for task in tasks) + f"{'goes back':>12s}"]
+    for kind, row in found["signals"].items():
+        mark = "  <- chosen" if kind == found["chosen"] else ""
+        values = "".join(f"{row[name]:12.3f}" for name in (*tasks, "back"))
+        lines.append(f"{kind:16s}{values}{mark}")
+    lines += ["", "each run under the signal that the others choose"]
+    for run in found["left_out"]:
+        verdict = "within" if run["error"] <= BOUNDS[run["task"]] else "NOT within"
+        lines.append(f"{run['task']:4s} seed {run['seed']:<4d} lr {run['lr']:g}: {run['signal']:14s} error "
+                     f"{run['error']:.3f} ({verdict} {BOUNDS[run['task']]:g}), goes back {run['back']:.2f}")
+    return "\n".join(lines)
+
+
+# --- is it steady? ------------------------------------------------------------------------------------------
+
+def check(recorded: list[tuple[dict, list[dict]]]) -> dict:
+    """r as the runs were driven by it. Per task: each run's error, how far r went back, evaluations at which
+    it was on the wrong side (ACQUIRES, REFINES); over seeds of the same settings the largest deviation of r
+    past the first tenth."""
+    result = {}
+    for task in sorted({header["task"] for header, _ in recorded}):
+        runs, curves = [], {}
+        for header, rows in recorded:
+            if header["task"] != task:
+                continue
+            steps, r = (np.array(column) for column in zip(*((row["step"], row["r"]) for row in rows
+                                                             if "D_of" in row)))
+            at, progress = progress_of(rows)
+            r_at = regime.hold_last(steps, r, at)
+            early = (progress < ACQUIRES[1]) & (r_at >= ACQUIRES[0])
+            late = (progress > REFINES[1]) & (r_at <= REFINES[0])
+            runs.append({"seed": header["seed"], "lr": header["lr"], "error": error(rows, steps, r),
+                         "back": back(r), "too_early": int(early.sum()), "too_late": int(late.sum()),
+                         "evaluations": len(at)})
+            every = np.unique(np.round(np.geomspace(0.1 * header["steps"], header["steps"], 50)).astype(int))
+            curves.setdefault(header["lr"], []).append(regime.hold_last(steps, r, every))
+        spread = {f"{lr:g}": float(np.std(many, axis=0, ddof=1).max())
+                  for lr, many in curves.items() if len(many) > 1}
+        result[task] = {"runs": runs, "mean_error": float(np.mean([run["error"] for run in runs])),
+                        "spread_over_seeds": spread}
+    return result
+
+
+def check_text(found: dict) -> str:
+    lines = []
+    for task, result in found.items():
+        for run in result["runs"]:
+            lines.append(f"{task:4s} seed {run['seed']:<4d} lr {run['lr']:g}: error {run['error']:.3f}, goes "
+                         f"back {run['back']:.2f}, of {run['evaluations']} evaluations r is too early at "
+                         f"{run['too_early']}, too late at {run['too_late']}")
+        spread = ", ".join(f"{value:.3f} (lr {lr})" for lr, value in result["spread_over_seeds"].items())
+        lines.append(f"{task:4s} mean error {result['mean_error']:.3f} (at most {BOUNDS[task]:g}); largest "
+                     f"deviation over seeds past the first tenth: {spread or 'one seed only'}")
+    return "\n".join(lines)
+
+
+# --- why not t = 1 ------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def means(run: evaluate.Run, clips: int = 6_000, draws: int = 8) -> dict:
+    """D between the mean of n true clips of a caption and another true clip of it -> {n: {"frames", "pooled",
+    "captions"}}. At t = 1 the best prediction is such a mean, of all clips that the caption allows."""
+    world = data.open_set({**run.config, "data": "soundworld"}, "train", clips)
+    of_caption: dict[str, list[int]] = {}
+    for i in range(clips):
+        of_caption.setdefault(world.caption(i), []).append(i)
+    ns, rng = (1, 2, 4, 8), np.random.default_rng(0)
+    enough = [same for same in of_caption.values() if len(same) > max(ns)]
+    extract = TeacherFeatures(run.codec, load_teacher())
+    z = {i: run.codec.encode(torch.from_numpy(world.wave(i))[None])[0] for same in enough for i in same}
+    phi_mean = torch.cat([extract(x[None])[0] for x in z.values()]).mean(0)
+
+    found = {}
+    for n in ns:
+        frames, pooled = [], []
+        for same in enough:
+            for _ in range(draws):
+                target, *others = (z[i] for i in rng.permutation(same)[: n + 1])
+                a, b = extract(torch.stack(others).mean(0)[None]), extract(target[None])
+                frames.append(float(regime.discrepancy(a, b, phi_mean)))
+                a, b = (regime.over_frames(x)[:, None] for x in (a, b))
+                pooled.append(float(regime.discrepancy(a, b, phi_mean)))
+        found[n] = {"frames": np.mean(frames), "pooled": np.mean(pooled), "captions": len(enough)}
+    return found
+
+
+def means_text(found: dict) -> str:
+    lines = ["mean of n true clips of a caption against another one: D frame by frame, pooled"]
+    lines += [f"n = {n}: {row['frames']:.3f}, {row['pooled']:.3f}" for n, row in found.items()]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("record", "choose", "check", "means"))
+    parser.add_argument("paths", nargs="+", type=Path, help="run folders (record, means), files of `record`")
+    parser.add_argument("--out", type=Path, help="record: folder of the files; else: JSON")
+    args = parser.parse_args()
+    if args.command == "record":
+        if not args.out:
+            raise UserError("record: needs --out FOLDER")
+        args.out.mkdir(parents=True, exist_ok=True)
+        for path in args.paths:
+            lines = [json.dumps(row) for row in record(path)]
+            write_text(args.out / f"{path.name}.jsonl", "\n".join(lines) + "\n")
+            print(f"{args.out / path.name}.jsonl: {len(lines) - 1} rows")
+        return
+    if args.command == "means":
+        found, text = means(evaluate.load_run(args.paths[0])), means_text
+    else:
+        function, text = (choose, choice_text) if args.command == "choose" else (check, check_text)
+        found = function([read(path) for path in args.paths])
+    print(text(found))
+    if args.out:
+        write_text(args.out, json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,151 @@
+"""Claims about the choice of the regime's signal: it finds the planted one, and says when none is good."""
+import json
+import shutil
+import types
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, in_process
+
+import regime
+from lab import regime_choice as C
+
+K = 4_096
+KINDS = [kind for kind in regime.SIGNALS if kind != "latent"]
+
+
+def falls_until(k: np.ndarray, end: int, noise: float, rng) -> np.ndarray:
+    """D that falls by 0.08 a doubling until step `end`."""
+    return 1 - 0.08 * np.log2(np.minimum(k, end)) / 2 + noise * rng.standard_normal(len(k))
+
+
+def fabricate(task: str, seed: int, good: str = "t0.7", lr: float = 2e-3) -> tuple[dict, list[dict]]:
+    """A recording: progress is complete at step 512; only the D called `good` stops falling there."""
+    rng = np.random.default_rng(seed)
+    steps = np.array(regime.probe_steps(K))
+    names = [name + how for name in regime.PREDICTIONS for how in ("", "-pooled")]
+    D = {name: falls_until(steps, 512 if name == good else 64, 0.002, rng) for name in names}
+    rows = [{"step": int(k), "r": 0.0, "D_of": {name: float(D[name][n]) for name in names}}
+            for n, k in enumerate(steps)]
+    for row in rows:
+        if row["step"] >= 64 and np.log2(row["step"]) % 1 == 0:
+            row["progress"] = 0.1 if row["step"] <= 512 else 0.95
+    header = {"task": task, "seed": seed, "lr": lr, "steps": K}
+    return header, rows
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return [fabricate(task, seed) for task in ("t2a", "sr") for seed in range(3)]
+
+
+def test_the_signal_that_stops_where_progress_stops_is_chosen(recorded):
+    found = C.choose(recorded)
+    assert found["chosen"] == "t0.7"
+    assert all(run["signal"] == "t0.7" for run in found["left_out"])
+    errors = {kind: row["t2a"] for kind, row in found["signals"].items()}
+    assert errors["t0.7"] == min(errors.values()) and set(errors) == set(KINDS)
+
+
+def test_a_run_is_judged_by_the_signal_that_the_others_choose(recorded):
+    """Negative control: one run in which another signal is right does not choose for itself."""
+    odd = fabricate("t2a", 9, good="sample")
+    found = C.choose([*recorded, odd])
+    judged = found["left_out"][-1]
+    assert judged["signal"] == "t0.7" and judged["error"] > C.BOUNDS["t2a"]
+    assert "NOT within 0.12" in C.choice_text(found)
+
+
+def test_r_of_a_recording_is_that_of_the_regime_fed_by_hand(recorded):
+    _, rows = recorded[0]
+    steps, r = C.r_of(rows, "t0.7")
+    by_hand = regime.Regime("slope", K)
+    for row in rows:
+        by_hand.update(row["step"], row["D_of"]["t0.7"])
+        assert r[list(steps).index(row["step"])] == by_hand.r(row["step"])
+
+
+def test_probes_between_those_of_the_regime_are_passed_over(recorded):
+    """A recording with more probes gives the same r."""
+    _, rows = recorded[0]
+    more = sorted([*rows, {"step": 50, "D_of": rows[0]["D_of"]}], key=lambda row: row["step"])
+    assert np.array_equal(C.r_of(rows, "levels"), C.r_of(more, "levels"))
+
+
+def test_error_and_back_are_those_of_the_definition():
+    rows = [{"step": k, "progress": p} for k, p in ((64, 0.2), (128, 0.1), (256, 0.9))]
+    steps, r = np.array([32, 100, 200]), np.array([0.0, 0.5, 0.4])
+    # isotonic: .15, .15, .9; r held: 0, .5, .4
+    assert C.error(rows, steps, r) == pytest.approx(np.mean([0.15, 0.35, 0.5]))
+    assert C.back(r) == pytest.approx(0.1) and C.back(np.array([0.0, 0.2, 0.9])) == 0
+
+
+def test_check_counts_the_wrong_side_and_the_spread_over_seeds():
+    def driven(seed, r_late):
+        rows = [{"step": 32, "r": 0.0, "D_of": {}}, {"step": 64, "r": 0.35, "D_of": {}, "progress": 0.1},
+                {"step": 1_000, "r": r_late, "D_of": {}, "progress": 0.9}]
+        return {"task": "sr", "seed": seed, "lr": 1e-3, "steps": 1_000}, rows
+    found = C.check([driven(0, 0.5), driven(1, 0.9)])["sr"]
+    assert [run["too_early"] for run in found["runs"]] == [1, 1]
+    assert [run["too_late"] for run in found["runs"]] == [1, 0]
+    assert found["spread_over_seeds"]["0.001"] == pytest.approx(np.std([0.5, 0.9], ddof=1))
+    assert "too early at 1, too late at 1" in C.check_text({"sr": found})
+
+
+def test_a_run_folder_becomes_a_small_file(t2a_run, tmp_path):
+    """Progress is the event accuracy as a share of the ceiling's; D and r are those of the log."""
+    folder = tmp_path / "run"
+    shutil.copytree(t2a_run, folder)
+    probe = {"step": 5, "r": 0.123456, "D": 0.5, "D_of": {"t0.9": 0.1234567}, "agreement": 0.2}
+    with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
+        log.write(json.dumps(probe) + "\n")
+    scores = json.loads((folder / "scores.json").read_text())
+    ceiling = next(row for row in next(iter(scores.values()))["rows"] if row["row"] == "codec ceiling")
+    evaluated = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()
+                 if "eval" in line]
+
+    header, *rows = C.record(folder)
+    assert header["task"] == "t2a" and header["steps"] == 12
+    progress = {row["step"]: row["progress"] for row in rows if "progress" in row}
+    assert progress == pytest.approx({line["step"]: line["eval"]["event_accuracy"]
+                                      / ceiling["exact"] for line in evaluated}, abs=1e-3)
+    probed = next(row for row in rows if "D_of" in row)
+    assert probed == {"step": 5, "r": 0.12346, "D_of": {"t0.9": 0.12346}, "agreement": 0.2}
+
+
+def test_another_file_is_refused_in_one_line(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"step": 1}\n')
+    made = in_process(C, "choose", tmp_path / "x.jsonl", cwd=ROOT)
+    assert made.returncode == 2 and "x.jsonl: not a file of `record`" in made.stderr
+
+
+class Repeated:
+    """Twelve clips of each of four captions. What a caption says: a waveform, to which each clip adds noise;
+    or the envelope of a noise that is each clip's own."""
+
+    def __init__(self, waveform: bool):
+        self.waveform = waveform
+
+    def caption(self, i):
+        return f"sound {i % 4}"
+
+    def wave(self, i):
+        said = np.random.default_rng(100 + i % 4).standard_normal(60)
+        own = np.random.default_rng(i).standard_normal(60)
+        return (said + own if self.waveform else 3 * np.abs(said) * own).astype(np.float32)
+
+
+@pytest.mark.parametrize("waveform, features, rises", [(True, torch.Tensor.clone, False),
+                                                       (False, torch.Tensor.abs, True)])
+def test_d_of_a_mean_falls_where_sounds_are_alike_and_rises_where_their_texture_is(
+        monkeypatch, waveform, features, rises):
+    """Negative control: the measure itself does not make means look bad."""
+    monkeypatch.setattr(C.data, "open_set", lambda *a: Repeated(waveform))
+    monkeypatch.setattr(C, "load_teacher", lambda: None)
+    monkeypatch.setattr(C, "TeacherFeatures", lambda codec, teacher: features)
+    codec = types.SimpleNamespace(encode=lambda wav: wav.reshape(len(wav), 2, 30))
+    found = C.means(types.SimpleNamespace(config={}, codec=codec), clips=48, draws=40)
+    frames = [found[n]["frames"] for n in (1, 2, 4, 8)]
+    assert found[1]["captions"] == 4
+    assert np.all(np.diff(frames) > 0) if rises else np.all(np.diff(frames) < 0)
