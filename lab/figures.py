@@ -285,7 +285,10 @@ def agreement() -> plt.Figure:
 
 def work() -> plt.Figure:
     """Mean cos^2 between what blocks add to the stream, one matrix a run."""
-    runs = json.loads((RESULTS / "block-work.json").read_text())
+    file = RESULTS / "block-work.json"
+    if not file.is_file():
+        raise UserError(f"{file}: missing; make it with: python -m lab.block_work")
+    runs = json.loads(file.read_text())
     fig, axes = plt.subplots(1, len(runs), figsize=(3.4 * len(runs), 3.6), squeeze=False)
     top = max(np.max(np.array(run["cos2"]) - np.eye(run["depth"])) for run in runs.values())
     for ax, run in zip(axes[0], runs.values()):
