@@ -39,6 +39,8 @@ depth_groups, share, gradient_ratio. Two peers of grouped_loss are in parts/peer
 """
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import scipy.cluster.hierarchy
 import scipy.spatial.distance
@@ -128,17 +130,24 @@ def axes_test(parts: list[Tensor], G: int, seed, draws: int = DRAWS) -> float:
     return (1 + reached) / (1 + draws)
 
 
+@functools.cache
+def _depth_model(L: int) -> tuple:
+    """(i, j (pairs,), regressors (pairs, 5), their pseudoinverse) of the pairs of L blocks."""
+    i, j = np.triu_indices(L, 1)
+    apart = (j - i).astype(float)
+    depth = np.stack([np.ones_like(apart), apart, 1 / apart, i == 0, j == L - 1], 1)
+    return i, j, depth, np.linalg.pinv(depth)
+
+
 def beyond_depth(S: np.ndarray) -> np.ndarray:
     """What a model of depth leaves of S (L, L): the similarity that is grouped. S itself below six blocks."""
     L = len(S)
     if L < TESTABLE:
         return S
-    i, j = np.triu_indices(L, 1)
-    apart = (j - i).astype(float)
+    i, j, depth, inverse = _depth_model(L)
     # S_lm = a + b |l - m| + c / |l - m| + d (first block) + e (last block) + the rest             # ASSUMED
-    depth = np.stack([np.ones_like(apart), apart, 1 / apart, i == 0, j == L - 1], 1)     # (pairs, 5)
     rest = np.eye(L)
-    rest[i, j] = rest[j, i] = S[i, j] - depth @ (np.linalg.pinv(depth) @ S[i, j])
+    rest[i, j] = rest[j, i] = S[i, j] - depth @ (inverse @ S[i, j])
     return rest
 
 

@@ -132,7 +132,8 @@ def losses(cfg: Config, networks: Networks, batch: dict, k: int, driven: Driven,
     with networks.autocast():
         v_hat, hs, v = predict(networks.model, batch, networks.net)
     each = flow_matching_loss(v_hat, v, mask)
-    total, fm, ssl, struct = each.mean(), each.mean(), torch.zeros(()), torch.zeros(())
+    total = fm = each.mean()
+    ssl, struct = torch.zeros(()), torch.zeros(())
     timer("forward")
 
     # Guidance: align a block with the teacher. Tokens take turns: the projector on all costs 10 % of a step.

@@ -36,10 +36,11 @@ from matplotlib import pyplot as plt
 
 import evaluate
 import sampler
-from lab.regime_choice import r_of
+from lab.regime_choice import driven_r, r_of, read
 from lab.statistics import interval
 from lab.tables import QUALITY, curves
 from parts.config import Config
+from parts.dashboard import steps_and_values
 from parts.errors import UserError, run_cli
 from parts.soundworld import SoundWorld
 from parts.spectrograms import draw_spectrogram
@@ -87,9 +88,9 @@ def mechanism() -> plt.Figure:
                              height_ratios=(1, 0.8, 1.1))
     for column, name, title in zip(axes.T, ("sr", "t2a"), ("super-resolution", "captions")):
         rows = log_rows(name)
-        column[0].plot(*_column(rows, "D"), color=BLACK)
+        column[0].plot(*steps_and_values(rows, "D"), color=BLACK)
         column[0].set_title(f"{title}: discrepancy D")
-        steps, r = _column(rows, "r")
+        steps, r = steps_and_values(rows, "r")
         column[1].plot(steps, r, color=RED, drawstyle="steps-post")
         column[1].fill_between(steps, 0, r, color=RED, alpha=0.12, step="post")
         column[1].set_title("regime r: 0 acquires, 1 refines")
@@ -107,21 +108,15 @@ def mechanism() -> plt.Figure:
     return fig
 
 
-def _column(rows: list[dict], key: str) -> tuple[list, list]:
-    """(steps, values) of the rows that hold a key."""
-    found = [row for row in rows if key in row]
-    return [row["step"] for row in found], [row[key] for row in found]
-
-
 def driven_shares(rows: list[dict]) -> dict:
     """{what r drives: (steps, values)}, each as a share of its most under the default settings: lambda /
     lambda0, (m - m_late) / (m_early - m_late), and the structure loss's share of the gradient over
     struct_share."""
     cfg = Config()
-    steps, densities = _column(rows, "density")
+    steps, densities = steps_and_values(rows, "density")
     m = [(density["m"] - cfg.m_late) / (cfg.m_early - cfg.m_late) for density in densities]
-    steps_of_lambda, lam = _column(rows, "lambda")
-    steps_of_share, share = _column(rows, "struct_share")
+    steps_of_lambda, lam = steps_and_values(rows, "lambda")
+    steps_of_share, share = steps_and_values(rows, "struct_share")
     return {"guidance weight lambda": (steps_of_lambda, [x / cfg.lambda0 for x in lam]),
             f"sampler's centre m (1: {cfg.m_early:g}, 0: {cfg.m_late:g})": (steps, m),
             f"structure's share of the gradient (1: {cfg.struct_share:g})":
@@ -207,8 +202,6 @@ def blocks() -> plt.Figure:
     return fig
 
 
-# --- experiments --------------------------------------------------------------------------------------------
-
 # --- several runs -------------------------------------------------------------------------------------------
 
 TASKS = (("t2a", "captions"), ("sr", "super-resolution"))
@@ -217,7 +210,7 @@ TASKS = (("t2a", "captions"), ("sr", "super-resolution"))
 def recorded(folder: str, task: str) -> list[tuple[dict, list[dict]]]:
     """(header, rows) of the files of lab.regime_choice in results/regime/FOLDER of a task."""
     files = sorted((RESULTS / "regime" / folder).glob("*.jsonl"))
-    runs = [(rows[0], rows[1:]) for rows in map(rows_of, files) if rows[0]["task"] == task]
+    runs = [(header, rows) for header, rows in map(read, files) if header["task"] == task]
     if not runs:
         raise UserError(f"{RESULTS / 'regime' / folder}: no run of task {task}; lab/regime_choice.py has the "
                         "commands")
@@ -234,9 +227,7 @@ def regime_band() -> plt.Figure:
         of_rate: dict[float, list] = {}
         progress = []
         for header, rows in runs:
-            probes = [(row["step"], row["r"]) for row in rows if "D_of" in row]
-            r = hold_last(*map(np.array, zip(*probes)), steps)
-            of_rate.setdefault(header["lr"], []).append(r)
+            of_rate.setdefault(header["lr"], []).append(hold_last(*driven_r(rows), steps))
             points = [(row["step"], row["progress"]) for row in rows if "progress" in row]
             progress.append((header["lr"], points))
         default = max(of_rate, key=lambda rate: len(of_rate[rate]))
@@ -308,6 +299,8 @@ def work() -> plt.Figure:
     fig.colorbar(image, ax=axes, label="mean cos^2 of what blocks add", shrink=0.8)
     return fig
 
+
+# --- experiments --------------------------------------------------------------------------------------------
 
 def main_comparisons() -> list[Path]:
     """Folders of recorded main comparisons."""

@@ -19,7 +19,7 @@ of those that all runs measured (with `--probe auto` a run measures what its own
 judged by the signal that the *other* runs choose (leave one run out). It has to stay within 0.12 in captions
 and 0.15 in super-resolution.
 
-Public: main, record, r_of, error, back, choose, check, means.
+Public: main, record, read, r_of, driven_r, error, back, choose, check, means.
 """
 from __future__ import annotations
 
@@ -106,6 +106,12 @@ def r_of(rows: list[dict], kind: str) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.array(column) for column in zip(*found))
 
 
+def driven_r(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """r as the run was driven by it: (steps, r) at the probes."""
+    return tuple(np.array(column) for column in zip(*((row["step"], row["r"]) for row in rows
+                                                      if "D_of" in row)))
+
+
 def progress_of(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     """(steps, isotonic fit of measured progress) at the evaluations."""
     points = [(row["step"], row["progress"]) for row in rows if "progress" in row]
@@ -187,8 +193,7 @@ def check(recorded: list[tuple[dict, list[dict]]]) -> dict:
         for header, rows in recorded:
             if header["task"] != task:
                 continue
-            steps, r = (np.array(column) for column in zip(*((row["step"], row["r"]) for row in rows
-                                                             if "D_of" in row)))
+            steps, r = driven_r(rows)
             at, progress = progress_of(rows)
             r_at = regime.hold_last(steps, r, at)
             early = (progress < ACQUIRES[1]) & (r_at >= ACQUIRES[0])

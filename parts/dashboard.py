@@ -4,7 +4,7 @@ Three bands: losses and metrics above the regime and what it drives; the similar
 at three moments; the last previews. Everything comes from files of the run folder, so it can be drawn again
 at any time, except the density of training timesteps, which the caller hands in.
 
-Public: draw_dashboard.
+Public: draw_dashboard, steps_and_values.
 """
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def draw_dashboard(path: Path, logit_normal) -> None:
     temporary.replace(path / "dashboard.png")
 
 
-def _column(rows: list[dict], key: str) -> tuple[list, list]:
+def steps_and_values(rows: list[dict], key: str) -> tuple[list, list]:
     """(steps, values) of the rows that hold a key."""
     found = [row for row in rows if key in row]
     return [row["step"] for row in found], [row[key] for row in found]
@@ -136,7 +136,7 @@ def _draw_regime(ax, train: list[dict]) -> None:
     """Discrepancy D at several t, and over it, on an axis of its own, the regime r."""
     limits = (max(10, train[0]["step"]), train[-1]["step"] + 1)
     ax.set(title="where training is", xlabel="step (doublings)", xscale="log", xlim=limits)
-    r_steps, r = _column(train, "r")
+    r_steps, r = steps_and_values(train, "r")
     if not r:
         ax.text(0.5, 0.5, "this run logged no regime", ha="center", transform=ax.transAxes)
         return
@@ -147,7 +147,7 @@ def _draw_regime(ax, train: list[dict]) -> None:
             what = "of a sample" if name == "sample" else f"at t = {name[1:]}"
             ax.plot(*zip(*points), ".-", ms=3, lw=0.8, color=color, label=f"D {what}")
     if any("D" in row for row in train):
-        ax.plot(*_column(train, "D"), "o-", ms=3, color="C0", label="D, whose slope gives r")
+        ax.plot(*steps_and_values(train, "D"), "o-", ms=3, color="C0", label="D, whose slope gives r")
     measured = any("D" in row for row in train)
     ax.set_ylabel("discrepancy D" if measured else "D: not measured by this recipe")
     other = ax.twinx()
@@ -163,10 +163,10 @@ def _draw_regime(ax, train: list[dict]) -> None:
 
 def _draw_weights(ax, train: list[dict]) -> None:
     """Loss weights lambda and mu, and the agreement of gradients where it was measured."""
-    ax.plot(*_column(train, "lambda"), color="C2", label="lambda (guidance)")
-    ax.plot(*_column(train, "mu"), color="C4", label="mu (structure)")
+    ax.plot(*steps_and_values(train, "lambda"), color="C2", label="lambda (guidance)")
+    ax.plot(*steps_and_values(train, "mu"), color="C4", label="mu (structure)")
     ax.set(title="what r drives", xlabel="step", ylabel="loss weight", ylim=(-0.02, None))
-    steps, agreement = _column(train, "agreement")
+    steps, agreement = steps_and_values(train, "agreement")
     if steps:
         other = ax.twinx()
         other.plot(steps, agreement, "o-", ms=3, color="0.4")
@@ -178,7 +178,7 @@ def _draw_weights(ax, train: list[dict]) -> None:
 def _draw_density(ax, train: list[dict], logit_normal) -> None:
     """p(t) over training, from the logged densities."""
     t, columns = (torch.arange(100) + 0.5) / 100, []               # centres of 100 bins
-    steps, densities = _column(train, "density")
+    steps, densities = steps_and_values(train, "density")
     for fields in densities:
         density = Binned(**fields) if "shares" in fields else logit_normal(**fields)
         columns.append(density.pdf(t).numpy())

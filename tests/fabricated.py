@@ -1,4 +1,6 @@
-"""Rows of runs that never were, for the tests of tables and experiments."""
+"""Rows of runs that never were, for the tests of tables and experiments; and random generators, for those of
+densities."""
+import torch
 
 
 def half(arm, seed, k=None) -> float:
@@ -19,3 +21,14 @@ def fabricated_rows(arms, seeds, final, curve=half, steps=(10, 20, 40, 80), **mo
                     row["final"] = {"exact": final(arm, seed)}
                 rows.append(row)
     return rows
+
+
+def generator_of(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def left_after(density, n: int = 17) -> tuple:
+    """What a generator gives after a density of timesteps has drawn n of it: uniform and normal values."""
+    generator = generator_of(1)
+    density.sample(n, generator)
+    return torch.rand(4, generator=generator), torch.randn(4, generator=generator)

@@ -6,16 +6,13 @@ import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
+from fabricated import generator_of, left_after
 
 from parts import peers
 from sampler import FLOOR, LogitNormal
 
 FIRST = LogitNormal(1.5)
 MIDDLES = (torch.arange(peers.BINS) + 0.5) / peers.BINS
-
-
-def generator_of(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 # --- curriculum
@@ -86,12 +83,7 @@ def test_negative_control_other_shares_or_another_floor_are_rejected():
 @pytest.mark.parametrize("density", SOME)
 def test_a_binned_density_consumes_what_a_logit_normal_does(density):
     """Or switching the density would change the noise drawn after it."""
-    after = []
-    for each in (LogitNormal(), density):
-        generator = generator_of(1)
-        each.sample(17, generator)
-        after.append((torch.rand(4, generator=generator), torch.randn(4, generator=generator)))
-    assert all(torch.equal(a, b) for a, b in zip(*after))
+    assert all(map(torch.equal, left_after(LogitNormal()), left_after(density)))
 
 
 def test_equal_shares_and_a_floor_of_one_are_both_uniform():

@@ -7,6 +7,7 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 import torch
+from fabricated import generator_of, left_after
 
 import sampler
 from parts import peers
@@ -14,10 +15,6 @@ from sampler import LogitNormal
 
 DENSITIES = [LogitNormal(), LogitNormal(1.0), LogitNormal(-1.0, 0.5, 0.0), LogitNormal(2.0, 1.5, 0.3),
              LogitNormal(0.8, 1.0, 1.0)]
-
-
-def generator_of(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 # --- the density
@@ -114,12 +111,7 @@ BINNED = peers.Binned((0.5, 0.0, 0.25, 0.25), 0.1)
 @pytest.mark.parametrize("density", [*DENSITIES[1:], BINNED, peers.InfoNoise(DENSITIES[1]).density])
 def test_every_density_consumes_the_same_randomness(density):
     """Or switching the density would change the noise drawn after it."""
-    after = []
-    for each in (LogitNormal(), density):
-        generator = generator_of(1)
-        each.sample(17, generator)
-        after.append((torch.rand(4, generator=generator), torch.randn(4, generator=generator)))
-    assert all(torch.equal(a, b) for a, b in zip(*after))
+    assert all(map(torch.equal, left_after(LogitNormal()), left_after(density)))
 
 
 def test_negative_control_a_density_that_draws_less_shifts_what_follows():
