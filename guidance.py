@@ -52,8 +52,9 @@ class Projector(nn.Module):
 
 
 def alignment_loss(z: Tensor, phi: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over tokens of 1 - cos(z, phi): (B, T, F) x 2, mask (B, T) True at real tokens -> scalar in [0,
-    2].
+    """Mean over clips, of each over its real tokens, of 1 - cos(z, phi): (B, T, F) x 2, mask (B, T) True at
+    real tokens -> scalar in [0, 2]. A clip counts as one however short it is, so the parts of a batch have
+    the gradient of the batch.
 
     phi is a target: no gradient reaches the teacher. In float32: norms of half-precision vectors overflow or
     round to 0. The cosine is written out because F.cosine_similarity normalises both sides anew in forward
@@ -65,7 +66,7 @@ def alignment_loss(z: Tensor, phi: Tensor, mask: Tensor | None = None) -> Tensor
         distance = 1 - (z * phi).sum(-1) / z.norm(dim=-1).clamp_min(1e-6)          # (B, T)
     if mask is None:
         return distance.mean()
-    return (distance * mask).sum() / mask.sum().clamp_min(1)
+    return ((distance * mask).sum(1) / mask.sum(1).clamp_min(1)).mean()
 
 
 def ssl_weight(r: float, lambda0: float, gamma: float = 1.0) -> float:

@@ -235,11 +235,11 @@ class VelocityField:
     """v(x (B, T, C), t) of a model with classifier-free guidance, for any length T.
 
     text, null: encoded captions and as many empty ones; cond (B, T, C). w: guidance scale; w = 1 evaluates
-    the conditional branch alone. rescale in [0, 1]: w > 1 exaggerates everything about a caption, its level
-    too; this takes the standard deviation of x0_hat back towards that of the conditional branch (fully at 1).
-    # Lin et al. 2024, sec. 3.4, there for the network's output. window (tokens): where T is longer,
-    overlapping windows of that length (hop window/2, triangular weights) are evaluated and averaged in each
-    step, so one trajectory spans any length."""
+    the conditional branch alone, w = 0 is without condition. rescale in [0, 1]: w > 1 exaggerates everything
+    about a caption, its level too; this takes the standard deviation of x0_hat back towards that of the
+    conditional branch (fully at 1). # Lin et al. 2024, sec. 3.4, there for the network's output. window
+    (tokens): where T is longer, overlapping windows of that length (hop window/2, triangular weights) are
+    evaluated and averaged in each step, so one trajectory spans any length."""
 
     def __init__(self, model: DiT, text: Text | None = None, null: Text | None = None,
                  cond: Tensor | None = None, w: float = 1.0, window: int | None = None, rescale: float = 0.0):
@@ -269,7 +269,7 @@ class VelocityField:
 
         # v = v_null + w (v_cond - v_null)                # Ho & Salimans 2022, eq. 6, whose w is ours minus 1
         v = v_null + self.w * (v_cond - v_null)
-        if not self.rescale or t == 0:
+        if not self.rescale or self.w <= 1 or t == 0:
             return v
         # x0_hat scaled to the conditional branch's deviation. (A fresh network predicts x0 = 0 at t = 1.)
         x0, x0_cond = x - t * v, x - t * v_cond

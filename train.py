@@ -41,7 +41,7 @@ from parts.components import open_codec, open_teacher, open_text
 from parts.config import Config
 from parts.dashboard import draw_dashboard
 from parts.devices import RANK, WORLD, StopSignal, Timer, broadcast_from_rank0, from_all, ignore
-from parts.errors import UserError
+from parts.errors import Stopped, UserError
 from parts.networks import Networks
 from parts.optim import rate_factor
 from parts.progress import Phases, skipped_line
@@ -49,10 +49,6 @@ from parts.progress import Phases, skipped_line
 GRADIENTS = ("agreement", "agreement_t", "struct_share")  # what measure_gradients finds
 STRUCT_LOSSES = {"grouped": structure_reg.grouped_loss, "dispersive": peers.dispersive_loss,
                  "diversity": peers.diversity_loss}
-
-
-class Stopped(UserError):
-    """Ctrl-C or SIGTERM: the step was finished, all is saved, the run can be continued."""
 
 
 # --- what r drives --------------------------------------------------------------------------------------
@@ -330,17 +326,15 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
         detector.load_state_dict(checkpoint["structure"])
         if infonoise:
             infonoise.load_state_dict(checkpoint["infonoise"])
-    if cfg.precision == "auto":
-        faster = measured_precision(networks, val_batches[0]) if RANK == 0 else None
-        cfg.precision = broadcast_from_rank0(faster)
 
     out = Path(cfg.out)
     if RANK == 0:
         config.save_config(out, cfg)
         parameters = sum(p.numel() for p in networks.model.parameters()) / 1e6
-        devices = cfg.device if WORLD == 1 else f"{WORLD} x {cfg.device}"
+        where = cfg.device if WORLD == 1 else f"{WORLD} x {cfg.device}"
         print(f"{cfg.task} on {cfg.data}: {len(clips.train_set)} clips, {parameters:.2f} M parameters, "
-              f"recipe {cfg.recipe}, {cfg.steps} steps of {cfg.batch} on {devices}, run folder {out}")
+              f"recipe {cfg.recipe}, {cfg.steps} steps of {cfg.batch} on {where} in {cfg.precision}, "
+              f"run folder {out}")
         if cfg.structure == "adaptive" and cfg.depth < structure_reg.TESTABLE:
             print(f"note: groups among {cfg.depth} blocks can't be told from depth; the structure loss needs "
                   f"--depth {structure_reg.TESTABLE} or more")
@@ -356,14 +350,6 @@ def build_networks(cfg: Config, words, features: int = 0, phi_mean: torch.Tensor
     model = evaluate.build_model(asdict(cfg), words).to(cfg.device)
     projector = guidance.Projector(cfg.width, features, cfg.seed).to(cfg.device) if features else None
     return Networks(cfg, model, projector, phi_mean)
-
-
-def measured_precision(networks: Networks, batch: dict) -> str:
-    """fp32 or bf16, whichever is faster here at this shape."""
-    def loss_of(some: dict) -> torch.Tensor:
-        v_hat, _, v = predict(networks.model, some)
-        return flow_matching_loss(v_hat, v).mean()
-    return networks.faster_precision(loss_of, batch)
 
 
 def loop(run: Training) -> None:

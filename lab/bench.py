@@ -28,11 +28,9 @@ bench_generation, bench_data, bench, table, estimate_hours.
 """
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import itertools
-import json
 import time
 import types
 from pathlib import Path
@@ -50,11 +48,12 @@ from lab.estimate import flop, saved_bytes
 from lab.plain_dit import Plain
 from model import DiT, block_weights, flow_matching_loss
 from parts import config
+from parts.arguments import Parser, whole
 from parts.audio import CLIP_S, RATE
 from parts.codec import N_FFT, Codec, griffin_lim
-from parts.devices import Timer, hardware, pick_device
+from parts.devices import Timer, hardware, pick_device, pick_precision
 from parts.errors import UserError, run_cli
-from parts.files import write_text
+from parts.files import to_json, write_text
 from parts.metrics import mean_interval
 from parts.scoring import preview_clips
 from parts.soundworld import SoundWorld
@@ -322,17 +321,17 @@ def bench(device: str = "auto", preset: str = "auto", rounds: int = 20, compiled
         rows = bench_steps(task, base, batches, words, compiled, rounds)
         result["steps"] += rows
 
-        # A run is measured in the precision that train.py would choose: the faster one.
-        eager = [row for row in rows if row["arm"] == "vanilla" and row["mode"] == "eager"]
-        faster = min(eager, key=lambda row: row["step_ms"])["precision"]
-        result["run"].append(bench_run_cost(task, base, faster, batches, words, codec, rounds, batch_of_step))
+        # A run is measured in the precision that train.py would choose.
+        precision = pick_precision(cfg.device)
+        cost = bench_run_cost(task, base, precision, batches, words, codec, rounds, batch_of_step)
+        result["run"].append(cost)
 
         model = evaluate.build_model(vars(cfg), words).to(cfg.device).eval().requires_grad_(False)
         run = evaluate.Run(Path("bench"), vars(cfg), model, codec, words, 0)
         result["generation"][task] = bench_generation(run, rounds)
     print(table(result))
     if out:
-        write_text(out, json.dumps(result, indent=1) + "\n")
+        write_text(out, to_json(result, indent=1) + "\n")
     return result
 
 
@@ -474,11 +473,10 @@ def _fastest(function) -> float:
 # --- command ------------------------------------------------------------------------------------------------
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--preset", choices=config.CHOICES["preset"], default="auto")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=whole(2), default=20)
     parser.add_argument("--compile", action="store_true", help="compiled rows too")
     parser.add_argument("--out", type=Path, help="JSON")
     args = parser.parse_args()

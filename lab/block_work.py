@@ -11,8 +11,6 @@ Public: main, block_work.
 """
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +20,10 @@ import data
 import evaluate
 import structure_reg
 import train
+from parts.arguments import Parser
 from parts.config import Config
 from parts.errors import UserError, run_cli
-from parts.files import write_text
+from parts.files import to_json, write_text
 from parts.latents import LatentCache
 
 CLIPS, T = 64, 0.7
@@ -53,8 +52,7 @@ def block_work(run: evaluate.Run) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="JSON")
     args = parser.parse_args()
@@ -66,7 +64,7 @@ def main() -> None:
         kept = ("task", "structure", "struct_loss", "struct_share", "depth", "width", "steps", "seed")
         result[path.name] = {**{name: run.config[name] for name in kept}, **block_work(run)}
         print(f"{path.name}: cos^2 between groups by depth {result[path.name]['between_groups']:.3f}")
-    write_text(args.out, json.dumps(result, indent=1) + "\n")
+    write_text(args.out, to_json(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

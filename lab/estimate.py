@@ -16,8 +16,6 @@ Public: flop, saved_bytes, estimate, estimate_table.
 """
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -26,10 +24,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import structure_reg
 import train
 from parts import config
+from parts.arguments import Parser
 from parts.audio import RATE
 from parts.codec import Codec
 from parts.errors import run_cli
-from parts.files import write_text
+from parts.files import to_json, write_text
 from parts.teacher import load_teacher
 from parts.text import Words
 
@@ -155,14 +154,13 @@ def estimate_table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, help="JSON")
     args = parser.parse_args()
     rows = [row for task in TASKS for row in estimate(task)]
     print(estimate_table(rows))
     if args.out:
-        write_text(args.out, json.dumps(rows, indent=1) + "\n")
+        write_text(args.out, to_json(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ Intervals are Student's t over seeds, of paired differences; fewer than 8 seeds 
 p-values are exact sign-flip tests; the smallest p that n seeds can reach (2 / 2^n) is printed
 (lab/statistics.py).
 
-Public: COMMON, precision_here, read_arms, tuned_clocks, plan, show, main.
+Public: COMMON, read_arms, tuned_clocks, plan, show, main.
 """
 from __future__ import annotations
 
@@ -28,19 +28,17 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-import train
 from lab.bench import estimate_hours
 from lab.questions import CLOCK, EXPERIMENTS, HOME, reference_of
 from lab.runner import DERIVED, ROOT, collect, derived, folder_of, job, other_settings, resolve_arm
 from lab.tables import figure, final_metric, summarize, table, track, track_table
+from parts.arguments import Parser, whole
 from parts.cache import parallel_map
 from parts.config import CHOICES, Config
 from parts.errors import UserError, run_cli
-from parts.files import write_text
-from parts.text import Words
+from parts.files import to_json, write_text
 
 COMMON = {  # settings that the command line may give to all arms -> their types
     "task": str,
@@ -171,22 +169,6 @@ def plan(args) -> tuple[dict, dict, list[int], str]:
 
 # --- running it ---------------------------------------------------------------------------------------------
 
-def precision_here(cfg: Config) -> str:
-    """fp32 or bf16, whichever is faster at this shape: measured once, so that all runs of an experiment
-    compute alike."""
-    B = cfg.batch
-    x0 = torch.randn(B, round(25 * cfg.seconds), cfg.channels, device=cfg.device)            # (B, T, C)
-    batch = {"x0": x0, "eps": x0.flip(0), "t": torch.rand(B, device=cfg.device),
-             "drop": torch.zeros(B, dtype=torch.bool, device=cfg.device)}
-    if cfg.task == "sr":
-        batch["cond"] = x0
-        words = None
-    else:
-        batch["ids"] = torch.ones(B, 10, dtype=torch.long, device=cfg.device)
-        words = Words(["x"] * 200)
-    return train.measured_precision(train.build_networks(cfg, words), batch)
-
-
 def _describe(args, arms: dict, common: dict, seeds: list[int], steps: int) -> str:
     """What is about to be run, and how long it takes."""
     hours = estimate_hours([options for options in arms.values() for _ in seeds])
@@ -194,7 +176,7 @@ def _describe(args, arms: dict, common: dict, seeds: list[int], steps: int) -> s
              f"{len(arms)} arms x {len(seeds)} seeds, {steps} steps, about {hours:.1f} hours here"]
     for name, options in arms.items():
         own = {k: v for k, v in options.items() if k not in common and k != "steps"}
-        lines.append(f"  {name:26s} {json.dumps(own)}")
+        lines.append(f"  {name:26s} {to_json(own)}")
     return "\n".join(lines)
 
 
@@ -205,20 +187,6 @@ def _refuse_other_runs(out: Path, arms: dict, seeds: list[int]) -> None:
         differs = other_settings(arms[arm], seed, json.loads(begun.read_text())) if begun.is_file() else None
         if differs:
             raise UserError(f"{begun.parent}: a run with {differs}; give another --out, or delete it")
-
-
-def _decide_precision(out: Path, arms: dict, resolved: dict) -> dict:
-    """The arms, `auto` replaced by what this experiment used before, or else by what is faster here."""
-    before = {}
-    if (out / "experiment.json").is_file():
-        before = json.loads((out / "experiment.json").read_text())["arms"]
-    undecided = [name for name, cfg in resolved.items()
-                 if cfg.precision == "auto" and cfg.text == "words" and cfg.codec == "mel"]
-    if not undecided:
-        return arms
-    used = [options["precision"] for options in before.values() if options.get("precision", "auto") != "auto"]
-    chosen = used[0] if used else precision_here(resolved[undecided[0]])
-    return arms | {name: {**arms[name], "precision": chosen} for name in undecided}
 
 
 def _runs_at_a_time(args, resolved: dict) -> int:
@@ -270,18 +238,18 @@ def cmd_run(args) -> None:
     # Every arm is checked before any is run.
     arms, common, seeds, reference = plan(args)
     resolved = {name: resolve_arm(options) for name, options in arms.items()}
-    arms = {name: {**options, "steps": resolved[name].steps} for name, options in arms.items()}
+    arms = {name: {**options, "steps": resolved[name].steps, "precision": resolved[name].precision}
+            for name, options in arms.items()}
     print(_describe(args, arms, common, seeds, next(iter(resolved.values())).steps))
     if args.dry_run:
         return
     out = args.out or ROOT / "results" / args.experiment.lower()
     _refuse_other_runs(out, arms, seeds)
-    arms = _decide_precision(out, arms, resolved)
 
     # What was asked for is written down first: `table` works on what there is, at any time.
     spec = {"experiment": args.experiment, "arms": arms, "seeds": seeds, "reference": reference,
             "pilot": args.pilot}
-    write_text(out / "experiment.json", json.dumps(spec, indent=1) + "\n")
+    write_text(out / "experiment.json", to_json(spec, indent=1) + "\n")
     began = time.time()
     failed = _run_all(args.experiment, out, arms, seeds, _runs_at_a_time(args, resolved))
     for which, why in failed.items():
@@ -309,8 +277,8 @@ def show(out: Path) -> None:
         text = PILOT + text
     if name == "E5":
         text += "\n\n" + track_table(rows)
-        write_text(out / "track.json", json.dumps(track(rows), indent=1) + "\n")
-    write_text(out / "summary.json", json.dumps(summarize(rows, arms, seeds, reference), indent=1) + "\n")
+        write_text(out / "track.json", to_json(track(rows), indent=1) + "\n")
+    write_text(out / "summary.json", to_json(summarize(rows, arms, seeds, reference), indent=1) + "\n")
     write_text(out / "table.txt", text + "\n")
     figure(out, name, rows, arms, seeds)
     print("\n" + text)
@@ -319,15 +287,15 @@ def show(out: Path) -> None:
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", choices=tuple(EXPERIMENTS))
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--seeds", type=whole(1), default=8)
+    parser.add_argument("--first-seed", type=whole(), default=0)
     parser.add_argument("--only", nargs="+", action="extend", metavar="ARM",
                         help="these of its arms alone (your own are run anyway)")
     parser.add_argument("--arm", action="append", default=[], metavar="NAME=JSON", help="your own arm")
     parser.add_argument("--arms", metavar="FILE", help="your own arms: a JSON object of objects")
     parser.add_argument("--tuned", type=Path, metavar="FOLDER",
                         help="E7: keep the best clock of each setting, by this folder's E7 on other seeds")
-    parser.add_argument("--jobs", type=int, default=0,
+    parser.add_argument("--jobs", type=whole(), default=0,
                         help="runs at a time; 0: one, or four small ones on a GPU")
     parser.add_argument("--pilot", action="store_true", help="mark the table as a pilot")
     parser.add_argument("--dry-run", action="store_true")
@@ -337,8 +305,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m lab.experiments", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, prog="python -m lab.experiments")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("list", help="the experiments and their arms")
     command.set_defaults(run_command=cmd_list)
@@ -349,8 +316,6 @@ def main() -> None:
     command.add_argument("folder", type=Path)
     command.set_defaults(run_command=cmd_table)
     args = parser.parse_args()
-    if getattr(args, "seeds", 1) < 1:
-        raise UserError(f"--seeds {args.seeds}: must be positive")
     args.run_command(args)
 
 

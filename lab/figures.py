@@ -26,7 +26,6 @@ Public: FIGURES {name: function}, and the functions.
 """
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -39,6 +38,7 @@ import sampler
 from lab.regime_choice import driven_r, r_of, read
 from lab.statistics import interval
 from lab.tables import QUALITY, curves
+from parts.arguments import Parser
 from parts.config import Config
 from parts.dashboard import steps_and_values
 from parts.errors import UserError, run_cli
@@ -357,8 +357,8 @@ def _draw_speed_ups(ax, rows: list[dict], k: int, key: str, label: str, face: st
     """The k-th bar of each arm. An arm that ran on another day has no seconds to compare, and gets none."""
     y = np.arange(len(rows)) + 0.36 * k
     unknown = {"ratio": np.nan, "interval": [np.nan, np.nan]}
-    ratio = np.array([row.get(key, unknown)["ratio"] for row in rows])
-    ends = np.array([row.get(key, unknown)["interval"] for row in rows])                       # (arms, 2)
+    ratio = np.array([row.get(key, unknown)["ratio"] for row in rows], float)
+    ends = np.array([row.get(key, unknown)["interval"] for row in rows], float)                # (arms, 2)
     ax.barh(y, ratio, 0.34, color=face, hatch=hatch, edgecolor=BLACK, lw=0.6, label=label)
     ax.errorbar(ratio, y, xerr=np.abs(ends.T - ratio), fmt="none", ecolor=RED, capsize=2, lw=1)
 
@@ -401,7 +401,7 @@ def _compared(folder: Path, spec: dict, sr: bool) -> list[tuple]:
     for row in json.loads((folder / "summary.json").read_text()):
         if "against" in row and row["n"] >= 8:
             reference = row["reference"].rpartition(": ")[2]
-            numbers = np.array([row["against"]["difference"], *row["against"]["interval"]])
+            numbers = np.array([row["against"]["difference"], *row["against"]["interval"]], float)
             compared.append((f"{experiment}: {row['arm']} - {reference}", sign * numbers))
     return compared
 
@@ -438,8 +438,7 @@ FIGURES = {"mechanism": mechanism, "density": density, "blocks": blocks, "regime
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("names", nargs="*", metavar="FIGURE", help=", ".join(FIGURES))
     parser.add_argument("--out", type=Path, default=ROOT / "assets")
     args = parser.parse_args()

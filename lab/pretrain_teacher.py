@@ -17,7 +17,6 @@ Public: info_nce, augment, Contrast, Masked, pretrain, save_teacher.
 """
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -26,9 +25,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from parts.arguments import Parser, whole
 from parts.checkpoints import save_half
 from parts.codec import log_mel
-from parts.commands import positive
 from parts.errors import run_cli
 from parts.patches import RandomPatches
 from parts.teacher import WEIGHTS, Teacher, pool
@@ -174,17 +173,12 @@ def save_teacher(teacher: Teacher, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lab.pretrain_teacher",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--clips", type=positive(int), default=24_000,
+    parser = Parser(__doc__, prog="python -m lab.pretrain_teacher")
+    parser.add_argument("--clips", type=whole(1), default=24_000,
                         help="random patches, each rendered twice")
-    parser.add_argument("--steps", type=positive(int), default=600)
+    parser.add_argument("--steps", type=whole(1), default=600)
     parser.add_argument("--objective", choices=("contrastive", "masked"), default="contrastive")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole(), default=0)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
     teacher = pretrain(args.clips, args.steps, objective=args.objective, seed=args.seed)

@@ -20,8 +20,6 @@ Public: fit_linear, linear_probe, probe_teacher.
 """
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -31,11 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from parts.arguments import Parser
+from parts.audio_files import read_audio
+from parts.caption_tables import find_metadata, read_rows
 from parts.codec import log_mel
 from parts.errors import UserError, run_cli
-from parts.files import write_text
+from parts.files import to_json, write_text
 from parts.metrics import mean_interval
-from parts.recordings import find_metadata, read_audio, read_rows
 from parts.soundworld import SoundWorld, factor_table
 from parts.teacher import WEIGHTS, load_teacher, pool
 
@@ -212,12 +212,7 @@ def print_report(report: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lab.probe_teacher",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(__doc__, prog="python -m lab.probe_teacher")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--esc10", type=Path, help="folder with file_name, category and fold in its metadata")
     parser.add_argument("--out", type=Path, help="JSON")
@@ -231,7 +226,7 @@ def main() -> None:
     report = probe_teacher(load_teacher(args.weights), args.esc10)
     print_report(report)
     if args.out:
-        write_text(args.out, json.dumps(report, indent=1) + "\n")
+        write_text(args.out, to_json(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ Public: main, record, read, r_of, driven_r, error, back, choose, check, means.
 """
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -34,8 +33,9 @@ import data
 import evaluate
 import regime
 from lab.statistics import isotonic
+from parts.arguments import Parser
 from parts.errors import UserError, run_cli
-from parts.files import write_text
+from parts.files import to_json, write_text
 from parts.previews import CUTOFF
 from parts.scoring import preview_clips, superresolution_references
 from parts.teacher import TeacherFeatures, load_teacher
@@ -260,8 +260,7 @@ def means_text(found: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("command", choices=("record", "choose", "check", "means"))
     parser.add_argument("paths", nargs="+", type=Path, help="run folders (record, means), files of `record`")
     parser.add_argument("--out", type=Path, help="record: folder of the files; else: JSON")
@@ -271,7 +270,7 @@ def main() -> None:
             raise UserError("record: needs --out FOLDER")
         args.out.mkdir(parents=True, exist_ok=True)
         for path in args.paths:
-            lines = [json.dumps(row) for row in record(path)]
+            lines = [to_json(row) for row in record(path)]
             write_text(args.out / f"{path.name}.jsonl", "\n".join(lines) + "\n")
             print(f"{args.out / path.name}.jsonl: {len(lines) - 1} rows")
         return
@@ -282,7 +281,7 @@ def main() -> None:
         found = function([read(path) for path in args.paths])
     print(text(found))
     if args.out:
-        write_text(args.out, json.dumps(found, indent=1) + "\n")
+        write_text(args.out, to_json(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

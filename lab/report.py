@@ -14,7 +14,6 @@ Public: report, render.
 """
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 import json
@@ -29,6 +28,7 @@ import torch
 import data
 import evaluate
 from lab.statistics import format_interval
+from parts.arguments import Parser, whole
 from parts.audio import first_seconds, write_wav
 from parts.band_limit import band_limit
 from parts.errors import UserError, run_cli
@@ -329,11 +329,10 @@ def _data_url(kind: str, content: bytes) -> str:
 # --- command ------------------------------------------------------------------------------------------------
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path("report.html"))
-    parser.add_argument("--clips", type=int, default=4)
+    parser.add_argument("--clips", type=whole(1), default=4)
     args = parser.parse_args()
     report(args.runs, args.out, args.clips)
 

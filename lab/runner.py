@@ -36,7 +36,7 @@ from parts import config
 from parts.cache import cores
 from parts.devices import hardware, pick_device
 from parts.errors import UserError
-from parts.files import write_text
+from parts.files import to_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 UNLIKE = ("out", "recipe", "workers", "profile")  # settings that two runs may differ in and still be the same
@@ -108,7 +108,7 @@ def source_file(source: str, options: dict, out: Path, arm: str, seed: int, seed
         r = _replayed(kind, what, K, out, arm, seed, seeds)
     path = out / "runs" / f"{slug(arm)}-s{seed}.r.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"step": k, "r": float(v)}) + "\n" for k, v in enumerate(r, 1)))
+    path.write_text("".join(to_json({"step": k, "r": float(v)}) + "\n" for k, v in enumerate(r, 1)))
     return f"replay:{path}"
 
 
@@ -149,8 +149,6 @@ def other_settings(options: dict, seed: int, made_with: dict) -> str | None:
     ignored = {*UNLIKE, "device"}
     if derived(options):
         ignored.add("regime")     # made_with holds the path of a file
-    if wanted["precision"] == "auto":
-        ignored.add("precision")  # made_with holds what was measured
     if wanted["codec"] != "mel":
         ignored.add("channels")   # made_with holds what the codec has
     for name, value in wanted.items():
@@ -209,7 +207,7 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
         if derived(options):
             options = {**options, "regime": source_file(options["regime"], options, out, arm, seed, seeds)}
         train.train({**options, "seed": seed, "out": str(path)})
-    write_text(path / "made.json", json.dumps(provenance()) + "\n")
+    write_text(path / "made.json", to_json(provenance()) + "\n")
     return path
 
 
@@ -311,5 +309,5 @@ def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
     for (arm, seed), run in recorded.items():
         if arm not in arms or seed not in seeds:
             not_asked_for += run
-    write_text(out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows + not_asked_for))
+    write_text(out / "rows.jsonl", "".join(to_json(row) + "\n" for row in rows + not_asked_for))
     return rows

@@ -7,33 +7,29 @@ Public: main.
 """
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 
 import data
+from parts.arguments import Parser, whole
 from parts.audio import CLIP_S
-from parts.commands import add_loading_options, positive
+from parts.commands import add_loading_options
 from parts.components import open_codec
 from parts.devices import pick_device
-from parts.errors import UserError, run_cli
-from parts.files import write_text
+from parts.errors import run_cli
+from parts.files import to_json, write_text
 from parts.scoring import codec_table, score_codec
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("codec", metavar="mel|MODEL")
-    parser.add_argument("--channels", type=positive(int), default=64, help="principal components kept")
+    parser.add_argument("--channels", type=whole(1), default=64, help="principal components kept")
     parser.add_argument("--data", default="soundworld", help="soundworld or a folder of recordings")
-    parser.add_argument("--val-fold", type=int, default=0, help="the fold that is held out")
-    parser.add_argument("--clips", type=positive(int), default=100)
+    parser.add_argument("--val-fold", type=whole(), default=0, help="the fold that is held out")
+    parser.add_argument("--clips", type=whole(2), default=100)
     parser.add_argument("--out", type=Path, help="JSON")
     add_loading_options(parser)
     args = parser.parse_args()
-    if args.clips < 2:
-        raise UserError(f"--clips {args.clips}: needs at least 2 clips")
     config = {"codec": args.codec, "channels": args.channels, "data": args.data, "val_fold": args.val_fold,
               "seconds": CLIP_S}
     train_set, test_set = data.open_set(config, "train", 2_000), data.open_set(config, "test", args.clips)
@@ -41,7 +37,7 @@ def main() -> None:
     result = score_codec(codec, config, train_set, test_set, args.clips)
     print(codec_table(result))
     if args.out:
-        write_text(args.out, json.dumps(result, indent=1) + "\n")
+        write_text(args.out, to_json(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

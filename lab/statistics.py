@@ -38,7 +38,7 @@ def interval(x) -> tuple[float, float, float]:
 
 def format_interval(ends, sign: bool = True, digits: int = 3) -> str:
     """An interval (low, high) as text; "-" where one seed has none."""
-    low, high = ends
+    low, high = np.array(ends, float)                              # None in a file is NaN
     if np.isnan(low):
         return "-"
     plus = "+" if sign else ""

@@ -13,7 +13,6 @@ Public: train_judge, augment_mel, judge_report.
 """
 from __future__ import annotations
 
-import argparse
 import json
 
 import numpy as np
@@ -23,9 +22,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from parts import judges
+from parts.arguments import Parser, whole
 from parts.checkpoints import save_half
 from parts.errors import run_cli
-from parts.files import write_text
+from parts.files import to_json, write_text
 from parts.judges import Judge, judge_clips, load_judge
 from parts.metrics import event_match, wilson
 from parts.soundworld import SoundWorld, factor_table
@@ -118,7 +118,7 @@ def record_report(kind: str, settings: dict) -> dict:
     path = judges.ASSETS.parent / "results" / "judges.json"
     reports = json.loads(path.read_text()) if path.exists() else {}
     reports[kind] = judge_report(kind) | settings
-    write_text(path, json.dumps(reports, indent=1) + "\n")
+    write_text(path, to_json(reports, indent=1) + "\n")
     return json.loads(path.read_text())[kind]
 
 
@@ -152,24 +152,13 @@ def judge_report(kind: str, n: int = 1_000) -> dict:
     return report
 
 
-def positive_int(text: str) -> int:
-    if int(text) <= 0:
-        raise argparse.ArgumentTypeError("must be positive")
-    return int(text)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lab.train_judges",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(__doc__, prog="python -m lab.train_judges")
     parser.add_argument("kind", choices=("dev", "final"))
-    parser.add_argument("--clips", type=positive_int, default=16_000)
-    parser.add_argument("--epochs", type=positive_int, default=8)
+    parser.add_argument("--clips", type=whole(1), default=16_000)
+    parser.add_argument("--epochs", type=whole(1), default=8)
     args = parser.parse_args()
-    print(json.dumps(train_judge(args.kind, args.clips, args.epochs), indent=1))
+    print(to_json(train_judge(args.kind, args.clips, args.epochs), indent=1))
 
 
 if __name__ == "__main__":

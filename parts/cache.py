@@ -21,9 +21,12 @@ import multiprocessing.connection
 import os
 import shutil
 import signal
+import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +39,9 @@ from parts.files import file_lock
 def cache_dir() -> Path:
     """Folder of everything that can be made again. Delete it whenever you like; STAGE_AUDIO_CACHE moves it
     elsewhere."""
-    folder = Path(os.environ.get("STAGE_AUDIO_CACHE") or Path.home() / ".cache" / "stage-audio")
+    folder = Path(os.path.expanduser(os.environ.get("STAGE_AUDIO_CACHE") or "~/.cache/stage-audio"))
+    if folder.parts[:1] == ("~",):  # a user without a home
+        folder = Path(tempfile.gettempdir()) / f"stage-audio-{os.getuid()}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -67,12 +72,30 @@ def _start_worker() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
+GUARD = ("A script of your own that is not a module must start its work under `if __name__ == '__main__':`, "
+         "since worker processes read it too")
+
+
+def _can_spawn() -> bool:
+    """Can worker processes be started? They import the main module: not where it came from a pipe."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    return file is None or getattr(main, "__spec__", None) is not None or Path(file).is_file()
+
+
+def _refuse_without_guard() -> None:
+    """End a worker that reads its parent's script and is about to do the parent's work (which would wait for
+    the parent's lock for ever); the parent says why."""
+    if getattr(mp.current_process(), "_inheriting", False):
+        os._exit(2)
+
+
 def parallel_map(fn, jobs, args=(), workers: int | None = None, ahead: int = 2):
     """Yield (job, fn(job, *args)) as they finish, in worker processes (None: one a core; 0: in this one). fn
     must be top-level. `ahead` jobs a worker are handed out at a time; with 1, none is begun after Ctrl-C."""
     if workers is None:
         workers = min(61, cores())  # Windows allows 61 handles
-    if workers == 0 or len(jobs) <= 1:
+    if workers == 0 or len(jobs) <= 1 or not _can_spawn():
         for job in jobs:
             yield job, fn(job, *args)
         return
@@ -89,6 +112,9 @@ def parallel_map(fn, jobs, args=(), workers: int | None = None, ahead: int = 2):
             finished = wait(list(job_of), return_when=FIRST_COMPLETED).done
             future = next(iter(finished))
             yield job_of.pop(future), future.result()
+    except BrokenProcessPool:
+        raise UserError(f"a worker process ended before its work was done. {GUARD}; or there was too little "
+                        "memory: --workers 1") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -102,6 +128,7 @@ def fill_array(folder: Path, name: str, shape, dtype, fn, n: int, args=(), chunk
     fn(indices, *args) returns the rows of those items, concatenated along axis 0; item i owns row i, or the
     rows where[i]:where[i+1] when `where` (n+1 offsets) is given. `desc` is said on the progress bar. Returns
     a read-only memory map of `shape`. UserError where the disk has no room."""
+    _refuse_without_guard()
     folder.mkdir(parents=True, exist_ok=True)
     where = np.arange(n + 1) if where is None else where
     path = folder / f"{name}.npy"

@@ -49,7 +49,9 @@ def _split_of(meta: Path, folder: Path) -> str | None:
 def _tables(folder: Path, *places: str) -> list[Path]:
     """Tables of a folder, by glob patterns without their extension."""
     patterns = [f"{place}.{ext}" for place in places for ext in ("csv", "jsonl")]
-    return sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(path for path in found                           # dots: other programs' files
+                  if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def find_metadata(folder: Path, split: str) -> tuple[Path | None, bool]:

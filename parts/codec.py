@@ -125,9 +125,11 @@ class PCA(nn.Module):
     @torch.no_grad()
     def fit_rows(self, x: Tensor) -> None:
         """Principal components of x (n, d); sets `explained`, the share of variance that they hold.
-        ValueError where n is no more than the number of channels."""
+        ValueError where n is no more than the number of channels, or all rows are the same."""
         if len(x) <= self.channels:
             raise ValueError(f"{len(x)} tokens can't fit {self.channels} principal components")
+        if not (x - x[0]).abs().max() > 1e-6:
+            raise ValueError("all of the sound is silence, or one and the same")
 
         # The directions of largest variance, in double precision.
         x = x.double().cpu()

@@ -7,44 +7,37 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-
-def positive(kind):
-    """An argparse type: a positive number of a kind."""
-    def parse(text: str):
-        if kind(text) <= 0:
-            raise argparse.ArgumentTypeError("must be positive")
-        return kind(text)
-    return parse
+from parts.arguments import Parser, number, whole
 
 
 def evaluate_parser(description: str) -> argparse.ArgumentParser:
     """The chosen command's name is `args.command`."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description)
     commands = parser.add_subparsers(dest="command", required=True)
 
     generate = commands.add_parser("generate", help="caption -> wav")
     generate.add_argument("run")
     generate.add_argument("--prompt", required=True)
     generate.add_argument("--out", type=Path, default=Path("out.wav"))
-    generate.add_argument("--n", type=positive(int), default=1,
+    generate.add_argument("--n", type=whole(1, 10_000), default=1,
                           help="how many, from seeds seed, seed + 1, ...")
     generate.add_argument("--method", choices=("euler", "heun"), default="euler")
-    generate.add_argument("--seconds", type=positive(float))
+    generate.add_argument("--seconds", type=number(0.1, 600))
 
     upsample = commands.add_parser("upsample", help="muffled audio -> full band")
     upsample.add_argument("run")
     upsample.add_argument("--input", type=Path, required=True)
     upsample.add_argument("--out", type=Path, default=Path("clear.wav"))
-    upsample.add_argument("--cutoff", type=float,
+    upsample.add_argument("--cutoff", type=number(500, 7_999),
                           help="Hz above which the input holds nothing; found by itself when left out")
 
     score = commands.add_parser("score", help="metrics with intervals")
     score.add_argument("runs", nargs="+")
-    score.add_argument("--clips", type=positive(int), default=500)
+    score.add_argument("--clips", type=whole(2), default=500)
     score.add_argument("--judge", choices=("dev", "final"), default="dev")
     score.add_argument("--split", choices=("val", "test", "combos"), default="test")
-    score.add_argument("--cutoff", type=int, default=2_000)
+    # Above 7,250 Hz no mel band lies wholly over the cutoff.
+    score.add_argument("--cutoff", type=whole(500, 7_250), default=2_000)
     score.add_argument("--out", type=Path, help="JSON")
     score.add_argument("--clap", default="", metavar="MODEL",
                        help="a CLAP model, folder or hub id: CLAP score")
@@ -52,11 +45,12 @@ def evaluate_parser(description: str) -> argparse.ArgumentParser:
                        help="any audio model, folder or hub id: KID and Frechet distance in its space")
 
     for command in (generate, upsample):
-        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--seed", type=whole(), default=0)
     for command in (generate, score):
-        command.add_argument("--guidance-scale", type=float, metavar="W", help="1 is plain conditional")
+        command.add_argument("--guidance-scale", type=number(-100, 100), metavar="W",
+                             help="1 is plain conditional, 0 unconditional")
     for command in (generate, upsample, score):
-        command.add_argument("--steps", type=positive(int), help="integration steps")
+        command.add_argument("--steps", type=whole(1, 100_000), help="integration steps")
         add_loading_options(command)
 
     sounds = commands.add_parser("sounds", help="what a model can be asked for")

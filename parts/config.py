@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import itertools
 import json
+import math
+import os
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-from parts.devices import pick_device
+from parts.arguments import Parser
+from parts.devices import pick_device, pick_precision
 from parts.errors import UserError
-from parts.files import write_text
+from parts.files import to_json, write_text
 
 
 @dataclass
@@ -33,7 +37,7 @@ class Config:
     seed: int = 0                # everything random derives from it
     steps: int = 3_000           # optimizer steps, K
     device: str = "auto"         # cpu | cuda | mps
-    precision: str = "auto"      # fp32 | bf16; auto: the one that measures faster here
+    precision: str = "auto"      # fp32 | bf16; auto: bf16 where the processor multiplies it
     workers: int = -1            # processes that prepare data; -1: one a core
     profile: bool = False        # print each part's share of the time at the end
 
@@ -161,6 +165,15 @@ CHOICES = {
 
 # --- checks: (setting, is it possible?, what it must be), a function for each group -------------------------
 
+def _number_checks(c: Config):
+    """NaN and infinities pass no comparison's test, and a huge integer none of a generator's."""
+    for name, value in vars(c).items():
+        if isinstance(value, float):
+            yield name, math.isfinite(value), "a finite number"
+        elif isinstance(value, int):
+            yield name, abs(value) < 2**31, "below 2147483648"
+
+
 def _run_checks(c: Config):
     yield "steps", c.steps > 0, "positive"
     yield "seed", c.seed >= 0, "0 or more"
@@ -230,8 +243,8 @@ def _evaluation_checks(c: Config):
     yield "clap", not c.clap or captioned, "left out with --task sr: there is no caption to compare with"
 
 
-CHECKS = (_run_checks, _data_checks, _model_checks, _optimizer_checks, _regime_checks, _mechanism_checks,
-          _evaluation_checks)
+CHECKS = (_number_checks, _run_checks, _data_checks, _model_checks, _optimizer_checks, _regime_checks,
+          _mechanism_checks, _evaluation_checks)
 
 
 def out_of_range(cfg: Config) -> tuple[str, str] | None:
@@ -267,7 +280,7 @@ def validate_config(fields) -> str | None:
 # --- config.json of a run folder ---------------------------------------------------------------------------
 
 def save_config(folder: Path, cfg: Config) -> None:
-    write_text(folder / "config.json", json.dumps(dataclasses.asdict(cfg), indent=1) + "\n")
+    write_text(folder / "config.json", to_json(dataclasses.asdict(cfg), indent=1) + "\n")
 
 
 def load_config(folder: Path) -> dict:
@@ -287,23 +300,40 @@ def load_config(folder: Path) -> dict:
 
 # --- the command line ---------------------------------------------------------------------------------------
 
+def _meanings() -> list[tuple[str, str]]:
+    """(heading, meaning) of each setting: the comments of Config itself, so that each stands in one place."""
+    heading, found = "", []
+    for line in inspect.getsource(Config).splitlines():
+        code, _, comment = line.partition("# ")
+        if comment.startswith("--- "):
+            heading = comment.removeprefix("--- ")
+        elif ": " in code and " = " in code:
+            found.append([heading, comment])
+        elif comment and not code.strip() and found:               # goes on from the line above
+            found[-1][1] += " " + comment.strip()
+    return [(heading, " ".join(meaning.split())) for heading, meaning in found]
+
+
 def parse(argv: list[str], description: str = __doc__) -> tuple[dict, str]:
     """Command line -> ({field: typed value} as given, run folder to resume or '')."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description)
     parser.add_argument("--resume", metavar="RUN", default="", help="continue the run in this folder")
-    types = typing.get_type_hints(Config)
-    for f in dataclasses.fields(Config):
+    types, groups = typing.get_type_hints(Config), {}
+    for f, (heading, meaning) in zip(dataclasses.fields(Config), _meanings(), strict=True):
         if types[f.name] is bool:
             how = {"action": argparse.BooleanOptionalAction, "default": None}
         else:
-            how = {"type": types[f.name], "choices": CHOICES.get(f.name)}
+            how = {"type": types[f.name], "choices": CHOICES.get(f.name),
+                   "metavar": None if f.name in CHOICES else types[f.name].__name__.upper()}
+        default = "" if f.default == "" or f.default is False else f" (default {f.default})"
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
         flag = "--" + f.name.replace("_", "-")
-        parser.add_argument(flag, dest=f.name, help=f"default {f.default!r}", **how)
+        groups[heading].add_argument(flag, dest=f.name, help=f"{meaning}{default}".replace("%", "%%"), **how)
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
 
     # A resumed run keeps its settings: another batch size halfway would make it a run that nobody can repeat.
-    resume = given.pop("resume")
+    resume = os.path.expanduser(given.pop("resume"))
     extra = sorted(set(given) - set(WITH_RESUME))
     if resume and extra:
         raise UserError("--resume continues with the run's own settings; only --steps, --device, --workers "
@@ -323,6 +353,9 @@ def resolve(given: dict) -> Config:
     recipe = RECIPES[given.get("recipe", cfg.recipe)]
     typed = {name: value for name, value in given.items() if name not in ("device", "preset")}
     cfg = dataclasses.replace(cfg, **{**preset, **recipe, **typed})
+    if cfg.precision == "auto":
+        cfg.precision = pick_precision(cfg.device)
+    cfg.out = os.path.expanduser(cfg.out)
     if not cfg.out:
         cfg.out = _free_folder(f"runs/{cfg.task}")
     wrong = out_of_range(cfg)

@@ -66,8 +66,8 @@ def draw_dashboard(path: Path, logit_normal) -> None:
 
 
 def steps_and_values(rows: list[dict], key: str) -> tuple[list, list]:
-    """(steps, values) of the rows that hold a key."""
-    found = [row for row in rows if key in row]
+    """(steps, values) of the rows that hold a number under a key."""
+    found = [row for row in rows if row.get(key) is not None]
     return [row["step"] for row in found], [row[key] for row in found]
 
 

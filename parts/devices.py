@@ -5,7 +5,7 @@ WORLD_SIZE; without it there is one process, number 0. Several processes share a
 (train.py).
 
 Public: RANK, WORLD, join_processes, leave_processes, broadcast_from_rank0, StopSignal, run_on_all,
-pick_device, hardware, memory_mb, pick_precision, Timer.
+pick_device, cpu, hardware, memory_mb, pick_precision, Timer.
 """
 from __future__ import annotations
 
@@ -127,17 +127,22 @@ def pick_device(name: str) -> str:
     return name
 
 
-def hardware(device: str) -> str:
-    """What a time was measured on: the GPU, or the CPU with its cores and its instructions for bfloat16
-    products (Linux; elsewhere the platform's word)."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
+def cpu() -> tuple[str, list[str]]:
+    """Name of the CPU and the instructions that it has (Linux; elsewhere the platform's word, and none)."""
     try:
         first_core = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
         info = dict(line.split("\t", 1) for line in first_core.splitlines() if "\t" in line)
-        name, flags = info["model name"].strip(": \t"), info["flags"].split()
+        return info["model name"].strip(": \t"), info["flags"].split()
     except (OSError, KeyError):
-        name, flags = platform.processor() or platform.machine(), []
+        return platform.processor() or platform.machine(), []
+
+
+def hardware(device: str) -> str:
+    """What a time was measured on: the GPU, or the CPU with its cores and its instructions for bfloat16
+    products."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    name, flags = cpu()
     words = [name, f"{cores()} cores"]
     if "avx512_bf16" in flags:
         words.append("AVX512-BF16")
@@ -157,28 +162,16 @@ def memory_mb(device: str) -> float | None:
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def pick_precision(trial, device: str) -> str:
-    """fp32 or bf16, whichever is faster: time `trial(bf16)` (forward + backward) in both, alternating, after
-    a warm-up.
+def pick_precision(device: str) -> str:
+    """bf16 where the processor multiplies it by itself, else fp32. By rule, not by a trial: what a machine is
+    doing besides must not decide how a run computes.
 
-    bf16 wins on tensor cores, and loses on CPUs that emulate it. fp16 overflows where bf16 does not, so it is
-    no candidate."""
-    if device.startswith("mps"):
-        return "fp32"  # autocast to bf16 is partial there
-    seconds = {"fp32": [], "bf16": []}
-    for repeat in range(4):
-        for name, times in seconds.items():
-            start = time.perf_counter()
-            trial(name == "bf16")
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            if repeat > 0:
-                times.append(time.perf_counter() - start)
-    best = {name: min(times) for name, times in seconds.items()}
-    choice = "bf16" if best["bf16"] < 0.9 * best["fp32"] else "fp32"
-    print(f"precision: {choice} (a step's forward and backward: fp32 {1e3 * best['fp32']:.0f} ms, "
-          f"bf16 {1e3 * best['bf16']:.0f} ms)")
-    return choice
+    (fp16 overflows where bf16 does not, so it is no candidate; emulated bf16 is slower than fp32.)"""
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.startswith("cpu"):
+        return "bf16" if {"avx512_bf16", "amx_bf16"} & set(cpu()[1]) else "fp32"
+    return "fp32"  # mps: autocast to bf16 is partial there
 
 
 # --- time ---------------------------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 A command raises UserError where something outside the program is wrong: a flag, a file, a row. `run_cli`
 turns it into one line on stderr and exit status 2, so nobody has to read a traceback to learn that a file
-name was misspelt.
+name was misspelt. A command that was asked to stop, and did, is no error: status 130.
 
-Public: UserError, run_cli, printable.
+Public: UserError, Stopped, run_cli, printable.
 """
 import sys
 
@@ -13,11 +13,22 @@ class UserError(Exception):
     """Something the user can fix. Entry points print it as one line and exit with status 2."""
 
 
+class Stopped(UserError):
+    """Ctrl-C or SIGTERM: the step was finished, all is saved, the run can be continued."""
+
+
 def run_cli(main) -> None:
     """Run `main()` as a command: a UserError becomes one clear line on stderr and exit status 2, Ctrl-C
     status 130."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a letter of a file name shows an escape instead of ending the command.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
+    except Stopped as e:
+        print(printable(str(e)), file=sys.stderr)
+        sys.exit(130)
     except (UserError, OSError) as e:
         # OSError: a full disk, a folder where a file should be; its text names the path.
         print(f"error: {printable(str(e))}", file=sys.stderr)

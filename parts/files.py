@@ -1,10 +1,12 @@
-"""Text files that are whole or absent, and locks between processes.
+"""Text files that are whole or absent, JSON that every program reads, and locks between processes.
 
-Public: write_text, file_lock.
+Public: write_text, to_json, file_lock.
 """
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 from pathlib import Path
 
@@ -20,6 +22,17 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def to_json(x, indent: int | None = None) -> str:
+    """Strict JSON (RFC 8259): NaN and infinities, which it does not know, become null."""
+    def known(value):
+        if isinstance(value, dict):
+            return {name: known(of) for name, of in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [known(of) for of in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(known(x), indent=indent, allow_nan=False)
 
 
 @contextlib.contextmanager

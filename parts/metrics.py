@@ -74,12 +74,14 @@ def kid(x: np.ndarray, y: np.ndarray) -> float:
     Source: Binkowski et al. 2018, sec. 4.
 
     Unbiased means that it can be negative and is 0 on average for equal distributions; a Frechet distance at
-    n = 500 is not. The kernel's 1 supposes features of order one, as Inception's are; so both are first
-    divided by the reference's RMS."""
+    n = 500 is not; NaN where either has one row only. The kernel's 1 supposes features of order one, as
+    Inception's are; so both are first divided by the reference's RMS."""
     rms = max(np.sqrt(np.mean(y.astype(np.float64) ** 2)), 1e-12)  # the floor is for a reference of zeros
     x = x.astype(np.float64) / rms
     y = y.astype(np.float64) / rms
     n, m = len(x), len(y)
+    if min(n, m) < 2:
+        return float("nan")
 
     kxx = _cubic_kernel(x, x)                                      # (n, n)
     kyy = _cubic_kernel(y, y)                                      # (m, m)
@@ -147,8 +149,8 @@ def si_sdr(ref: np.ndarray, est: np.ndarray) -> float:
     target = (est @ ref) / max(ref @ ref, 1e-12) * ref
     if target @ target < 1e-12:
         return -80.0
-    ratio = max(target @ target, 1e-12) / max(((est - target) ** 2).sum(), 1e-12)
-    return float(10 * np.log10(ratio).clip(-80, 120))
+    ratio = (target @ target) / max(((est - target) ** 2).sum(), 1e-12)
+    return float((10 * np.log10(ratio)).clip(-80, 120))
 
 
 def high_band_mel(x: np.ndarray, cutoff: float) -> np.ndarray:
@@ -193,6 +195,8 @@ def describe(x: np.ndarray) -> dict:
 
 
 def level_above(x: np.ndarray, cutoff: float) -> float:
-    """Mean power of (N,) from 500 Hz above the cutoff (Hz) up, in dB."""
-    first_bin = int(1_025 * 2 * min(cutoff + 500, 7_900) / RATE)
-    return 10 * np.log10((10 ** log_power(x))[:, first_bin:].mean() + 1e-10)
+    """Power of (N,) from 500 Hz above the cutoff (Hz) up, relative to that below the cutoff, in dB (at least
+    -120)."""
+    power = (10 ** log_power(x)).mean(0)                           # (1025,)
+    first, last = (int(1_025 * 2 * min(hz, 7_900) / RATE) for hz in (cutoff + 500, cutoff))
+    return 10 * np.log10((power[first:].sum() / power[:last].sum().clip(1e-12)).clip(1e-12))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from parts.checkpoints import load_weights
 from parts.config import Config
-from parts.devices import WORLD, pick_precision
+from parts.devices import WORLD
 from parts.optim import make_optimizers
 
 
@@ -47,23 +47,10 @@ class Networks:
         """AdamW's learning rate at the last update."""
         return self.model_optimizers[0].param_groups[0]["lr"]
 
-    def autocast(self, precision: str = ""):
-        """bfloat16 where the settings, or `precision`, say so."""
+    def autocast(self):
+        """bfloat16 where the settings say so."""
         kind = self.cfg.device.split(":")[0]
-        return torch.autocast(kind, torch.bfloat16, enabled=(precision or self.cfg.precision) == "bf16")
-
-    def faster_precision(self, loss_of, batch: dict) -> str:
-        """fp32 or bf16, whichever is faster here: loss_of(batch) -> loss is timed forward and backward."""
-        if not self.cfg.device.startswith("cuda"):
-            # Emulated bf16 can be ten times slower: a few clips tell as much.
-            batch = {name: value[:8] for name, value in batch.items()}
-
-        def trial(bf16: bool) -> None:
-            with self.autocast("bf16" if bf16 else "fp32"):
-                loss = loss_of(batch)
-            loss.backward()
-            self.model.zero_grad()
-        return pick_precision(trial, self.cfg.device)
+        return torch.autocast(kind, torch.bfloat16, enabled=self.cfg.precision == "bf16")
 
     def plain(self) -> Networks:
         """The same networks, called neither compiled nor distributed."""

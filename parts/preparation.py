@@ -47,7 +47,7 @@ def open_data(data: str, split: str, n: int = 0, val_fold: int | None = None, se
     names, weights = zip(*(part.strip().rpartition("=")[::2] for part in data.split(",")))
     try:
         weights = [float(weight) for weight in weights]
-        if not all(names) or min(weights) <= 0:
+        if not all(names) or not 0 < min(weights) <= max(weights) < float("inf"):
             raise ValueError
     except ValueError:
         raise UserError(f"--data {data}: a mixture reads NAME=WEIGHT,NAME=WEIGHT with positive "

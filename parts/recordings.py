@@ -3,7 +3,7 @@
 Data sets of captioned sound are published in half a dozen layouts. Each is turned into the same list of
 entries (a file, its captions, whether it is held out); from there on there is one way for all, in stages:
 
-    one file      open_sound, read_audio: any wav, flac, ogg or mp3 -> (N,) float32, mono, 16 kHz
+    one file      audio_files.py: any wav, flac, ogg or mp3 -> (N,) float32, mono, 16 kHz
     layouts       VCTK | class folders | a table (caption_tables.py), its files found by name -> entries
     a data set    AudioFolder: entries -> the clips of a split, and `prepare`: all of them decoded
     decoding      16-bit samples of all clips in the cache, one after the other
@@ -12,12 +12,10 @@ entries (a file, its captions, whether it is held out); from there on there is o
 Files come from elsewhere, so nothing that a header, a table or a link says is believed: a UserError names the
 file or the row, and no file outside of the folder is opened.
 
-Public: AUDIO_TYPES, LONGEST_S, LONGEST_CAPTION, open_sound, read_audio, AudioFolder, Mixed; from
-parts/caption_tables.py: find_metadata, read_rows.
+Public: LONGEST_CAPTION, AudioFolder, Mixed.
 """
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import zlib
@@ -26,7 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from parts.audio import RATE, resample
+from parts.audio import RATE
+from parts.audio_files import AUDIO_TYPES, open_sound, read_audio
 from parts.cache import cache_dir, digest, fill_array
 from parts.caption_tables import (
     FILE_COLUMNS,
@@ -38,60 +37,7 @@ from parts.caption_tables import (
 )
 from parts.errors import UserError, printable
 
-AUDIO_TYPES = (".wav", ".flac", ".ogg", ".mp3")
-# What a header may say: a wrong one must not fill the memory.
-RATES = (2_000, 768_000)  # Hz, lowest and highest
-LONGEST_S = 3_600
 LONGEST_CAPTION = 500  # characters
-
-
-# --- one file -------------------------------------------------------------------------------------------
-
-@contextlib.contextmanager
-def open_sound(path: Path):
-    """An open soundfile.SoundFile whose header is plausible; whatever goes wrong in the block is a UserError
-    that names the file."""
-    import soundfile  # lazily: the default path (SoundWorld) needs no audio library
-    if not path.is_file():  # devices and pipes are no files either
-        raise UserError(f"{path}: no such file")
-    try:
-        with soundfile.SoundFile(path) as sound:
-            if not RATES[0] <= sound.samplerate <= RATES[1]:
-                raise UserError(f"{path}: its header says {sound.samplerate} Hz; from {RATES[0]} to "
-                                f"{RATES[1]} can be read")
-            if not 0 <= sound.frames <= LONGEST_S * sound.samplerate:
-                raise UserError(f"{path}: its header says {sound.frames / sound.samplerate:.0f} s; cut it "
-                                "into pieces of at most an hour")
-            yield sound
-    except (soundfile.SoundFileError, RuntimeError, ValueError, OverflowError) as e:
-        why = printable(str(e)).strip()[:120]
-        raise UserError(f"{path}: can't be read as audio ({why}); use wav, flac, ogg or mp3") from None
-
-
-def read_audio(path: str | Path) -> np.ndarray:
-    """Any wav/flac/ogg/mp3 of up to an hour -> mono float32 (N,) at 16 kHz. UserError (names the file) if it
-    can't be read."""
-    path = Path(path)
-    pieces = []
-    # In pieces: memory is taken by what is there, not by what the header says.
-    with open_sound(path) as sound:
-        rate, frames = sound.samplerate, sound.frames
-        at_once = max(1, (1 << 20) // sound.channels)
-        while True:
-            piece = sound.read(at_once, dtype="float32", always_2d=True)           # (n, channels)
-            if len(piece) == 0:
-                break
-            pieces.append(piece.mean(1))
-    x = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-
-    if len(x) == 0:
-        raise UserError(f"{path}: holds no samples")
-    if len(x) < 0.9 * frames - 0.1 * rate:  # an mp3's header may be off by a frame
-        raise UserError(f"{path}: ends after {len(x) / rate:.1f} of the {frames / rate:.1f} s that its "
-                        "header says")
-    if not np.abs(x).max() < 1e6:  # NaN too
-        raise UserError(f"{path}: holds NaN, infinite or absurdly large samples")
-    return resample(x, rate, RATE)
 
 
 # --- layouts: a folder -> entries -----------------------------------------------------------------------
@@ -124,6 +70,14 @@ def _read_layout(folder: Path, split: str, val_fold: int | None) -> tuple[list[_
     return _table_entries(folder, meta, held_out, val_fold), meta
 
 
+def _audio_files(folder: Path) -> list[Path]:
+    """All audio files under a folder, in order. Names that begin with a dot are other programs' (checkpoints
+    of notebooks, the trash, macOS's resource forks)."""
+    return [path for path in sorted(folder.rglob("*"))
+            if path.suffix.lower() in AUDIO_TYPES and path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
 def _vctk_root(folder: Path) -> Path | None:
     for name in ("wav48_silence_trimmed", "wav48"):
         if (folder / name).is_dir():
@@ -135,15 +89,16 @@ def _vctk(folder: Path, root: Path) -> list[_Entry]:
     """VCTK: wav48_silence_trimmed/p225/p225_001_mic1.flac (or wav48/p225/p225_001.wav) and
     txt/p225/p225_001.txt. Held out: the last 8 of 108 speakers, without p280 and p315 (NU-Wave2's split); of
     fewer speakers, the same share."""
-    speakers = sorted(d for d in root.iterdir() if d.is_dir() and d.name not in ("p280", "p315"))
+    speakers = sorted(d for d in root.iterdir()
+                      if d.is_dir() and not d.name.startswith(".") and d.name not in ("p280", "p315"))
     if len(speakers) < 2:
         raise UserError(f"{root}: fewer than two speakers; one must be held out")
     held_out = set(speakers[-max(1, round(8 / 108 * len(speakers))):])
 
     entries = []
     for speaker in speakers:
-        for path in sorted(speaker.iterdir()):
-            if path.suffix.lower() not in AUDIO_TYPES or path.stem.endswith("_mic2"):
+        for path in _audio_files(speaker):
+            if path.stem.endswith("_mic2"):
                 continue
             text = folder / "txt" / speaker.name / f"{path.stem.removesuffix('_mic1')}.txt"
             said = _clean(text.read_text(encoding="utf-8", errors="replace")) if text.is_file() else ""
@@ -155,9 +110,9 @@ def _class_folders(folder: Path) -> list[_Entry]:
     """FOLDER/CLASS/FILE without metadata: the class is the caption. (train/CLASS/FILE, test/CLASS/FILE: with
     these splits.)"""
     entries = []
-    for path in sorted(folder.rglob("*")):
+    for path in _audio_files(folder):
         folders = path.relative_to(folder).parts[:-1]
-        if not folders or path.suffix.lower() not in AUDIO_TYPES or not path.is_file():
+        if not folders:
             continue
         split = split_named({folders[0].lower()})
         held_out = None
@@ -203,34 +158,42 @@ def _table_entries(folder: Path, meta: Path, held_out: bool | None, val_fold: in
 
 
 class _FileFinder:
-    """Finds the audio file that a row of a table names."""
+    """Finds the audio file that a row of a table names: as written, beside the metadata, in the folder or in
+    its audio/; else anywhere, if what the row says (its folders too, where it names some) ends the path of
+    one file alone."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     @functools.cached_property
-    def by_name(self) -> dict[str, Path]:
+    def by_name(self) -> dict[str, list[Path]]:
         """Every audio file of the folder by its name, with and without the extension: walked only where a row
         does not say where its file is."""
         files = {}
-        for path in self.folder.rglob("*"):
-            if path.suffix.lower() in AUDIO_TYPES and path.is_file():
-                files[path.stem] = path
-                files[path.name] = path
+        for path in _audio_files(self.folder):
+            for name in (path.stem, path.name):
+                files.setdefault(name, []).append(path)
         return files
 
     def find(self, name: str, row: dict, meta: Path) -> Path | None:
-        """The file of a row: as written, beside the metadata or in audio/, or anywhere by its name."""
+        """The file of a row, or None. UserError where several could be meant."""
+        if "\\" in name and not (meta.parent / name).is_file():        # written on Windows
+            name = name.replace("\\", "/")
         for path in (meta.parent / name, self.folder / name, self.folder / "audio" / name):
             try:
                 if path.is_file() and path.suffix.lower() in AUDIO_TYPES:
                     return path
             except (ValueError, OSError):  # a name with a zero byte, or of a thousand letters
                 continue
-        names = _audiocaps_names(name, row, meta) if "youtube_id" in row else [name]
-        for known in (*names, Path(name).name):
-            if known in self.by_name:
-                return self.by_name[known]
+        for known in _audiocaps_names(name, row, meta) if "youtube_id" in row else [name]:
+            *folders, last = Path(known).parts or [""]
+            found = [path for path in self.by_name.get(last, ())
+                     if list(path.parts[-1 - len(folders) : -1]) == folders]
+            if len(found) > 1:
+                places = " and ".join(str(path.relative_to(self.folder)) for path in found[:2])
+                raise UserError(f"{meta}, row {row['#']}: {name!r} may be {places}; write the folder too")
+            if found:
+                return found[0]
         return None
 
 
@@ -274,11 +237,11 @@ class AudioFolder:
     folder is always an error.
 
     It has the interface of every data set: see parts/preparation.py."""
-    version = 2  # raise when decoding changes: the cache is keyed by it
+    version = 3  # raise when decoding changes: the cache is keyed by it
 
     def __init__(self, folder: str | Path, split: str = "train", val_fold: int | None = None,
                  max_bad_share: float = 0.0):
-        self.folder = Path(folder)
+        self.folder = Path(os.path.expanduser(folder))
         self.split = split
         self.max_bad_share = max_bad_share
         self.notes = []

@@ -23,7 +23,7 @@ from parts.checkpoints import has_checkpoint, load_checkpoint, not_written
 from parts.config import TRUST, Config, load_config, resolve
 from parts.devices import RANK, WORLD, broadcast_from_rank0, join_processes, pick_device
 from parts.errors import UserError
-from parts.files import file_lock, write_text
+from parts.files import file_lock, to_json, write_text
 
 # --- settings -----------------------------------------------------------------------------------------------
 
@@ -95,7 +95,7 @@ class Log:
 
     def __call__(self, row: dict) -> None:
         try:
-            self.file.write(json.dumps(row) + "\n")
+            self.file.write(to_json(row) + "\n")
         except OSError as e:
             raise not_written(self.path, e.strerror) from None
 

@@ -431,7 +431,7 @@ def text_table(rows: list[dict]) -> str:
     """The table of score_captions or score_recordings."""
     if "exact" not in rows[0]:
         lines = [f"{'':14s}    KID (judge's space, trained on SoundWorld: out of domain here)"]
-        lines += [f"{row['row']:14s} {row['kid']:8.4f}" for row in rows]
+        lines += [f"{row['row']:14s} {_number(row['kid'], '8.4f')}" for row in rows]
         return "\n".join(lines) + pretrained_table(rows)
     lines = [
         f"{'':14s} event set  95 % interval   of ceiling   1 event  2 events  3 events"
@@ -440,6 +440,11 @@ def text_table(rows: list[dict]) -> str:
     ceiling = next(row["exact"] for row in rows if row["row"] == "codec ceiling")
     lines += [_text_line(row, ceiling) for row in rows]
     return "\n".join(lines) + pretrained_table(rows)
+
+
+def _number(x: float, form: str) -> str:
+    """A number, or "-" as wide where it is not known (a single clip has no interval and no KID)."""
+    return f"{x:{form}}" if np.isfinite(x) else f"{'-':>{form.split('.')[0].strip('+')}s}"
 
 
 def _text_line(row: dict, ceiling: float) -> str:
@@ -457,14 +462,14 @@ def _text_line(row: dict, ceiling: float) -> str:
     return (
         f"{row['row']:14s}   {row['exact']:.3f}   [{low:.3f}, {high:.3f}]"
         f"    {row['exact'] / max(ceiling, 1e-9):6.3f}   {'  '.join(by_events)}"
-        f"   {new:15s} {order:12s} {row['event_kl']:9.4f} {1e3 * row['kid']:9.3f}"
+        f"   {new:15s} {order:12s} {row['event_kl']:9.4f} {_number(1e3 * row['kid'], '9.3f')}"
     )
 
 
 def _cell(value: dict, width: int) -> str:
     """A mean with its interval."""
     low, high = value["interval"]
-    return f"{value['mean']:{width}.3f} [{low:6.3f},{high:6.3f}]"
+    return f"{value['mean']:{width}.3f} [{_number(low, '6.3f')},{_number(high, '6.3f')}]"
 
 
 def sr_table(rows: list[dict]) -> str:
@@ -497,11 +502,9 @@ PRETRAINED_HEADINGS = {
 
 def _pretrained_cell(name: str, value) -> str:
     if name == "clap_score":
-        low, high = value["interval"]
-        return f"{value['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
-    if name == "kid_model":
-        return f"{value:.4f}"
-    return f"{value:.3f}"
+        low, high = (_number(x, "+.3f") for x in value["interval"])
+        return f"{value['mean']:+.3f} [{low}, {high}]"
+    return _number(value, "6.4f" if name == "kid_model" else "6.3f")
 
 
 def pretrained_table(rows: list[dict]) -> str:

@@ -1,12 +1,18 @@
 """Claims about the cache: filled once, by one process, and named by what it depends on."""
 import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
+from conftest import ROOT
 
-from parts.cache import digest, fill_array, parallel_map
+from parts.cache import cache_dir, digest, fill_array, parallel_map
 
 
 def row_once(indices, folder):
@@ -25,6 +31,36 @@ def test_two_processes_that_start_together_fill_a_cache_once(tmp_path):
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         sums = list(pool.map(fill, [str(tmp_path)] * 2))
     assert sums == [2 * 2 * sum(range(200))] * 2
+
+
+def run_script(folder, code, **env):
+    script = folder / "script.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}")
+    return subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, timeout=100,
+                          env={**os.environ, "STAGE_AUDIO_CACHE": str(folder / "cache"), **env})
+
+
+RENDER = "from parts.soundworld import SoundWorld\nSoundWorld('val', 200, seconds=0.5).prepare(2)\n"
+
+
+def test_a_script_without_a_guard_is_told_so_and_does_not_hang(tmp_path):
+    done = run_script(tmp_path, RENDER)
+    assert done.returncode == 1 and done.stderr.count("Traceback") == 1
+    last = [line for line in done.stderr.splitlines() if line.startswith("parts.errors.UserError")]
+    assert len(last) == 1 and "if __name__ == '__main__':" in last[0]
+    guarded = "if __name__ == '__main__':\n    " + RENDER.replace("\n", "\n    ")
+    assert run_script(tmp_path, guarded + "pass\n").returncode == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="HOME and user ids")
+def test_the_cache_has_a_place_without_a_home_and_under_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("STAGE_AUDIO_CACHE", "~/x")
+    assert cache_dir() == tmp_path / "x"
+    monkeypatch.delenv("STAGE_AUDIO_CACHE")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does for an unknown user
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    assert cache_dir() == tmp_path / f"stage-audio-{os.getuid()}"
 
 
 def test_items_of_different_lengths_lie_one_after_the_other(tmp_path):

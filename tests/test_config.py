@@ -121,7 +121,7 @@ def test_every_setting_has_a_flag_and_help_shows_its_default(capsys):
     with pytest.raises(SystemExit):
         parse(["--help"])
     text = capsys.readouterr().out
-    assert all(f"--{name.replace('_', '-')}" in text for name in FIELDS) and "default 'stage'" in text
+    assert all(f"--{name.replace('_', '-')}" in text for name in FIELDS) and "(default stage)" in text
 
 
 def test_a_resumed_run_keeps_its_settings():
@@ -136,7 +136,7 @@ def test_a_resumed_run_keeps_its_settings():
 # --- what is refused
 
 @pytest.mark.parametrize("argv, message", [
-    (("--stepz", 3), "unrecognized arguments: --stepz"),
+    (("--stepz", 3), "--stepz: no such flag; did you mean --steps?"),
     (("--steps", "many"), "invalid int value"),
     (("--steps", 0), "--steps 0: must be positive"),
     (("--task", "tts"), "invalid choice: 'tts'"),

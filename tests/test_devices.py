@@ -177,22 +177,15 @@ def clock(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("bf16_takes, choice", [(2.0, "fp32"), (0.95, "fp32"), (0.5, "bf16")])
-def test_the_faster_precision_is_chosen_and_said(clock, capsys, bf16_takes, choice):
-    """Trials alternate, and the first of each does not count. bf16 must be a tenth faster."""
-    order = []
-
-    def trial(bf16):
-        order.append(bf16)
-        if len(order) <= 2:
-            clock.now += 0.01
-        else:
-            clock.now += bf16_takes if bf16 else 1.0
-
-    assert devices.pick_precision(trial, "cpu") == choice
-    assert order == [False, True] * 4
-    assert f"precision: {choice}" in capsys.readouterr().out
-    assert devices.pick_precision(None, "mps") == "fp32"
+@pytest.mark.parametrize("flags, choice",
+                         [(["avx2"], "fp32"), (["avx512_bf16"], "bf16"), (["amx_bf16"], "bf16")])
+def test_precision_follows_from_the_processor(monkeypatch, flags, choice):
+    monkeypatch.setattr(devices, "cpu", lambda: ("some CPU", flags))
+    assert devices.pick_precision("cpu") == choice
+    assert devices.pick_precision("mps") == "fp32"
+    for device in ("cuda", "cuda:1"):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: choice == "bf16")
+        assert devices.pick_precision(device) == choice
 
 
 def test_hardware_has_a_name_and_memory_a_size():

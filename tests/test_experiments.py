@@ -18,7 +18,7 @@ import train
 from lab import experiments, runner
 from lab.questions import EXPERIMENTS, Experiment
 from lab.runner import folder_of
-from parts import networks
+from parts import config
 from parts.cache import cores
 from parts.errors import UserError
 
@@ -155,39 +155,18 @@ def test_a_folder_of_other_runs_is_refused_and_rows_of_arms_not_asked_for_stay(s
     assert runner.collect(tmp_path, "E1", arms, [0]) == [], "rows made with other options are not this arm's"
 
 
-def test_precision_is_measured_once_an_experiment(small, tmp_path, monkeypatch):
-    measured = []
-
-    def precision_here(cfg):
-        measured.append(cfg.precision)
-        return "fp32"
-
-    monkeypatch.setattr(experiments, "precision_here", precision_here)
+def test_an_experiment_goes_on_in_its_own_precision(small, tmp_path, monkeypatch):
+    """It is written down with the arms; on a machine whose rule says otherwise the runs are not mixed."""
     arms = {name: {k: v for k, v in options.items() if k != "precision"} for name, options in RECIPES.items()}
     monkeypatch.setitem(EXPERIMENTS, "E1", Experiment("small", arms, "static"))
+    monkeypatch.setattr(config, "pick_precision", lambda device: "fp32")
     run("run", "E1", "--seeds", 1, "--only", "static", "--out", tmp_path, *SMALL)
-    run("run", "E1", "--seeds", 1, "--out", tmp_path, *SMALL)
-    assert measured == ["auto"]
     assert {row["config"]["precision"] for row in all_rows(tmp_path)} == {"fp32"}
-
-
-@pytest.mark.parametrize("task", ["t2a", "sr"])
-def test_precision_is_measured_at_the_shape_of_the_runs(task, monkeypatch):
-    shapes = []
-
-    def trial_once(trial, device):
-        trial(False)
-        return "fp32"
-
-    def watched(networks, batch):
-        shapes.append(tuple(batch["x0"].shape))
-        return right(networks, batch)
-
-    right = train.measured_precision
-    monkeypatch.setattr(networks, "pick_precision", trial_once)
-    monkeypatch.setattr(train, "measured_precision", watched)
-    cfg = runner.resolve_arm({**OWN, "task": task, "device": "cpu"})
-    assert experiments.precision_here(cfg) == "fp32" and shapes == [(8, 64, 16)]
+    monkeypatch.setattr(config, "pick_precision", lambda device: "bf16")
+    with pytest.raises(UserError, match="precision fp32, not bf16"):
+        run("run", "E1", "--seeds", 1, "--out", tmp_path, *SMALL)
+    run("run", "E1", "--seeds", 1, "--out", tmp_path, *SMALL, "--precision", "fp32")
+    assert {row["config"]["precision"] for row in all_rows(tmp_path)} == {"fp32"}
 
 
 # --- several at a time

@@ -105,6 +105,24 @@ def test_si_sdr_ignores_scale_and_offset_and_counts_noise():
     assert abs(metrics.si_sdr(x, y) - 20) < 0.05
     assert metrics.si_sdr(x, np.zeros_like(x)) == -80
     assert np.isfinite(metrics.si_sdr(np.zeros_like(x), x))
+    assert metrics.si_sdr(x, x) == 120, "its upper bound"
+    other = gaussian(seed=2).astype(np.float64)
+    other -= other.mean() + (other @ centred) / (centred @ centred) * centred
+    assert metrics.si_sdr(x, other + 1e-5 * centred) == -80, "its lower one"
+
+
+def test_a_single_clip_has_no_distance_and_no_interval():
+    x = np.random.default_rng(0).standard_normal((5, 3))
+    for a, b in ((x[:1], x), (x, x[:1])):
+        assert np.isnan(metrics.kid(a, b))
+    assert np.isfinite(metrics.kid(x[:2], x))
+
+
+def test_treble_is_counted_relative_to_what_lies_below():
+    low, high = (np.sin(2 * np.pi * hz * np.arange(RATE) / RATE).astype(np.float32) for hz in (440, 5_000))
+    for gain in (1.0, 0.01):
+        assert abs(metrics.level_above(gain * (low + 0.1 * high), 2_000) + 20) < 0.1
+    assert metrics.level_above(0 * low, 2_000) >= -120
 
 
 def test_energy_score_prefers_the_true_distribution_to_its_mean_and_to_wrong_widths():

@@ -121,6 +121,21 @@ def test_rescaled_guidance_has_the_spread_of_the_conditional_branch():
     assert torch.equal(spread(6.0, rescale=0.0), free)
 
 
+@torch.no_grad()
+def test_without_guidance_there_is_nothing_to_rescale():
+    """w = 0 is the unconditional velocity whatever the caption, w between 0 and 1 a mixture."""
+    net, x, t = dit(), torch.randn(2, 9, 6), 0.7
+    text, null = two_captions(net)
+    other = type(text)(*(y.flip(0) for y in text))
+
+    def v(w, of=text, rescale=1.0):
+        return M.VelocityField(net, of, null, w=w, rescale=rescale)(x, t)
+    assert (v(0.0) - v(0.0, other)).abs().max() < 1e-5
+    assert (v(0.0) - net(x, torch.full((2,), t), null)).abs().max() < 1e-5
+    assert torch.equal(v(0.5), v(0.5, rescale=0.0))
+    assert (v(2.0) - v(2.0, rescale=0.0)).abs().max() > 1e-3, "negative control: above 1 it acts"
+
+
 # --- windows
 
 def local_field(x, t, text=None, cond=None, mask=None, drop=None):

@@ -1,8 +1,8 @@
 """Claims about what learns: accumulation, checkpointing, the average, what is saved."""
 import pytest
 import torch
-from run_files import distance, final
 
+import data
 import model
 import sampler
 import train
@@ -19,12 +19,12 @@ def networks_of(**settings):
     return train.build_networks(Config(**{**SMALL, **settings}), None, 6, torch.zeros(6))
 
 
-def batch_of(seed=0):
-    """A random batch of networks_of(): x0, eps, cond (4, 16, 8), phi (4, 16, 6)."""
+def batch_of(seed=0, clips=4):
+    """A random batch of networks_of(): x0, eps, cond (B, 16, 8), phi (B, 16, 6)."""
     torch.manual_seed(seed)
-    latents = {name: torch.randn(4, 16, 8) for name in ("x0", "eps", "cond")}
-    drop = torch.zeros(4, dtype=torch.bool)
-    return {**latents, "t": torch.rand(4), "drop": drop, "phi": torch.randn(4, 16, 6)}
+    latents = {name: torch.randn(clips, 16, 8) for name in ("x0", "eps", "cond")}
+    drop = torch.zeros(clips, dtype=torch.bool)
+    return {**latents, "t": torch.rand(clips), "drop": drop, "phi": torch.randn(clips, 16, 6)}
 
 
 GUIDED = train.Driven(lam=0.5, density=sampler.LogitNormal(), share=0.0, mu=0.0, groups=[0, 1])
@@ -38,15 +38,32 @@ def one_step(networks, k):
     return train.update(networks.cfg, networks, k)
 
 
-def test_a_batch_in_parts_gives_the_gradient_of_the_whole(tiny, tmp_path, bare):
-    settings = {**tiny, "task": "sr", "recipe": "vanilla", "probe": "never", "steps": 6, "eval_every": 6}
-    weights = {}
-    for n in (1, 4):
-        run = train.train({**settings, "accumulate": n, "out": str(tmp_path / str(n))})
-        weights[n] = final(run)["model"]
-    assert distance(weights[4], weights[1]) < 1e-3
-    fewer = train.train({**settings, "batch": 2, "out": str(tmp_path / "fewer")})
-    assert distance(final(fewer)["model"], weights[1]) > 1e-2, "negative control: one part alone"
+def gradient_of(networks, parts) -> torch.Tensor:
+    networks.model.zero_grad()
+    for part in parts:
+        (train.losses(networks.cfg, networks, part, 1, GUIDED)["total"] / len(parts)).backward()
+    return torch.cat([p.grad.flatten() for p in networks.model.parameters() if p.grad is not None])
+
+
+def test_parts_of_a_batch_of_unequal_clips_give_its_gradient_with_guidance_on(monkeypatch):
+    """Clips of 3 to 16 tokens: each weighs the same, in whatever part it is."""
+    networks, batch = networks_of(batch=8), batch_of(1, clips=8)
+    T = batch["x0"].shape[1]
+    lengths = torch.tensor([3, T, 5, T // 2, T, 4, 7, T])
+    batch["mask"] = torch.arange(T) < lengths[:, None]
+    whole = gradient_of(networks, [batch])
+    assert distance_of(gradient_of(networks, data.split_batch(batch, 4)), whole) < 1e-6
+
+    def over_tokens(z, phi, mask):
+        each = 1 - torch.cosine_similarity(z, phi, dim=-1)
+        return (each * mask).sum() / mask.sum()
+    monkeypatch.setattr(train.guidance, "alignment_loss", over_tokens)
+    wrong = gradient_of(networks, data.split_batch(batch, 4)), gradient_of(networks, [batch])
+    assert distance_of(*wrong) > 1e-3, "negative control: a mean over the tokens of a part"
+
+
+def distance_of(a, b) -> float:
+    return float((a - b).norm() / b.norm())
 
 
 def test_checkpointing_saves_less_and_changes_no_gradient():

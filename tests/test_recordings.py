@@ -12,11 +12,12 @@ from folders import captions_of, make_folder, nonempty, sine, write_tone
 
 from data import draw_batch
 from parts.audio import RATE
+from parts.audio_files import read_audio
 from parts.codec import Codec
 from parts.errors import UserError
 from parts.latents import LatentCache
 from parts.preparation import open_data
-from parts.recordings import AudioFolder, Mixed, read_audio
+from parts.recordings import AudioFolder, Mixed
 from parts.soundworld import SoundWorld
 
 # --- one file
@@ -189,6 +190,53 @@ def test_the_held_out_tenth_is_the_same_in_every_process(tmp_path):
                               capture_output=True, check=True)
         splits.add(done.stdout)
     assert len(splits) == 1 and splits.pop().count("1.wav") == 2
+
+
+def test_a_row_that_names_a_folder_matches_in_no_other(tmp_path):
+    """cats/k.wav exist, dogs/ does not: rows of dogs have no file, and no clip gets their captions."""
+    names = [f"cats/{k}.wav" for k in range(20)]
+    rows = [(f"{kind}/{k}.wav", f"a {kind} number {k}") for kind in ("cats", "dogs") for k in range(20)]
+    folder = make_folder(tmp_path / "set", names, rows, ("file_name", "caption"))
+    with pytest.raises(UserError, match="no audio file for 'dogs/0.wav'.*20 of 40"):
+        AudioFolder(folder)
+    clips = AudioFolder(folder, max_bad_share=0.5)
+    assert len(clips.bad) == 20
+    assert all(len(captions) == 1 and captions[0].startswith("a cats") for captions in clips.captions)
+
+
+def test_a_name_of_two_files_is_refused_with_both_places(tmp_path):
+    names = [f"{kind}/{k}.wav" for kind in ("cats", "dogs") for k in range(10)]
+    folder = make_folder(tmp_path / "set", names, [("0.wav", "who?")], ("file_name", "caption"))
+    with pytest.raises(UserError, match=r"row 2: '0.wav' may be cats/0.wav and dogs/0.wav"):
+        AudioFolder(folder)
+    # Without its extension, and with the folder: another file's, or clear.
+    rows = [("1", "no extension")]
+    with pytest.raises(UserError, match="'1' may be"):
+        AudioFolder(make_folder(tmp_path / "two", names, rows, ("file_name", "caption")))
+    rows = [(f"dogs\\{k}.wav", "a dog") for k in range(10)]  # written on Windows
+    clips = AudioFolder(make_folder(tmp_path / "three", names, rows, ("file_name", "caption")))
+    assert {path.parent.name for path in clips.paths} == {"dogs"}
+
+
+@pytest.mark.parametrize("layout", ["classes", "table", "vctk"])
+def test_names_that_begin_with_a_dot_are_other_programs(tmp_path, layout):
+    folder = tmp_path / "set"
+    for k in range(12):
+        kind = "dog" if k % 2 else "cat"
+        place = {"classes": kind, "table": kind, "vctk": f"wav48/p{k % 3}"}[layout]
+        write_tone(folder / place / f"{k}.wav")
+        write_tone(folder / place / f"._{k}.wav")
+        write_tone(folder / place / ".ipynb_checkpoints" / f"{k}.wav")
+    write_tone(folder / ".Trash-1000" / "files" / "old.wav")
+    write_tone(folder / "wav48" / ".cache" / "1.wav") if layout == "vctk" else None
+    if layout == "table":
+        lines = ["file_name,caption", *(f"{k}.wav,x" for k in range(12))]
+        (folder / "metadata.csv").write_text("\n".join(lines))
+        (folder / "._metadata.csv").write_bytes(b"\0\5\7")
+    clips = [AudioFolder(folder, split) for split in ("train", "val")]
+    paths = [path for one in clips for path in one.paths]
+    assert len(paths) == 12
+    assert not any(part.startswith(".") for path in paths for part in path.relative_to(folder).parts)
 
 
 def test_a_start_time_that_is_no_number_is_refused_with_its_row(tmp_path):

@@ -1,0 +1,65 @@
+"""Command lines: what every command of the project has in common.
+
+A wrong flag ends in one line with the nearest right one, like any other error of a user (parts/errors.py); a
+number is checked where it is typed, so NaN, infinities and integers too large for a generator get no further.
+
+Public: Parser, whole, number.
+"""
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+
+from parts.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """description: the module's docstring, shown as it is written. Mistakes are UserErrors."""
+
+    def __init__(self, description: str | None = None, **how):
+        how.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=description, **{**how, "allow_abbrev": False})
+
+    def error(self, message: str):
+        # "argument --seed: invalid int value: 'x'" -> "--seed: invalid int value: 'x'"
+        message = re.sub(r"^argument (\S+): (.*: must be)", r"\1 \2", message).removeprefix("argument ")
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            flag = unknown[1].partition("=")[0]
+            near = difflib.get_close_matches(flag, self.flags(), 1)
+            hint = f"did you mean {near[0]}?" if near else "all of them: --help"
+            message = f"{flag}: no such flag; {hint}"
+        raise UserError(message)
+
+    def flags(self) -> list[str]:
+        """All flags, those of subcommands too."""
+        found = []
+        for action in self._actions:
+            found += action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    found += command.flags()
+        return found
+
+
+def whole(low: int = 0, high: int = 2**31 - 1):
+    """An argparse type: an integer from low to high."""
+    return _between(int, low, high, "a whole number")
+
+
+def number(low: float, high: float):
+    """An argparse type: a float from low to high."""
+    return _between(float, low, high, "a number")
+
+
+def _between(kind, low, high, name: str):
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:              # NaN is in no interval
+            raise argparse.ArgumentTypeError(f"{text[:40]}: must be {name} from {low} to {high}")
+        return value
+    return parse

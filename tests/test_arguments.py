@@ -1,0 +1,55 @@
+"""Claims about command lines: a mistake is one line that names the flag and the fix."""
+import pytest
+
+from parts.arguments import Parser, number, whole
+from parts.commands import evaluate_parser
+from parts.config import Config, parse
+from parts.errors import UserError
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--stps", "5"], "--stps: no such flag; did you mean --steps?"),
+    (["--sed=5"], "--sed: no such flag; did you mean --seed?"),
+    (["--xyzzyx"], "--xyzzyx: no such flag; all of them: --help"),
+    (["--seed", "1e3"], "--seed: invalid int value: '1e3'"),
+    (["--task", "tts"], "--task: invalid choice: 'tts' .*t2a"),
+])
+def test_a_mistyped_flag_of_training_is_one_line_with_the_nearest(argv, message):
+    with pytest.raises(UserError, match=message.replace("?", r"\?")) as found:
+        parse(argv)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["generate", "RUN", "--promt", "x"], "--prompt"),
+    (["generate", "RUN", "--prompt", "x", "--guidance-scale", "nan"], "--guidance-scale nan: must be"),
+    (["generate", "RUN", "--prompt", "x", "--seed", str(2**64)], "--seed 18446744073709551616: must be"),
+    (["generate", "RUN", "--prompt", "x", "--seconds", "inf"], "--seconds inf: must be"),
+    (["generate", "RUN", "--prompt", "x", "--gudance-scale", "2"], "did you mean --guidance-scale"),
+    (["upsample", "RUN", "--input", "x.wav", "--cutoff", "9000"], "--cutoff 9000: must be a number from 500"),
+])
+def test_a_mistake_in_a_command_of_evaluate_is_one_line(argv, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_parser("text").parse_args(argv)
+
+
+def test_numbers_are_from_low_to_high_ends_included():
+    parser = Parser("text")
+    parser.add_argument("--n", type=whole(1, 5))
+    parser.add_argument("--x", type=number(0.5, 2))
+    assert vars(parser.parse_args(["--n", "5", "--x", "0.5"])) == {"n": 5, "x": 0.5}
+    for wrong in (["--n", "0"], ["--n", "6"], ["--n", "2.5"], ["--x", "2.1"], ["--x", "nan"], ["--x", "one"]):
+        with pytest.raises(UserError, match="must be a"):
+            parser.parse_args(wrong)
+
+
+def test_each_setting_is_explained_in_the_help_under_its_heading(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"], "text")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "optimizer steps, K (default 3000)" in text
+    assert "controls: random (not trained), shuffled (the shipped one's features of other clips)" in text
+    headings = ("the run:", "data:", "model:", "optimizer:", "mechanism 1: SSL guidance:", "evaluation:")
+    places = [text.index(heading) for heading in headings]
+    assert places == sorted(places)
+    assert all("--" + name.replace("_", "-") in text for name in vars(Config()))

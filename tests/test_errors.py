@@ -1,0 +1,30 @@
+"""Claims about how a command ends."""
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from parts.errors import Stopped, UserError, run_cli
+
+
+@pytest.mark.parametrize("error, status, line", [
+    (UserError("no\nsuch"), 2, "error: no such\n"),
+    (Stopped("stopped at step 3"), 130, "stopped at step 3\n"),
+    (OSError("disk full"), 2, "error: disk full\n"),
+    (KeyboardInterrupt(), 130, "\ninterrupted\n"),
+])
+def test_a_command_ends_in_one_line_and_its_status(error, status, line, capsys):
+    def main():
+        raise error
+    with pytest.raises(SystemExit) as stop:
+        run_cli(main)
+    assert stop.value.code == status and capsys.readouterr().err == line
+
+
+def test_a_terminal_without_the_letters_of_a_name_gets_escapes():
+    code = "from parts.errors import run_cli; run_cli(lambda: print('\\u6771\\u4eac.wav'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
+                          env={**os.environ, "PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 0 and done.stdout.strip() == rb"\u6771\u4eac.wav"
