@@ -241,20 +241,23 @@ def open_for(args, task: str, other: str) -> Run:
 
 def cmd_generate(args) -> None:
     run = open_for(args, "t2a", "upsample {} --input FILE")
-    for note in check_prompt(args.prompt, run.words, args.run):
-        print(note)
+    in_soundworld = run.config["data"] == "soundworld"
+    caption, notes = check_prompt(args.prompt, run.words, args.run, in_soundworld)
+    for note in notes:
+        print(printable(note))
     seconds = args.seconds or run.config["seconds"]
     n = round(seconds * RATE)
-    waves = generate(run, [args.prompt] * args.n, [args.seed + k for k in range(args.n)],
+    waves = generate(run, [caption] * args.n, [args.seed + k for k in range(args.n)],
                      tokens=max(run.tokens, run.codec.tokens(n)), w=args.guidance_scale, steps=args.steps,
                      method=args.method)[:, :n]
-    judge = load_judge("dev") if run.config["data"] == "soundworld" else None
+    judge = load_judge("dev") if in_soundworld else None
     for k, x in enumerate(waves):
         path = args.out if args.n == 1 else args.out.with_stem(f"{args.out.stem}-{k}")
         factor = write_wav(path, x)
         level = "peak {peak:.2f}, RMS {rms:.3f}, centroid {centroid_hz:.0f} Hz".format(**describe(x))
         if judge:
-            level += f"; the judge hears: {', '.join(judged_events(judge, x)) or 'nothing it knows'}"
+            found = ", ".join(f"{name} at {onset_s:.1f} s" for name, onset_s in judged_events(judge, x))
+            level += f"; the judge finds, in order of onset: {found or 'no sound that it knows'}"
         print(f"{path}: {len(x) / RATE:.2f} s, {level}{scaled_note(factor)}")
 
 

@@ -43,7 +43,7 @@ def split_named(words: set[str]) -> str | None:
 def _split_of(meta: Path, folder: Path) -> str | None:
     """The split that a metadata file is for, by the words of its name or of its own folder."""
     name = str(meta.relative_to(folder).with_suffix(""))
-    return split_named(set(re.split(r"[^a-z]+", name.lower())))
+    return split_named(set(re.split(r"[\W\d_]+", name.lower())))
 
 
 def _tables(folder: Path, *places: str) -> list[Path]:

@@ -40,5 +40,6 @@ def run_cli(main) -> None:
 
 def printable(text: str) -> str:
     """For the terminal: control characters become spaces. A caption or a file name from elsewhere could
-    otherwise move the cursor or retitle the window."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    otherwise move the cursor or retitle the window. Joiners stay: in Hindi or Persian they stand inside
+    words."""
+    return "".join(c if c.isprintable() or c in "\u200c\u200d" else " " for c in text)

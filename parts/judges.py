@@ -16,6 +16,7 @@ Public: ASSETS, ConvJudge, AttentionJudge, Judge, load_judge, judge_clips, judge
 """
 from __future__ import annotations
 
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -153,11 +154,19 @@ def judge_clips(judge: Judge, waves, batch: int = 64) -> dict:
     return {name: torch.cat([answer[name] for answer in answers]).numpy() for name in answers[0]}
 
 
-def judged_events(judge: Judge, x: np.ndarray) -> list[str]:
-    """Names of the events that a judge detects in (N,), most certain first, judged on windows of 2.56 s (its
-    training length)."""
+def judged_events(judge: Judge, x: np.ndarray) -> list[tuple[str, float]]:
+    """Events that a judge detects in (N,), as (name, onset in s), in order of onset.
+
+    Judged on windows of 2.56 s, its training length: an onset is that in the first window in which the
+    event is detected. It is an estimate, off by 0.1 s on average in SoundWorld (results/judges.json)."""
     n = round(CLIP_S * RATE)
     starts = range(0, max(1, len(x) - n // 2), n)
     windows = [first_seconds(x[start:], CLIP_S) for start in starts]
-    logits = judge_clips(judge, windows)["presence"].max(0)        # (24,): each class in its clearest window
-    return [NAMES[k] for k in np.argsort(-logits) if logits[k] > 0]
+    answers = judge_clips(judge, windows)
+    found = answers["presence"] > 0                                # (windows, 24)
+    events = []
+    for k in np.flatnonzero(found.any(0)):
+        first = int(found[:, k].argmax())
+        onset_s = starts[first] / RATE + CLIP_S * float(answers["onset"][first, k])
+        events.append((NAMES[k], onset_s))
+    return sorted(events, key=itemgetter(1))

@@ -97,12 +97,11 @@ class PretrainedText(nn.Module):
         """Wordings of each clip -> their embeddings."""
         return CachedText(self, captions)
 
-    def unknown(self, caption: str) -> dict:
-        """{unknown word: closest known words}: empty, every word has tokens."""
-        return {}
-
-    def split(self, caption: str) -> list[str]:
-        return caption.split()
+    def beyond(self, caption: str) -> str:
+        """The end of a caption that is too long to be encoded; mostly none."""
+        ids = self.tokenizer(caption, add_special_tokens=False)["input_ids"]
+        room = self.max_tokens - self.tokenizer.num_special_tokens_to_add()
+        return self.tokenizer.decode(ids[room:]).strip()
 
 
 def _load_encoder(config, name: str, how: dict) -> nn.Module:

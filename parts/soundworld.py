@@ -16,7 +16,8 @@ data: if it changes, or a synthesizer, or a caption, raise `SoundWorld.version`.
 Units: times in s; pitch, bright(ness) and rate in [-1, 1]; distance in [0, 1], 0 is near and 1 far.
 
 Public: Sound, SOUNDS, NAMES, FAMILIES, Event, Scene, HELD_OUT_PAIRS, SPLITS, draw_scene, factor_words,
-with_article, word_scene, render_scene, scene_factors, SoundWorld, factor_table.
+with_article, word_scene, render_scene, scene_factors, noun_phrases, list_sounds, SoundWorld,
+factor_table.
 """
 from __future__ import annotations
 
@@ -336,12 +337,17 @@ def scene_factors(scene: Scene) -> dict:
 
 # --- the data set
 
+def noun_phrases(sound: Sound) -> list[str]:
+    """How one of a class may be called, without adjectives: ["rain", "rainfall", "rain falling"]."""
+    return [with_article(noun.replace("~ ", "")) for noun in sound.one]
+
+
 def list_sounds() -> list[str]:
     """What a caption may ask for, a line a family, then how it may be said."""
     lines = []
     for family in FAMILIES:
         sounds = [sound for sound in SOUNDS if sound.family == family]
-        phrases = [" | ".join(with_article(noun.replace("~ ", "")) for noun in sound.one) for sound in sounds]
+        phrases = [" | ".join(noun_phrases(sound)) for sound in sounds]
         lines.append(f"{family:12s} " + "; ".join(phrases))
     return [*lines, "how          low high (pitched sounds), near far distant, two three four; "
                     "then, followed by, after, while, over, in the background"]

@@ -11,12 +11,12 @@ Either way a caption that is dropped, for classifier-free guidance, becomes the 
 
 B batch, S words, W width of the diffusion transformer, E width of a frozen text encoder.
 
-Public: Words, Text, TextLayer, TextEncoder, TextAdapter.
+Public: MAX_WORDS, Words, Text, TextLayer, TextEncoder, TextAdapter.
 """
 from __future__ import annotations
 
-import difflib
 import re
+import unicodedata
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from parts.attention import attention
+
+MAX_WORDS = 40  # of a caption; the rest is left out, and said to be
+
+# Scripts without spaces between words: Thai and Lao, Burmese, Khmer, Japanese kana, Chinese characters.
+UNSPACED = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
+            "\u4e00-\u9fff\uff66-\uff9f\U00020000-\U0003ffff")
+# A typographic apostrophe is an apostrophe; joiners and variation selectors choose glyphs, not letters.
+SAME_WORD = {0x2019: "'", 0x200C: None, 0x200D: None, **dict.fromkeys(range(0xFE00, 0xFE10))}
 
 
 class Words:
@@ -39,9 +47,21 @@ class Words:
 
     @staticmethod
     def split(caption: str) -> list[str]:
-        """Words in lower case, digits from 1 to 9 as words; an apostrophe may stand inside a word."""
-        found = re.findall(r"[^\W_]+(?:'[^\W_]+)?", caption.lower())
-        return [Words.NUMERALS.get(word, word) for word in found]
+        """Words of any language in lower case, composed (Unicode NFC); an apostrophe may stand inside a
+        word, digits from 1 to 9 are words. In scripts without spaces each character is one, with its
+        marks."""
+        text = unicodedata.normalize("NFC", caption.lower().translate(SAME_WORD))
+
+        # Letters, numbers and the marks on them (vowel signs, accents) stay; all else parts words.
+        parted = []
+        for c in text:
+            in_word = c.isalnum() or c == "'" or unicodedata.category(c) in ("Mn", "Mc")
+            parted.append(c if in_word else " ")
+
+        # What is left beside letters, numbers (\w), spaces and apostrophes are marks.
+        spaced = re.sub(rf"[{UNSPACED}][^\w\s']*", r" \g<0> ", "".join(parted))
+        found = [word.strip("'") for word in spaced.split()]
+        return [Words.NUMERALS.get(word, word) for word in found if any(c.isalnum() for c in word)]
 
     @classmethod
     def fit(cls, captions) -> Words:
@@ -51,23 +71,35 @@ class Words:
     def __len__(self) -> int:
         return len(self.words) + 2
 
-    def unknown(self, caption: str) -> dict[str, list[str]]:
-        """{unknown word: closest known words}; what the user is told before a prompt is used without them."""
-        words = [word for word in self.split(caption) if word not in self.ids]
-        return {word: difflib.get_close_matches(word, self.words, 3, 0.6) for word in words}
+    def known(self, caption: str) -> list[str]:
+        """The known words of a caption, in its order, however many."""
+        return [word for word in self.split(caption) if word in self.ids]
+
+    def beyond(self, caption: str) -> str:
+        """The known words of a caption that are too many to be encoded; mostly none."""
+        return " ".join(self.known(caption)[MAX_WORDS:])
 
     def cache(self, captions: list[list[str]]) -> list[list[Tensor]]:
         """Wordings of each clip -> their ids; pretrained text encoders store embeddings on disk behind the
-        same call."""
+        same call. Says how many are cut, or have no known word."""
+        every = [wording for wordings in captions for wording in wordings]
+        known = [len(self.known(wording)) for wording in every]
+        cut = sum(n > MAX_WORDS for n in known)
+        if cut:
+            print(f"warning: {cut} of {len(every)} captions have more than {MAX_WORDS} words; the rest "
+                  "of each is left out")
+        empty = sum(n == 0 for n in known)
+        if empty:
+            print(f"warning: {empty} of {len(every)} captions have no known word and count as empty")
         return [[self.encode([wording])[0] for wording in wordings] for wordings in captions]
 
-    def encode(self, captions: list[str], max_words: int = 40) -> Tensor:
+    def encode(self, captions: list[str]) -> Tensor:
         """Captions -> ids (B, S) int64, padded with 0; a caption without a known word becomes the empty
-        caption."""
+        caption. Of longer ones the first MAX_WORDS known words count."""
         rows = []
         for caption in captions:
-            known = [self.ids[word] for word in self.split(caption) if word in self.ids]
-            rows.append(known[:max_words] or [1])
+            known = [self.ids[word] for word in self.known(caption)]
+            rows.append(known[:MAX_WORDS] or [1])
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
@@ -110,7 +142,7 @@ class TextEncoder(nn.Module):
     """Word embeddings and a small transformer, trained jointly with the diffusion transformer: ids (B, S) ->
     Text."""
 
-    def __init__(self, vocab: int, width: int, layers: int = 2, max_words: int = 40):
+    def __init__(self, vocab: int, width: int, layers: int = 2, max_words: int = MAX_WORDS):
         super().__init__()
         self.embed = nn.Embedding(vocab, width, padding_idx=0)
         self.pos = nn.Parameter(0.02 * torch.randn(max_words, width))

@@ -25,7 +25,6 @@ TESTED_IN = {
     "parts.errors": ("test_config", "every refused flag ends in it"),
     "parts.files": ("test_runs", "the lock and the whole files of a run folder"),
     "parts.previews": ("test_evaluate", "previews need a model"),
-    "parts.prompts": ("test_evaluate", "a prompt needs a model's words"),
 }
 # Worker processes import these: torch would cost each of them seconds.
 WITHOUT_TORCH = ("parts.synths", "parts.soundworld", "parts.cache", "parts.audio", "parts.errors",

@@ -35,6 +35,15 @@ def test_the_val_table_stands_in_for_a_missing_test_table_and_the_other_way_roun
     assert find_metadata(tmp_path, "val") == (tmp_path / "metadata.csv", False), "one for all splits"
 
 
+def test_a_split_word_counts_in_a_name_of_any_language_and_only_as_a_whole_word(tmp_path):
+    for name in ("prüfdaten_test.csv", "daten-train.csv"):
+        (tmp_path / name).touch()
+    assert find_metadata(tmp_path, "test") == (tmp_path / "prüfdaten_test.csv", True)
+    (tmp_path / "prüfdaten_test.csv").rename(tmp_path / "datentest_übertest.csv")
+    (tmp_path / "ütest.csv").touch()
+    assert find_metadata(tmp_path, "test") == (tmp_path / "daten-train.csv", False)
+
+
 def test_rows_know_their_number(tmp_path):
     (tmp_path / "m.csv").write_text("file_name,caption\na.wav,x\nb.wav,y\n")
     (tmp_path / "m.jsonl").write_text('{"file_name": "a.wav"}\n\n{"file_name": "b.wav"}\n')

@@ -1,14 +1,94 @@
 """Claims about captions: the vocabulary, the text encoder, the adapter of a frozen one."""
+import re
+import unicodedata
+
 import pytest
 import torch
+from conftest import ROOT
 
-from parts.text import TextAdapter, TextEncoder, TextLayer, Words
+from parts.errors import printable
+from parts.soundworld import SoundWorld
+from parts.text import MAX_WORDS, TextAdapter, TextEncoder, TextLayer, Words
 
 # --- words
 
-def test_unknown_words_are_reported_with_their_neighbours_and_left_out():
+def ascii_words(caption: str) -> list[str]:
+    """Oracle for English without digits: runs of the letters a to z."""
+    return re.findall("[a-z]+", caption.lower())
+
+
+def oracle_ids(vocabulary: list[str], captions: list[str]) -> torch.Tensor:
+    rows = [[vocabulary.index(word) + 2 for word in ascii_words(text) if word in vocabulary]
+            for text in captions]
+    longest = max(map(len, rows))
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+
+
+def test_soundworld_has_the_vocabulary_and_ids_of_lower_case_ascii_words():
+    captions = [SoundWorld("train", 300).caption(i, i % 4) for i in range(300)]
+    vocabulary = sorted({word for caption in captions for word in ascii_words(caption)})
+    words = Words.fit(captions)
+    assert words.words == vocabulary and len(vocabulary) > 100
+    assert torch.equal(words.encode(captions), oracle_ids(vocabulary, captions))
+    cached = words.cache([captions[:2]])[0]
+    assert all(torch.equal(ids, words.encode([text])[0]) for ids, text in zip(cached, captions))
+
+
+def test_the_shipped_model_gives_soundworld_the_ids_of_its_vocabulary():
+    vocabulary = torch.load(ROOT / "assets/demo/checkpoint.pt", weights_only=True)["words"]
+    captions = [SoundWorld("test", 300).caption(i) for i in range(300)]
+    assert torch.equal(Words(vocabulary).encode(captions), oracle_ids(vocabulary, captions))
+
+
+@pytest.mark.parametrize("caption, expected", [
+    ("Un café À Zürich", ["un", "café", "à", "zürich"]),
+    ("ΣΚΥΛΟΣ лает ЁЖ", ["σκυλος", "лает", "ёж"]),
+    ("कुत्ता भौंक रहा है", ["कुत्ता", "भौंक", "रहा", "है"]),
+    ("இசை நாய்", ["இசை", "நாய்"]),
+    ("كَلْبٌ ينبح", ["كَلْبٌ", "ينبح"]),
+    ("한국어 개", ["한국어", "개"]),
+    ("狗叫，然后下雨。", list("狗叫然后下雨")),
+    ("CD播放2次", ["cd", "播", "放", "two", "次"]),
+    ("犬がワンワン", list("犬がワンワン")),
+    ("หมาเห่า", ["ห", "ม", "า", "เ", "ห่", "า"]),
+    ("ខ្លា ស", ["ខ្", "លា", "ស"]),
+    ("a dog’s bark, 'loud' rock'n'roll", ["a", "dog's", "bark", "loud", "rock'n'roll"]),
+    ("a_b-c d/e 3 42", ["a", "b", "c", "d", "e", "three", "42"]),
+    ("🐕\ufe0f 1\ufe0f\u20e3 👩\u200d🚒 ' \u0301", ["one"]),
+    ("می\u200cخواهم", ["میخواهم"]),
+])
+def test_words_are_letters_with_marks_and_characters_where_a_script_has_no_spaces(caption, expected):
+    assert Words.split(caption) == expected
+    assert Words.split(printable(caption)) == expected, "as captions of recordings are read"
+    for form in ("NFC", "NFD"):
+        assert Words.split(unicodedata.normalize(form, caption)) == expected
+
+
+def test_words_that_differ_in_a_vowel_sign_or_an_accent_have_ids_of_their_own():
+    words = Words.fit(["दिन", "दीन", "दून", "pêche", "péché"])
+    assert len(words.words) == 5
+    assert torch.equal(words.encode(["pe\u0302che"]), words.encode(["pêche"]))
+
+
+def test_an_unknown_sentence_without_spaces_keeps_the_characters_that_are_known():
+    words = Words.fit(["狗叫", "下雨"])
+    assert torch.equal(words.encode(["雨下狗"]), words.encode(["雨 下 狗"]))
+
+
+def test_training_says_how_many_captions_are_cut_or_without_a_known_word(capsys):
+    words = Words.fit(["a dog", "rain"])
+    cached = words.cache([["a dog", "dog " * (MAX_WORDS + 1)], ["🐕", "rain " * MAX_WORDS]])
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: 1 of 4 captions have more than 40 words; the rest of each is left out",
+        "warning: 1 of 4 captions have no known word and count as empty"]
+    assert len(cached[0][1]) == MAX_WORDS and cached[1][0].tolist() == [1]
+    assert words.beyond("rain " * MAX_WORDS + "zzzz a dog") == "a dog" and words.beyond("a dog") == ""
+    words.cache([["a dog"]])
+    assert capsys.readouterr().out == ""
+
+
+def test_unknown_words_are_left_out():
     words = Words.fit(["a low bell", "heavy rain, then two dogs"])
-    assert words.unknown("a low bel zzzz") == {"bel": ["bell"], "zzzz": []}
     assert torch.equal(words.encode(["a zzzz low bell"]), words.encode(["A LOW bell!"]))
     assert words.encode(["zzzz"]).tolist() == [[1]] and words.encode([""]).tolist() == [[1]]
 
