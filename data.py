@@ -67,10 +67,12 @@ def draw_batch(latents: LatentCache, muffled: LatentCache | None, batch: int, le
     if phi is not None:
         drawn["phi"] = np.zeros((B, length, phi.channels), np.float32)
     for j, (i, start, variant) in enumerate(crops):
-        x = latents.crop(i, start, length)
+        if muffled is None:
+            x = latents.crop(i, start, length)
+        else:
+            cond, x = muffled.pair(i, start, length, variant)
+            drawn["cond"][j, : len(x)] = cond
         drawn["x0"][j, : len(x)], drawn["mask"][j, : len(x)] = x, True
-        if muffled is not None:
-            drawn["cond"][j, : len(x)] = muffled.crop(i, start, length, variant)
         if phi is not None:
             drawn["phi"][j, : len(x)] = phi.crop(i, start, length)
     return drawn

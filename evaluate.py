@@ -27,7 +27,7 @@ import data
 import sampler
 from model import DiT, VelocityField, flow_matching_loss, integrate, predict
 from parts import checkpoints, previews, scoring
-from parts.audio import RATE, in_segments, write_wav
+from parts.audio import ACTIVE_RMS, RATE, at_level, first_seconds, in_segments, with_added, write_wav
 from parts.audio_files import read_channels
 from parts.band_limit import find_cutoff
 from parts.commands import evaluate_parser
@@ -121,7 +121,9 @@ def generate_latents(run: Run, captions: list[str], seeds: list[int], tokens: in
 
 def generate(run: Run, captions: list[str], seeds: list[int], batch: int = 16, progress: str = "",
              decoding: dict | None = None, **how) -> np.ndarray:
-    """Captions -> waveforms (B, N) float32. `decoding`: see codec.decode, `how`: see generate_latents."""
+    """Captions -> waveforms (B, N) float32. `decoding`: see codec.decode, `how`: see generate_latents. Of
+    longer clips fewer are made at a time, so that memory does not grow with their number."""
+    batch = max(1, batch * run.tokens // max(run.tokens, how.get("tokens") or 0))
     waves = []
     starts = range(0, len(captions), batch)
     for i in tqdm(starts, desc=progress, disable=not progress, unit="batch", dynamic_ncols=True):
@@ -132,28 +134,53 @@ def generate(run: Run, captions: list[str], seeds: list[int], batch: int = 16, p
 
 def upsample(run: Run, muffled: np.ndarray, cutoff: float, seeds: list[int], steps: int | None = None,
              batch: int = 16) -> np.ndarray:
-    """Band-limited waves (B, N), one cutoff (Hz) -> full band (B, N); under the cutoff it is the input's."""
-    x, n, waves = torch.as_tensor(np.ascontiguousarray(muffled)), muffled.shape[-1], []
+    """Band-limited waves (B, N), one cutoff (Hz) -> full band (B, N); under the cutoff it is the input's.
+    See upsample_long, which does the same for one recording of any length."""
+    x, gains = at_level(muffled, ACTIVE_RMS)
+    waves = []
     for i in range(0, len(x), batch):
-        part = x[i : i + batch]
-        cond = run.codec.encode(part)                              # (b, T, C)
-        field = VelocityField(run.model, cond=cond.to(run.device), window=run.tokens)
-        x1 = noise(run, seeds[i : i + batch], cond.shape[1]).to(run.device)
-        z = integrate(field, x1, steps or run.config["sample_steps"]).cpu()
-        waves.append(run.codec.decode(z, part, cutoff)[:, :n])
-    return torch.cat(waves).numpy()
+        part = torch.from_numpy(x[i : i + batch])
+        z = restore_latents(run, run.codec.encode(part), seeds[i : i + batch], steps)
+        waves.append(run.codec.decode(z, part, cutoff)[:, : x.shape[1]].numpy())
+    return with_added(muffled, np.concatenate(waves) - x, gains)
+
+
+@torch.no_grad()
+def restore_latents(run: Run, cond: Tensor, seeds: list[int], steps: int | None = None) -> Tensor:
+    """Latents of band-limited sound (B, T, C), any T -> of full-band sound, on the CPU."""
+    field = VelocityField(run.model, cond=cond.to(run.device), window=run.tokens)
+    x1 = noise(run, seeds, cond.shape[1]).to(run.device)
+    return integrate(field, x1, steps or run.config["sample_steps"]).cpu()
 
 
 def upsample_long(run: Run, x: np.ndarray, cutoff: float, seed: int = 0, steps: int | None = None,
                   segment_s: float = 30.0, progress: bool = True) -> np.ndarray:
-    """One recording of any length (N,) -> (N,), in segments of 30 s that are cross-faded over 0.5 s; inside a
-    segment overlapping windows share one trajectory."""
-    shortest = round(run.config["seconds"] * RATE)
+    """One recording of any length (N,) -> (N,). Overlapping windows share one trajectory of latents; sound is
+    encoded and decoded in segments of 30 s, half a second of which is cross-faded."""
+    (loud,), gains = at_level(x[None], ACTIVE_RMS)
+    codec = run.codec
+    segment, fade = round(segment_s * codec.rate), round(0.5 * codec.rate)         # tokens
+    T = max(run.tokens, codec.tokens(len(x)))
 
-    def process(piece: np.ndarray, k: int) -> np.ndarray:
-        padded = np.pad(piece, (0, max(0, shortest - len(piece))))
-        return upsample(run, padded[None], cutoff, [seed + k], steps)[0, : len(piece)]
-    return in_segments(process, x, round(segment_s * RATE), RATE // 2, "upsampling" if progress else "")
+    def samples(token: int) -> int:
+        return round(token / codec.rate * RATE)
+    padded = torch.from_numpy(np.pad(loud, (0, samples(T) - len(x))))
+
+    # Tokens near the edge of a segment are taken from the neighbour that has them further inside.
+    pieces = []
+    for start in range(0, max(1, T - fade), segment - fade):
+        z = codec.encode(padded[None, samples(start) : samples(start + segment)])
+        inside = slice(fade // 2 if start else 0, segment - fade + fade // 2 if start + segment < T else None)
+        pieces.append(z[:, inside])
+    z = restore_latents(run, torch.cat(pieces, 1)[:, :T], [seed], steps)
+
+    def added(start: int, stop: int) -> np.ndarray:
+        first, last = round(start / RATE * codec.rate), round(stop / RATE * codec.rate)
+        part = padded[None, start:stop]
+        y = codec.decode(z[:, first:last], part, cutoff)[0, : stop - start]
+        return first_seconds(y.numpy(), (stop - start) / RATE) - part[0].numpy()
+    made = in_segments(added, samples(T), samples(segment), samples(fade), "upsampling" if progress else "")
+    return with_added(x[None], made[None, : len(x)], gains)[0]
 
 
 # --- evaluation -----------------------------------------------------------------------------------------

@@ -277,10 +277,15 @@ class Training:
     averaged: evaluate.Run                     # the averaged network, for previews and scores
     step: int = 0                              # steps done
     seconds_before: float = 0.0                # of training that they took
+    wall_before: float = 0.0                   # with previews and logs
 
     def seconds(self, timer: Timer) -> float:
         """What training itself took so far, without previews and logs."""
         return self.seconds_before + timer.total(without="log and evaluation")
+
+    def wall(self, timer: Timer) -> float:
+        """What it took with them."""
+        return self.wall_before + timer.total()
 
 
 def check_regime(cfg: Config) -> regime.Regime:
@@ -338,10 +343,11 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
         if cfg.structure == "adaptive" and cfg.depth < structure_reg.TESTABLE:
             print(f"note: groups among {cfg.depth} blocks can't be told from depth; the structure loss needs "
                   f"--depth {structure_reg.TESTABLE} or more")
-    step, seconds = (checkpoint["step"], checkpoint["seconds"]) if checkpoint else (0, 0.0)
-    averaged = evaluate.Run(out, asdict(cfg), networks.ema, codec, clips.words, step)
+    past = checkpoint or {"step": 0, "seconds": 0.0, "wall": 0.0}
+    averaged = evaluate.Run(out, asdict(cfg), networks.ema, codec, clips.words, past["step"])
     return Training(cfg, out, clips, networks, stage, detector, infonoise, probe, val_batches,
-                    data.Prefetcher(cfg, clips), averaged, step, seconds)
+                    data.Prefetcher(cfg, clips), averaged, past["step"], past["seconds"],
+                    past.get("wall", past["seconds"]))
 
 
 def build_networks(cfg: Config, words, features: int = 0, phi_mean: torch.Tensor | None = None) -> Networks:
@@ -352,8 +358,8 @@ def build_networks(cfg: Config, words, features: int = 0, phi_mean: torch.Tensor
     return Networks(cfg, model, projector, phi_mean)
 
 
-def loop(run: Training) -> None:
-    """All steps that are left: measure r, drive, draw, losses, update; log, evaluate, save."""
+def loop(run: Training) -> Timer:
+    """All steps that are left: measure r, drive, draw, losses, update; log, evaluate, save. -> its times."""
     cfg, networks, stage = run.cfg, run.networks, run.regime
     log = runs.Log(run.out / "log.jsonl", run.step) if RANK == 0 else ignore
     timer, skipped, phases = Timer(cfg.device if cfg.profile else ""), 0, Phases(cfg, run.step > 0)
@@ -414,6 +420,7 @@ def loop(run: Training) -> None:
         raise Stopped(f"stopped at step {run.step}; continue with: python train.py --resume {run.out}")
     if cfg.profile and RANK == 0:
         print(timer.table())
+    return timer
 
 
 def gradients(run: Training, j: int | None, driven: Driven, batch: dict, timer) -> tuple:
@@ -458,9 +465,9 @@ def save(run: Training, log, timer: Timer) -> None:
     log.sync()
     words = run.data.words.words if run.data.words is not None else []
     checkpoints.save_checkpoint(
-        run.out / "checkpoint.pt", step=run.step, seconds=run.seconds(timer), config=asdict(run.cfg),
-        words=words, codec=run.data.codec.state_dict(), regime=run.regime.state_dict(),
-        structure=run.detector.state_dict(),
+        run.out / "checkpoint.pt", step=run.step, seconds=run.seconds(timer), wall=run.wall(timer),
+        config=asdict(run.cfg), words=words, codec=run.data.codec.state_dict(),
+        regime=run.regime.state_dict(), structure=run.detector.state_dict(),
         infonoise=run.infonoise.state_dict() if run.infonoise else {},
         **run.networks.state_dict())
 
@@ -473,11 +480,11 @@ def train(given: dict, resume: str = "") -> Path:
             lock.claim(Path(resume))
         run = prepare(*runs.open_settings(given, resume), resume, lock.claim)
         prepared = time.time()
-        loop(run)
+        timer = loop(run)
         if RANK > 0:
             return run.out
         cfg, out = run.cfg, run.out
-        times = {"prepare_s": round(prepared - began), "train_s": round(time.time() - prepared)}
+        times = {"prepare_s": round(prepared - began), "train_s": round(run.wall(timer))}
         print(f"trained {run.step} steps; {times['prepare_s']} s of preparation, {times['train_s']} s of "
               "training and previews")
         evaluate.score([run.averaged], cfg.score_clips, cfg.judge, cfg.score_split, out=out / "scores.json",
@@ -485,7 +492,8 @@ def train(given: dict, resume: str = "") -> Path:
                        pickles=cfg.allow_pickle, device=cfg.device, protocol=times)
         draw_dashboard(out, sampler.LogitNormal)
         total = time.time() - began
-        print(f"total {total:.0f} s. Sounds: {out / 'samples'}   dashboard: {out / 'dashboard.png'}")
+        resumed = " since it was resumed" if run.wall_before else ""
+        print(f"total {total:.0f} s{resumed}. Sounds: {out / 'samples'}   dashboard: {out / 'dashboard.png'}")
         return out
 
 

@@ -13,6 +13,8 @@ import re
 
 from parts.errors import UserError
 
+HIGHEST = 2**31 - 1
+
 
 class Parser(argparse.ArgumentParser):
     """description: the module's docstring, shown as it is written. Mistakes are UserErrors."""
@@ -43,7 +45,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
 
-def whole(low: int = 0, high: int = 2**31 - 1):
+def whole(low: int = 0, high: int = HIGHEST):
     """An argparse type: an integer from low to high."""
     return _between(int, low, high, "a whole number")
 
@@ -60,6 +62,7 @@ def _between(kind, low, high, name: str):
         except ValueError:
             value = None
         if value is None or not low <= value <= high:              # NaN is in no interval
-            raise argparse.ArgumentTypeError(f"{text[:40]}: must be {name} from {low} to {high}")
+            limits = f"of at least {low}" if high == HIGHEST else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text[:40]}: must be {name} {limits}")
         return value
     return parse

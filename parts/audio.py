@@ -1,7 +1,8 @@
 """Waveforms: the project's sampling rate, resampling, cutting, writing. Everything here is numpy, (N,)
 float32 in [-1, 1].
 
-Public: RATE, CLIP_S, resample, resample_blocks, first_seconds, in_segments, write_wav.
+Public: RATE, CLIP_S, resample, resample_blocks, first_seconds, in_segments, ACTIVE_RMS,
+active_rms, silence_gate, at_level, with_added, write_wav.
 """
 from __future__ import annotations
 
@@ -62,24 +63,66 @@ def first_seconds(x: np.ndarray, seconds: float) -> np.ndarray:
     return np.pad(x[:n], (0, max(0, n - len(x))))
 
 
-def in_segments(process, x: np.ndarray, segment: int, fade: int, desc: str = "") -> np.ndarray:
-    """Process a long recording (N,) piece by piece -> (N,), so that memory does not grow with its length.
+def in_segments(process, n: int, segment: int, fade: int, desc: str = "") -> np.ndarray:
+    """A signal (n,) that is made piece by piece, so that memory does not grow with its length.
 
-    process(piece (n,), k) -> (n,): the k-th piece, of `segment` samples or fewer. Pieces overlap by `fade`
-    samples, over which they are cross-faded linearly. desc: of the progress bar, which is shown where there
-    are several pieces."""
-    starts = [0] if len(x) <= segment else list(range(0, len(x) - fade, segment - fade))
-    out, weight = np.zeros(len(x)), np.zeros(len(x))
+    process(start, stop) -> (stop - start,): a piece of `segment` samples or fewer. Pieces overlap by `fade`
+    samples and are taken to be independent there, as noise and searched phases are: squared weights sum to 1,
+    so that their power does not dip (with weights that sum to 1 it would fall by 3 dB). desc: of the progress
+    bar, which is shown where there are several pieces."""
+    starts = [0] if n <= segment else list(range(0, n - fade, segment - fade))
+    out, rise = np.zeros(n, np.float32), np.sqrt((np.arange(fade) + 0.5) / fade)
     for k, start in enumerate(tqdm(starts, desc=desc, unit="segment", disable=not desc or len(starts) == 1)):
-        piece = x[start : start + segment]
-        n, ramp = len(piece), np.ones(len(piece))
+        stop = min(start + segment, n)
+        weight = np.ones(stop - start)
         if k > 0:
-            ramp[:fade] = np.linspace(0, 1, fade + 1)[1:][:n]
-        if start + segment < len(x):
-            ramp[-fade:] *= np.linspace(1, 0, fade + 1)[:-1]
-        out[start : start + n] += ramp * process(piece, k)
-        weight[start : start + n] += ramp
-    return (out / weight.clip(1e-9)).astype(np.float32)
+            weight[:fade] = rise[: stop - start]
+        if stop < n:
+            weight[-fade:] *= rise[::-1]
+        out[start:stop] += weight * process(start, stop)
+    return out
+
+
+# --- levels ---------------------------------------------------------------------------------------------
+
+ACTIVE_RMS = 0.06              # of what super-resolution is given: median of SoundWorld's, -24 dB
+FRAME = 320                    # samples, 20 ms
+SOUNDS_DB, SILENT_DB = 40, 70  # below the loudest frame something still sounds; nothing does  # ASSUMED
+
+
+def _frame_power(x: np.ndarray) -> np.ndarray:
+    """Mean power of each frame of (N,), the last one padded with silence."""
+    padded = np.pad(x, (0, -len(x) % FRAME)).astype(np.float64)
+    return (padded.reshape(-1, FRAME) ** 2).mean(1)
+
+
+def active_rms(x: np.ndarray) -> float:
+    """RMS of (N,) over the frames in which something sounds; 0 for silence."""
+    power = _frame_power(x)
+    return float(np.sqrt(power[power >= power.max() * 10 ** (-SOUNDS_DB / 10)].mean()))
+
+
+def silence_gate(x: np.ndarray) -> np.ndarray:
+    """(N,) from 0 where x is silent, relative to its loudest frame, to 1 where it is 10 dB above that."""
+    power = _frame_power(x)
+    loudest = power.max() or 1.0                                   # of silence everything is silent
+    above_db = 10 * np.log10(np.maximum(power / loudest, 1e-30)) + SILENT_DB
+    centres = (np.arange(len(power)) + 0.5) * FRAME
+    return np.interp(np.arange(len(x)), centres, (above_db / 10).clip(0, 1)).astype(np.float32)
+
+
+def at_level(waves: np.ndarray, rms: float) -> tuple[np.ndarray, np.ndarray]:
+    """(B, N) -> each at an active RMS, and the gains (B, 1) that this took: what is made of a recording must
+    not depend on how loud it is. Silence stays as it is."""
+    own = np.array([active_rms(x) for x in waves])[:, None]
+    gains = np.where(own > 0, rms / np.maximum(own, 1e-12), 1.0)
+    return (waves * gains).astype(np.float32), gains
+
+
+def with_added(waves: np.ndarray, added: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """(B, N) and what was added to it at the level of at_level; nothing where it is silent itself."""
+    gate = np.stack([silence_gate(x) for x in waves])
+    return (waves + gate * added / gains).astype(np.float32)
 
 
 def write_wav(path: str | Path, x: np.ndarray) -> float:

@@ -6,7 +6,7 @@
 A codec is anything with `key`, `channels`, `tokens(n)` and `encode(wav)`, so teacher features
 (parts/teacher.py) are cached by the same code. B batch, N samples, T tokens, C latent channels.
 
-Public: LatentCache.
+Public: LatentCache, training_pairs.
 """
 from __future__ import annotations
 
@@ -15,26 +15,32 @@ import multiprocessing
 import numpy as np
 import torch
 
+from parts.audio import ACTIVE_RMS, active_rms, at_level
 from parts.band_limit import BAND_LIMIT_VERSION, random_band_limit
 from parts.cache import cache_dir, digest, fill_array
+
+PAIRS_VERSION = 1  # raise when training_pairs changes: caches are keyed by it
+# A clip of which hardly anything is left under the cutoff is not made louder than this.  # ASSUMED
+LOUDEST = 1_000 * ACTIVE_RMS
 
 
 class LatentCache:
     """Latents of every clip of a data set, concatenated along time in one float16 memory map, keyed by data +
-    codec. A codec is anything with key, channels, tokens(n) and encode(wav), so teacher features are cached
-    by the same code.
+    codec.
 
-    variants = 0: the clips themselves. variants = R > 0: R randomly band-limited versions of each clip
-    (super-resolution input; version r of clip i depends on (i, r) alone), channels side by side: (sum T, R
-    C)."""
+    variants = 0: the clips themselves. variants = R > 0, for super-resolution: R randomly band-limited
+    versions of each clip (version r of clip i depends on (i, r) alone), each at the level ACTIVE_RMS as it
+    will be in use, and after them R times the clip itself, with the gain of each; channels side by side: (sum
+    T, 2 R C)."""
 
     def __init__(self, data, codec, variants: int = 0, workers: int | None = None):
         self.variants, self.channels = variants, codec.channels
         self.p = getattr(data, "p", None)                  # probability of each clip, where they differ
         tokens = [codec.tokens(n) for n in data.lengths()]
         self.where = np.concatenate([[0], np.cumsum(tokens)])      # clip i owns rows where[i]:where[i + 1]
-        folder = cache_dir() / f"latents-{digest(data.key, codec.key, variants, BAND_LIMIT_VERSION)}"
-        shape = (self.where[-1], self.channels * max(1, variants))
+        versions = (BAND_LIMIT_VERSION, PAIRS_VERSION) if variants else (BAND_LIMIT_VERSION,)
+        folder = cache_dir() / f"latents-{digest(data.key, codec.key, variants, *versions)}"
+        shape = (self.where[-1], self.channels * max(1, 2 * variants))
         # Band-limiting is scipy work and spreads over processes; plain encoding is one batched STFT and stays
         # here.
         spreads = variants and getattr(codec, "spreads", False)
@@ -45,12 +51,24 @@ class LatentCache:
     def __len__(self) -> int:
         return len(self.where) - 1
 
+    def pair(self, i: int, start: int, length: int, variant: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same crop of a band-limited version and of the clip at the same gain."""
+        return self.crop(i, start, length, variant), self.crop(i, start, length, self.variants + variant)
+
     def crop(self, i: int, start: int, length: int, variant: int = 0) -> np.ndarray:
         """Tokens [start, start + length) of clip i (fewer at its end), (<= length, C) float32."""
         first = self.where[i] + start
         last = min(first + length, self.where[i + 1])
         channels = slice(variant * self.channels, (variant + 1) * self.channels)
         return np.asarray(self.z[first:last, channels], np.float32)
+
+
+def training_pairs(muffled: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Band-limited versions (R, N) of a clip (N,) -> at the level ACTIVE_RMS, then the clip with the same
+    gains, which are limited to what makes it LOUDEST: (2 R, N)."""
+    _, gains = at_level(muffled, ACTIVE_RMS)                       # (R, 1)
+    gains = gains.clip(0, LOUDEST / max(active_rms(x), 1e-12))
+    return np.concatenate([muffled * gains, x * gains]).astype(np.float32)
 
 
 def _encode_chunk(indices, data, codec, variants: int) -> np.ndarray:
@@ -63,9 +81,10 @@ def _encode_chunk(indices, data, codec, variants: int) -> np.ndarray:
         return codec.encode(torch.from_numpy(np.stack(waves))).flatten(0, 1).numpy().astype(np.float16)
     latents = []
     for i, x in zip(indices, waves):
-        versions = [x]
+        versions = x[None]
         if variants:
-            versions = [random_band_limit(x, np.random.default_rng([77, i, r]))[0] for r in range(variants)]
-        z = codec.encode(torch.from_numpy(np.stack(versions)))                     # (R, T, C)
-        latents.append(z.permute(1, 0, 2).reshape(z.shape[1], -1).numpy())         # (T, R C)
+            muffled = [random_band_limit(x, np.random.default_rng([77, i, r]))[0] for r in range(variants)]
+            versions = training_pairs(np.stack(muffled), x)
+        z = codec.encode(torch.from_numpy(versions))                               # (2 R, T, C)
+        latents.append(z.permute(1, 0, 2).reshape(z.shape[1], -1).numpy())         # (T, 2 R C)
     return np.concatenate(latents).astype(np.float16)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from parts.audio import CLIP_S, RATE
+from parts.audio import ACTIVE_RMS, CLIP_S, RATE, at_level
 from parts.cache import cache_dir
 from parts.checkpoints import load_weights
 from parts.config import Config, save_config
@@ -100,7 +100,7 @@ def prepare(cfg: Config, codec, words, teacher, checkpoint: dict | None, resume:
     else:
         some = np.random.default_rng(cfg.seed).permutation(len(train_set))[:500]
         try:
-            codec.fit(train_set.wave(i)[: 10 * RATE] for i in some)
+            codec.fit(_for_codec(train_set.wave(i)[: 10 * RATE], cfg.task) for i in some)
         except ValueError as e:  # a few seconds of sound
             if claimed:
                 shutil.rmtree(out)
@@ -134,6 +134,11 @@ def prepare(cfg: Config, codec, words, teacher, checkpoint: dict | None, resume:
     T = codec.tokens(round(cfg.seconds * RATE))
     return TrainingData(train_set, val_set, codec, words, T, latents, muffled, val_latents, val_muffled,
                         token_ids, val_token_ids, extract, phi_mean, phi)
+
+
+def _for_codec(x: np.ndarray, task: str) -> np.ndarray:
+    """A clip as the codec will be given it: super-resolution brings every recording to one level."""
+    return at_level(x[None], ACTIVE_RMS)[0][0] if task == "sr" else x
 
 
 def _open_clips(cfg: Config, claim) -> tuple:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from parts.audio import first_seconds
+from parts.audio import ACTIVE_RMS, at_level, first_seconds, with_added
 from parts.band_limit import band_limit
 from parts.baselines import SpectrumBaseline
 from parts.judges import Judge, judge_clips, load_judge
@@ -315,13 +315,15 @@ def superresolution_references(codec, config: dict, test_set, train_set, clips: 
         outputs[name] = [[baseline.render(x, kind, 2 * i + s) for i, x in enumerate(muffled)] for s in (0, 1)]
 
     # Ceiling: the true clip's latents, decoded as a model's would be.
-    z = codec.encode(torch.as_tensor(np.stack(reals)))             # (n, T, C)
-    low = torch.as_tensor(np.stack(muffled))                       # (n, N)
+    low, gains = at_level(np.stack(muffled), ACTIVE_RMS)           # (n, N), (n, 1)
+    low = torch.as_tensor(low)
+    z = codec.encode(torch.as_tensor((np.stack(reals) * gains).astype(np.float32)))        # (n, T, C)
     decoded = []
     for i in range(0, len(z), AT_ONCE):
         part = slice(i, i + AT_ONCE)
         decoded.append(codec.decode(z[part], low[part], cutoff)[:, : low.shape[1]])
-    outputs["codec ceiling"] = [torch.cat(decoded).numpy()]
+    added = torch.cat(decoded).numpy() - low.numpy()
+    outputs["codec ceiling"] = [with_added(np.stack(muffled), added, gains)]
 
     rows = {name: sr_rows(reals, samples, cutoff) for name, samples in outputs.items()}
     return reals, np.stack(muffled), rows

@@ -22,13 +22,11 @@ FOLDERS = ("parts", "lab")
 TESTED_IN = {
     "parts.commands": ("test_evaluate", "a command line is tested by its commands"),
     "parts.components": ("test_pretrained", "each pretrained part is opened through it"),
-    "parts.errors": ("test_config", "every refused flag ends in it"),
-    "parts.files": ("test_runs", "the lock and the whole files of a run folder"),
     "parts.previews": ("test_evaluate", "previews need a model"),
 }
 # Worker processes import these: torch would cost each of them seconds.
 WITHOUT_TORCH = ("parts.synths", "parts.soundworld", "parts.cache", "parts.audio", "parts.errors",
-                 "parts.files")
+                 "parts.files", "parts.audio_files", "parts.arguments")
 
 
 # --- reading imports ------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ import numpy as np
 import scipy.io.wavfile
 from folders import sine
 
-from parts.audio import RATE, in_segments, write_wav
+from parts.audio import RATE, active_rms, at_level, in_segments, with_added, write_wav
 
 
 def test_wav_files_never_clip(tmp_path):
@@ -12,12 +12,53 @@ def test_wav_files_never_clip(tmp_path):
     assert rate == RATE and x.dtype == np.int16 and 32_000 < np.abs(x).max() <= 32_767
 
 
-def test_a_recording_in_pieces_is_the_recording():
-    """Pieces that come back as they went in are put together without a seam, whatever the length."""
-    def unchanged(piece, k):
-        lengths.append(len(piece))
-        return piece
+def powers_at_a_seam(made, segment=400, fade=100):
+    """Power of the samples at each offset from the start of a seam, mean over seams: (fade,)."""
+    seams = [made[start : start + fade] for start in range(segment - fade, len(made) - fade, segment - fade)]
+    return (np.array(seams) ** 2).mean(0)
+
+
+def test_independent_pieces_keep_their_power_across_seams(monkeypatch):
+    """White noise, drawn anew for each piece: no dip. Negative control: linear weights lose 3 dB halfway."""
+    rng, n = np.random.default_rng(0), 300_000
+
+    def noise(start, stop):
+        pieces.append((start, stop))
+        return rng.standard_normal(stop - start)
+    pieces = []
+    power = powers_at_a_seam(in_segments(noise, n, 400, 100))
+    assert np.abs(10 * np.log10(power.reshape(5, 20).mean(1))).max() < 0.15
+    assert pieces[0] == (0, 400) and pieces[1] == (300, 700) and pieces[-1][1] == n
+    assert max(stop - start for start, stop in pieces) == 400
+    monkeypatch.setattr(np, "sqrt", lambda x: x)
+    power = powers_at_a_seam(in_segments(noise, n, 400, 100))
+    assert 10 * np.log10(power[40:60].mean()) < -2.7
+
+
+def test_short_signals_are_one_piece_and_every_length_is_covered():
     for n in (1, 90, 100, 101, 180, 181, 1_000):
-        x, lengths = np.random.default_rng(n).standard_normal(n).astype(np.float32), []
-        assert np.abs(in_segments(unchanged, x, segment=100, fade=10) - x).max() < 1e-6
-        assert max(lengths) <= 100
+        made = in_segments(lambda start, stop: np.ones(stop - start), n, segment=100, fade=10)
+        assert made.shape == (n,) and made.min() >= 1 - 1e-6 and made.max() <= np.sqrt(2)
+
+
+# --- levels
+
+def test_the_active_level_does_not_depend_on_silence_and_scales():
+    x = sine(1.0)
+    padded = np.concatenate([np.zeros(3 * RATE, np.float32), x])
+    assert abs(active_rms(x) - 0.3 / np.sqrt(2)) < 1e-3
+    assert abs(active_rms(padded) / active_rms(x) - 1) < 0.01
+    assert abs(active_rms(1e-3 * x) / active_rms(x) - 1e-3) < 1e-8
+    assert active_rms(0 * x) == 0
+
+
+def test_nothing_is_added_where_the_recording_is_silent():
+    x = np.concatenate([sine(0.5), np.zeros(RATE // 2, np.float32), 1e-4 * sine(0.5)])
+    loud, gains = at_level(x[None], 0.1)
+    assert abs(active_rms(loud[0]) - 0.1) < 1e-6
+    y = with_added(x[None], np.ones_like(loud), gains)[0]
+    assert np.abs(y[RATE // 4] - x[RATE // 4] - 1 / gains[0, 0]) < 1e-5
+    assert (y[RATE // 2 + 640 : RATE - 640] == 0).all()
+    assert np.abs(y[-RATE // 4 :] - x[-RATE // 4 :]).max() < 1e-3, "69 dB below its loudest frame"
+    silent, gains = at_level(0 * x[None], 0.1)
+    assert (silent == 0).all() and gains == 1

@@ -52,14 +52,35 @@ def test_any_length_is_upsampled_and_its_low_band_kept(sr_run, seconds):
         assert changed < 0.15 * np.std(below_1500_hz(x))
 
 
-def test_long_recordings_are_crossfaded_segments(sr_run):
+def test_long_recordings_have_no_hole_and_no_bump_at_the_seams(sr_run):
     run = evaluate.load_run(sr_run)
-    x = band_limit(gaussian(RATE * 6), 2_000)
+    x = band_limit(gaussian(RATE * 8), 2_000)
     whole = evaluate.upsample_long(run, x, 2_000, progress=False)
     segments = evaluate.upsample_long(run, x, 2_000, segment_s=3.0, progress=False)
     assert segments.shape == whole.shape and np.isfinite(segments).all()
     changed = np.std(below_1500_hz(segments) - below_1500_hz(x))
-    assert changed < 0.15 * np.std(below_1500_hz(x)), "no hole and no bump at the seams"
+    assert changed < 0.15 * np.std(below_1500_hz(x))
+
+    # The invented band at the seams (2.5 to 3 s, 5 to 5.5 s): as loud as without them, of the same latents.
+    def band_db(x):
+        return [metrics.level_above(x[round(s * RATE) :][: RATE // 2], 2_000) for s in (2.5, 5.0)]
+    assert abs(np.mean(band_db(segments)) - np.mean(band_db(whole))) < 1.0
+
+
+@pytest.mark.parametrize("gain_db", [-60, -20, 20])
+def test_a_louder_recording_is_the_same_recording_louder(sr_run, gain_db):
+    run = evaluate.load_run(sr_run)
+    x = 0.05 * band_limit(gaussian(RATE * 4), 2_000)
+    x[RATE : RATE * 2] = 0
+    gain = 10 ** (gain_db / 20)
+    at_once = [evaluate.upsample(run, a * x[None], 2_000, [0])[0] for a in (1, gain)]
+    long = [evaluate.upsample_long(run, a * x, 2_000, progress=False) for a in (1, gain)]
+    for quiet, loud in (at_once, long):
+        assert abs(20 * np.log10(np.std(loud) / np.std(quiet)) - gain_db) < 0.1
+        added = [y - a * x for y, a in ((quiet, 1), (loud, gain))]
+        assert np.std(added[1] - gain * added[0]) < 0.1 * np.std(added[1]), "the same sound was added"
+        assert (quiet[RATE + 640 : 2 * RATE - 640] == 0).all(), "silence stays silent"
+    assert (evaluate.upsample_long(run, 0 * x, 2_000, progress=False) == 0).all()
 
 
 def test_previews_are_files_of_a_step_and_a_quick_number(t2a_run, sr_run, tmp_path):
@@ -116,7 +137,7 @@ def test_upsample_command_takes_any_format(sr_run, tmp_path, ext, rate):
     (("generate", "T2A", "--prompt", "rain", "--seconds", 9_999), "--seconds 9999"),
     (("dashboard", "."), "no log.jsonl"),
     (("score", "SR", "--cutoff", 9_000), "--cutoff 9000"),
-    (("score", "T2A", "--clips", 1), "at least 2 clips"),
+    (("score", "T2A", "--clips", 1), "--clips 1: must be a whole number of at least 2"),
 ])
 def test_bad_requests_end_with_status_2_one_line_and_no_file(t2a_run, sr_run, tmp_path, argv, message):
     soundfile.write(tmp_path / "full.wav", gaussian(), RATE)

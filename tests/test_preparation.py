@@ -1,7 +1,9 @@
 """Claims about which clips `--data` stands for. (How a mixture draws: tests/test_recordings.py.)"""
 import pytest
-from folders import make_folder
+from folders import make_folder, write_tone
 
+import train
+from parts.audio import RATE
 from parts.config import Config
 from parts.errors import UserError
 from parts.preparation import open_data
@@ -42,3 +44,13 @@ def test_mixtures_that_do_not_read_name_equals_weight_are_refused(tmp_path, mixt
 def test_a_part_of_a_mixture_that_does_not_exist_is_named():
     with pytest.raises(UserError, match="nowhere: no such folder"):
         open_data("nowhere=1,soundworld=1", "train", 100)
+
+
+@pytest.mark.parametrize("n, message", [(8_000, "silence"), (1, "can't fit|silence")])
+def test_a_folder_of_nothing_ends_in_one_line_and_leaves_no_run(tiny, tmp_path, n, message):
+    for k in range(25):
+        write_tone(tmp_path / "set" / "class" / f"{k}.wav", n / RATE, level=0)
+    for task in ("t2a", "sr"):
+        with pytest.raises(UserError, match=message):
+            train.train({**tiny, "task": task, "data": str(tmp_path / "set"), "out": str(tmp_path / "run")})
+        assert not (tmp_path / "run").exists()

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from conftest import ROOT, in_process
 from folders import write_tone
@@ -415,18 +414,6 @@ def test_headers_that_lie_cost_neither_memory_nor_time(tmp_path, kind, ext):
     clips.prepare(0)
     assert time.process_time() - began < 5 and peak_memory() - before < 1e6
     assert all(len(clips.wave(i)) < 2 * RATE for i in range(len(clips)))
-
-
-@pytest.mark.parametrize("n, message", [(8_000, "silence"), (1, "can't fit|silence")])
-def test_a_folder_of_nothing_ends_in_one_line_and_leaves_no_run(tiny, tmp_path, n, message):
-    (tmp_path / "set").mkdir()
-    for k in range(25):
-        soundfile.write(tmp_path / "set" / f"{k}.wav", np.zeros(n), RATE)
-    write_table(tmp_path / "set", [(f"{k}.wav", "nothing") for k in range(25)])
-    for task in ("t2a", "sr"):
-        with pytest.raises(UserError, match=message):
-            train.train({**tiny, "task": task, "data": str(tmp_path / "set"), "out": str(tmp_path / "run")})
-        assert not (tmp_path / "run").exists()
 
 
 def test_unreadable_files_among_good_ones_are_left_out_and_listed_up_to_the_share(tiny, tmp_path, bare):
