@@ -214,9 +214,9 @@ class GroupDetector:
         self.ratio: float | None = None
 
     def check(self, k: int, blocks, r: float) -> dict | None:
-        """Compare the blocks at step k and regime r -> {S, groups, p, p_depth, contrast, rand_index, streak},
-        or None where the weights moved less than 1 % since the last check (frozen ones would confirm
-        themselves for ever)."""
+        """Compare the blocks at step k and regime r -> {S, groups, p, p_depth, contrast, rand_index, streak,
+        accepted}, or None where the weights moved less than 1 % since the last check (frozen ones would
+        confirm themselves for ever)."""
         # Have the weights moved? Every 61st one tells, and is small in a checkpoint.
         weights = torch.cat([w.detach().float().flatten()[::61].cpu() for block in blocks for w in block])
         if self.checked_weights is not None:
@@ -246,7 +246,8 @@ class GroupDetector:
                 self.activated_at = k if self.activated_at is None else self.activated_at
                 self.groups = self.labels
         return {"S": S.round(4).tolist(), "groups": self.labels, "p": p, "p_depth": p_depth,
-                "contrast": contrast(rest, labels), "rand_index": agreement, "streak": self.streak}
+                "contrast": contrast(rest, labels), "rand_index": agreement, "streak": self.streak,
+                "accepted": self.groups is not None}
 
     def take_ratio(self, ratio: float) -> None:
         """A measurement of gradient_ratio; single batches scatter: the geometric mean with those before."""

@@ -70,7 +70,8 @@ class Ours:
         """features: width of the teacher's features."""
         self.cfg, self.driven, self.steps_done = cfg, driven, 0
         features_used = features if driven.lam else 0
-        self.networks = train.build_networks(cfg, words, features_used, torch.zeros(features))
+        phi_mean = torch.zeros(features, device=cfg.device)
+        self.networks = train.build_networks(cfg, words, features_used, phi_mean)
 
     def loss(self, batch: dict, timer=train.ignore) -> Tensor:
         return self.losses(batch, timer)["total"]
@@ -99,7 +100,7 @@ def driven_by(cfg: config.Config, arm: str) -> train.Driven:
 def wait(device: str) -> None:
     """Until a GPU has done what it was given."""
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def in_turns(arms: dict, rounds: int, warm_up: int = 3) -> dict[str, np.ndarray]:
@@ -123,8 +124,9 @@ def ratio(a: np.ndarray, b: np.ndarray) -> dict:
     return {"ratio": float(np.exp(logs.mean())), "interval": [float(np.exp(x)) for x in mean_interval(logs)]}
 
 
-def matmul_rate(device: str, dtype, n: int = 2_048) -> float:
-    """FLOP/s of an n x n matrix product, the best of ten."""
+def matmul_rate(device: str, dtype) -> float:
+    """FLOP/s of a matrix product that is large for the device, the best of ten."""
+    n = 8_192 if device.startswith("cuda") else 2_048
     a = torch.randn(n, n, device=device, dtype=dtype)
     best = np.inf
     for _ in range(10):
@@ -166,7 +168,7 @@ def bench_steps(task: str, base: dict, batches: list[dict], words, compiled: boo
             if mode == "eager":
                 row |= _work(arm, batches[0], median, best_rate)
             if cfg.device.startswith("cuda"):
-                row["peak_mb"] = torch.cuda.max_memory_allocated() / 1e6
+                row["step_mb"] = _step_mb(arm, batches[0], cfg.device)
             rows.append(row)
     return rows
 
@@ -177,6 +179,14 @@ def _arms(cfg: config.Config, words, features: int, tokens: int) -> dict:
     with_adamw = dataclasses.replace(cfg, optimizer="adamw")
     return {"plain": Plain(cfg, len(words) if words else 0, tokens, cfg.compile), **ours,
             "AdamW": Ours(with_adamw, words, features, ours["vanilla"].driven)}
+
+
+def _step_mb(arm, batch: dict, device: str) -> float:
+    """Most memory that a step takes beyond what all arms hold between steps."""
+    torch.cuda.reset_peak_memory_stats(device)
+    held = torch.cuda.memory_allocated(device)
+    arm.step(batch)
+    return (torch.cuda.max_memory_allocated(device) - held) / 1e6
 
 
 def _step(arm, batches, device: str) -> None:
@@ -386,8 +396,8 @@ def _step_line(row: dict) -> str:
     if "flop_per_s" in row:
         line += (f" {row['flop_per_s'] / 1e9:8.1f}  {100 * row['share_of_matmul']:10.1f} %        "
                  f"{row['saved_mb']:8.1f}")
-    if "peak_mb" in row:
-        line += f"   {row['peak_mb']:.0f}"
+    if "step_mb" in row:
+        line += f"   {row['step_mb']:.0f}"
     return line
 
 
@@ -463,11 +473,14 @@ def _measure_shape(cfg: config.Config, tokens: int) -> tuple[float, float]:
     def decode():
         griffin_lim(torch.rand(16, 2 * tokens + 1, N_FFT // 2 + 1), 640 * tokens)
 
-    return _fastest(forward_and_backward), _fastest(decode) / 16
+    return _fastest(forward_and_backward, cfg.device), _fastest(decode, "cpu") / 16
 
 
-def _fastest(function) -> float:
-    return float(in_turns({"it": function}, rounds=3, warm_up=1)["it"].min())
+def _fastest(function, device: str) -> float:
+    def done():
+        function()
+        wait(device)
+    return float(in_turns({"it": done}, rounds=3, warm_up=1)["it"].min())
 
 
 # --- command ------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ import regime
 import train
 from parts import config
 from parts.cache import cores
-from parts.devices import hardware, pick_device
+from parts.devices import hardware
 from parts.errors import UserError
 from parts.files import to_json, write_text
 
@@ -127,9 +127,9 @@ def _git(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def provenance() -> dict:
-    """What a run was made with: commit (with + where any .py file of the tree differs from it), versions,
-    machine."""
+def provenance(device: str = "cpu") -> dict:
+    """What a run on a device was made with: commit (with + where any .py file of the tree differs from it),
+    versions, machine."""
     # Git's * also matches slashes: this is every .py file below ROOT, whatever its folder.
     changed = _git("diff", "--quiet", "HEAD", "--", "*.py").returncode == 1
     commit = _git("rev-parse", "--short", "HEAD").stdout.strip()
@@ -137,7 +137,7 @@ def provenance() -> dict:
         "commit": commit + ("+" if changed else ""),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "machine": hardware(pick_device("auto")),
+        "machine": hardware(device),
         "threads": torch.get_num_threads(),
     }
 
@@ -207,7 +207,8 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
         if derived(options):
             options = {**options, "regime": source_file(options["regime"], options, out, arm, seed, seeds)}
         train.train({**options, "seed": seed, "out": str(path)})
-    write_text(path / "made.json", to_json(provenance()) + "\n")
+    device = config.load_config(path)["device"]
+    write_text(path / "made.json", to_json(provenance(device)) + "\n")
     return path
 
 

@@ -122,7 +122,8 @@ def _draw_quick_metric(ax, config: dict, evals: list[dict]) -> None:
     for k, factor in enumerate(("recall", "order", "count", "pitch")):
         points = [(row["step"], row["eval"][factor]) for row in evals if row["eval"].get(factor) is not None]
         if points:
-            ax.plot(*zip(*points), ".-", lw=0.8, color=f"{0.3 + 0.15 * k:.2f}", label=f"{factor} alone")
+            of = f" (n = {evals[-1]['eval']['order_n']})" if factor == "order" else ""
+            ax.plot(*zip(*points), ".-", lw=0.8, color=f"{0.3 + 0.15 * k:.2f}", label=f"{factor} alone{of}")
     ax.legend(fontsize=7)
     title = "quick metric on validation clips"
     if shown in names:
@@ -158,7 +159,7 @@ def _draw_regime(ax, train: list[dict]) -> None:
         ax.text(0.02, 0.3, "no significant slope: r follows the clock", fontsize=8, transform=ax.transAxes)
     if measured:
         ax.set_ylim(0, 1.35 * ax.get_ylim()[1])  # room for the legend over the curves
-        ax.legend(fontsize=7, loc="upper center", ncol=3)
+        ax.legend(fontsize=7, loc="upper center", ncol=2)
 
 
 def _draw_weights(ax, train: list[dict]) -> None:
@@ -170,8 +171,9 @@ def _draw_weights(ax, train: list[dict]) -> None:
     if steps:
         other = ax.twinx()
         other.plot(steps, agreement, "o-", ms=3, color="0.4")
+        ax.plot([], [], "o-", ms=3, color="0.4", label="cosine of the gradients of loss and guidance")
         other.axhline(0, color="0.7", lw=0.7)
-        other.set_ylabel("cosine of loss and guidance gradients (grey)")
+        other.set_ylabel("cosine")
     ax.legend(fontsize=8)
 
 
@@ -183,6 +185,11 @@ def _draw_density(ax, train: list[dict], logit_normal) -> None:
         density = Binned(**fields) if "shares" in fields else logit_normal(**fields)
         columns.append(density.pdf(t).numpy())
     image = ax.pcolormesh(steps, t.numpy(), np.stack(columns, 1), shading="nearest", vmin=0)
+    normal = [(step, fields["m"]) for step, fields in zip(steps, densities) if "m" in fields]
+    if normal:
+        normal_steps, m = map(np.array, zip(*normal))
+        ax.plot(normal_steps, 1 / (1 + np.exp(-m)), "w--", lw=1, label="median of p(t): sigmoid(m)")
+        ax.legend(fontsize=7, loc="lower right", labelcolor="w", facecolor="k", framealpha=0.4)
     ax.set(title="density of training timesteps p(t)", xlabel="step", ylabel="t (1 is noise)")
     ax.figure.colorbar(image, ax=ax, label="p(t)")
 
@@ -210,10 +217,13 @@ def _draw_structure(fig, checks: list[dict]) -> None:
     p = [check["structure"]["p"] for check in checks]
     rand_index = [check["structure"]["rand_index"] for check in checks]
     p_depth = [check["structure"]["p_depth"] for check in checks]
-    ax.plot(steps, p, "o-", ms=3, label="p (axes)")
-    ax.plot(steps, p_depth, "^-", ms=3, color="C2", label="p (depth)")
-    ax.plot(steps, rand_index, "s-", ms=3, color="0.6", label="agreement with the last one")
+    ax.plot(steps, p, "o-", ms=3, label="p: weights in random bases")
+    ax.plot(steps, p_depth, "^-", ms=3, color="C2", label="p: a model of depth")
+    ax.plot(steps, rand_index, "s-", ms=3, color="0.6", label="Rand index with the check before")
     ax.axhline(0.05, color="C3", lw=0.7)
+    accepted = [check["step"] for check in checks if check["structure"].get("accepted")]
+    if accepted:
+        ax.axvline(accepted[0], color="k", lw=1, ls=":", label="groups are accepted")
     ax.set(title="have the blocks converged to groups?", xlabel="step", xscale="log")
     ax.legend(fontsize=8)
 
@@ -230,7 +240,7 @@ def _draw_similarity(ax, step: int, structure: dict, top: float):
         ax.axhline(edge, color="k", lw=1.5)
         ax.axvline(edge, color="k", lw=1.5)
     ax.set(
-        title=f"step {step}: p = {structure['p']:.3f}, {structure['streak']} in a row",
+        title=f"step {step}: p = {structure['p']:.3f},\n{structure['streak']} checks in a row passed",
         xlabel="block, by group",
         xticks=range(len(S)),
         yticks=range(len(S)),

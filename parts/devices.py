@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from parts.cache import cores
-from parts.errors import UserError, run_cli
+from parts.errors import UserError, out_of_memory, run_cli
 
 RANK = int(os.environ.get("RANK", "0"))         # this process
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))  # how many there are
@@ -54,7 +54,7 @@ def run_on_all(main) -> None:
         try:
             main()
         except RuntimeError as e:
-            if WORLD == 1:
+            if WORLD == 1 or out_of_memory(e):
                 raise
             why = str(e).splitlines()[0][:120]
             raise UserError(f"process {RANK} lost the others ({why}); the last checkpoint of the run is "
@@ -124,6 +124,10 @@ def pick_device(name: str) -> str:
     if name.split(":")[0] not in here:
         available = [device for device in ("cpu", "cuda", "mps") if have[device]]
         raise UserError(f"--device {name}: not here; available: {', '.join(available)}")
+    kind, _, index = name.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if index and not (index.isdecimal() and int(index) < count):
+        raise UserError(f"--device {name}: no such device; there are {kind}:0 to {kind}:{count - 1}")
     return name
 
 
@@ -155,7 +159,7 @@ def memory_mb(device: str) -> float | None:
     """Memory of this process in MB: on a GPU the peak that tensors took, otherwise what is resident now
     (where the system says it)."""
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 1e6
+        return torch.cuda.max_memory_allocated(device) / 1e6
     statm = Path("/proc/self/statm")
     if not statm.exists():
         return None
@@ -197,7 +201,7 @@ class Timer:
 
     def __call__(self, part: str) -> None:
         if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
         now = time.perf_counter()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self.last
         self.last = now

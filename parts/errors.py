@@ -4,7 +4,7 @@ A command raises UserError where something outside the program is wrong: a flag,
 turns it into one line on stderr and exit status 2, so nobody has to read a traceback to learn that a file
 name was misspelt. A command that was asked to stop, and did, is no error: status 130.
 
-Public: UserError, Stopped, run_cli, printable.
+Public: UserError, Stopped, run_cli, out_of_memory, printable.
 """
 import sys
 
@@ -33,9 +33,20 @@ def run_cli(main) -> None:
         # OSError: a full disk, a folder where a file should be; its text names the path.
         print(f"error: {printable(str(e))}", file=sys.stderr)
         sys.exit(2)
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e):
+            raise
+        print("error: out of memory; use fewer clips a step (--batch), cut each batch (--accumulate 4), "
+              "--checkpointing, or a smaller --width and --depth", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def out_of_memory(e: Exception) -> bool:
+    """Of the device (torch.OutOfMemoryError) or of the machine. (No torch here: workers import this.)"""
+    return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate" in str(e)
 
 
 def printable(text: str) -> str:

@@ -423,10 +423,24 @@ def score_protocol(config: dict, n: int, split: str, steps: int | None, cutoff: 
 # --- rows as text -------------------------------------------------------------------------------------------
 
 
+# How a protocol's entries and a table's columns are called where they do not explain themselves.
+SAID = {"candidates": "candidates that a clip is chosen from", "w": "guidance scale w",
+        "rescale": "guidance rescaling", "prepare_s": "seconds of preparation",
+        "train_s": "seconds of training"}
+CAPTION_NOTES = """real: true clips of the captions; codec ceiling: the same through the codec, the best
+that any model can reach; they differ by chance where their intervals overlap. 1000 KID: kernel distance x 1000 to
+other real clips in the judge's space; 0 is best, and chance may make it negative."""
+SR_NOTES = """energy score, LSD: 0 is best; codec ceiling: true clips through the codec, their low band kept.
+SI-SDR: higher is better, but phases above the cutoff are invented: a quiet guess scores above a true draw."""
+
+
 def print_table(protocol: dict, rows: list[dict]) -> None:
-    """Protocol and table of either task."""
-    print("\n" + ", ".join(f"{key} {value}" for key, value in protocol.items()))
-    print(sr_table(rows) if "cutoff_hz" in protocol else text_table(rows))
+    """Protocol, table and its reading, of either task."""
+    print("\n" + ", ".join(f"{SAID.get(key, key)} {value}" for key, value in protocol.items()))
+    sr = "cutoff_hz" in protocol
+    print(sr_table(rows) if sr else text_table(rows))
+    if sr or "exact" in rows[0]:
+        print(SR_NOTES if sr else CAPTION_NOTES)
 
 
 def text_table(rows: list[dict]) -> str:

@@ -161,7 +161,7 @@ class TeacherFeatures(nn.Module):
     def __init__(self, codec: nn.Module, teacher: nn.Module):
         super().__init__()
         self.codec = copy.deepcopy(codec)
-        self.teacher = teacher
+        self.teacher = teacher.to(codec.mean.device)               # a neural codec may be on a GPU by now
         self.channels = teacher.features
         self.tokens = codec.tokens
         # Features of another codec or teacher must not be taken from this one's cache.

@@ -159,7 +159,7 @@ def test_a_device_that_is_not_here_is_refused_with_those_that_are(monkeypatch):
         with pytest.raises(UserError, match=f"--device {name}: not here; available: cpu$"):
             devices.pick_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert devices.pick_device("auto") == "cuda" and devices.pick_device("cuda:1") == "cuda:1"
+    assert devices.pick_device("auto") == "cuda"
 
 
 class Clock:
@@ -186,6 +186,26 @@ def test_precision_follows_from_the_processor(monkeypatch, flags, choice):
     for device in ("cuda", "cuda:1"):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: choice == "bf16")
         assert devices.pick_precision(device) == choice
+
+
+def test_a_gpu_is_named_by_an_index_that_is_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("cuda", "cuda:0", "cuda:1", "cpu"):
+        assert devices.pick_device(name) == name
+    for name in ("cuda:2", "cuda:x", "cuda:-1"):
+        with pytest.raises(UserError, match=f"--device {name}: no such device; there are cuda:0 to cuda:1"):
+            devices.pick_device(name)
+
+
+def test_the_gpu_that_was_asked_for_is_waited_for_and_measured(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: asked.append(device) or "card")
+    Timer("cuda:1")("part")
+    devices.memory_mb("cuda:1")
+    assert devices.hardware("cuda:1") == "card" and asked == ["cuda:1"] * 3
 
 
 def test_hardware_has_a_name_and_memory_a_size():
