@@ -428,8 +428,8 @@ SAID = {"candidates": "candidates that a clip is chosen from", "w": "guidance sc
         "rescale": "guidance rescaling", "prepare_s": "seconds of preparation",
         "train_s": "seconds of training"}
 CAPTION_NOTES = """real: true clips of the captions; codec ceiling: the same through the codec, the best
-that any model can reach; they differ by chance where their intervals overlap. 1000 KID: kernel distance x 1000 to
-other real clips in the judge's space; 0 is best, and chance may make it negative."""
+that any model can reach; they differ by chance where their intervals overlap. 1000 KID: kernel distance
+x 1000 to other real clips in the judge's space; 0 is best, and chance may make it negative."""
 SR_NOTES = """energy score, LSD: 0 is best; codec ceiling: true clips through the codec, their low band kept.
 SI-SDR: higher is better, but phases above the cutoff are invented: a quiet guess scores above a true draw."""
 
