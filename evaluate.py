@@ -28,7 +28,7 @@ import sampler
 from model import DiT, VelocityField, flow_matching_loss, integrate, predict
 from parts import checkpoints, previews, scoring
 from parts.audio import ACTIVE_RMS, RATE, at_level, first_seconds, in_segments, with_added, write_wav
-from parts.audio_files import read_channels
+from parts.audio_files import file_rate, read_channels
 from parts.band_limit import find_cutoff
 from parts.commands import evaluate_parser
 from parts.components import open_codec, open_text
@@ -292,9 +292,9 @@ def cmd_upsample(args) -> None:
     run = open_for(args, "sr", "generate {} --prompt ...")
     channels = read_channels(args.input)                           # (C, N)
     loudest = channels[(channels**2).sum(1).argmax()]
-    cutoff = find_cutoff(loudest) if args.cutoff is None else args.cutoff
+    cutoff = find_cutoff(loudest, file_rate(args.input)) if args.cutoff is None else args.cutoff
     if cutoff is None:
-        raise UserError(f"{args.input}: no band limit found (nothing ends sharply below 8 kHz); name it with "
+        raise UserError(f"{args.input}: no band limit found (full-band, or in doubt); name it with "
                         "--cutoff HZ")
     if not 500 <= cutoff < RATE / 2:
         raise UserError(f"{args.input}: its band limit of {cutoff:.0f} Hz is too low; from 500 Hz up can be "

@@ -10,7 +10,7 @@ cut: for each format the file itself is asked how much sound it holds (`_unread`
 Memory is that of the result: a recording is read and resampled in blocks, so neither its rate nor channels
 that are mixed down cost any.
 
-Public: AUDIO_TYPES, LONGEST_S, open_sound, read_audio, read_channels.
+Public: AUDIO_TYPES, LONGEST_S, open_sound, file_rate, read_audio, read_channels.
 """
 from __future__ import annotations
 
@@ -54,6 +54,12 @@ def open_sound(path: Path):
     except (soundfile.SoundFileError, RuntimeError, ValueError, OverflowError) as e:
         why = printable(str(e)).strip()[:120]
         raise UserError(f"{path}: can't be read as audio ({why}); use wav, flac, ogg or mp3") from None
+
+
+def file_rate(path: str | Path) -> int:
+    """The sampling rate (Hz) that a file's header says; UserError as in open_sound."""
+    with open_sound(Path(path)) as sound:
+        return sound.samplerate
 
 
 def read_audio(path: str | Path) -> np.ndarray:

@@ -1,12 +1,12 @@
 """Band-limiting: how recordings lose their treble, and how to measure where.
 
-Super-resolution learns from pairs that it makes itself: a full-band clip, and the same clip as a recording of
-low rate would hold it. `band_limit` makes the second from the first, `random_band_limit` with a filter drawn
-at random, so that the model does not learn to undo one filter alone. `find_cutoff` measures the band limit of
-a recording from elsewhere.
+Super-resolution learns from pairs that it makes itself: a full-band clip, and the same clip as a
+recording of low rate would hold it. `band_limit` makes the second from the first, `random_band_limit`
+with a filter drawn at random, so that the model does not learn to undo one filter alone. `find_cutoff`
+measures the band limit of a recording from elsewhere, or says that it can't be known.
 
-    x (N,) float at 16 kHz --band_limit(cutoff Hz, family, order)--> (N,) float32, nothing above the cutoff
-    x (N,) --find_cutoff--> cutoff in Hz, or None where the sound reaches to the top
+    x (N,) at 16 kHz --band_limit(cutoff Hz, family, order)--> (N,) float32, nothing above the cutoff
+    x (N,), its file's rate --find_cutoff--> cutoff in Hz, or None: full-band, or in doubt
 
 Public: BAND_LIMIT_VERSION, FILTERS, band_limit, random_band_limit, find_cutoff.
 """
@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.signal
-from einops import rearrange
+from einops import reduce
 
 from parts.audio import RATE
-from parts.metrics import log_power
 
 BAND_LIMIT_VERSION = 1  # raise when the law below changes: cached conditions are keyed by it
 FILTERS = ("cheby1", "butter", "bessel", "ellip")  # the four families of NVSR and AudioLBM
@@ -71,28 +70,114 @@ def random_band_limit(x: np.ndarray, rng) -> tuple[np.ndarray, int]:
     return band_limit(x, cutoff, family, order), cutoff
 
 
-def find_cutoff(x: np.ndarray) -> float | None:
-    """Frequency (Hz, 125 Hz grid, to about 500 Hz) above which a recording holds nothing, or None if it is
-    full-band.
+# --- measuring it --------------------------------------------------------------------------------------
 
-    The *noise floor* is searched for an edge, not the sound: a bell has no treble, but its recording's hiss
-    goes on to the top; a low-pass takes the hiss too. Floor: 15 % quantile over time and bins of each 125 Hz
-    band, in frames within 40 dB of the loudest. Edge: everything 625 Hz above it lies 18 dB under all of the
-    750 Hz below it. ASSUMED: these thresholds; measured by a test."""
-    # The noise floor of each band, in the frames in which something sounds.
-    power = 10 * log_power(x)                                      # dB (frames, 1025)
-    level = np.log10((10 ** (power / 10)).sum(1))                  # (frames,)
-    power = power[level >= level.max() - 4]
-    bands = rearrange(power[:, :1_024], "frames (bands bins) -> bands (frames bins)", bands=64)
-    floor = np.quantile(bands, 0.15, axis=1)                       # dB (64,), 125 Hz each
+# ASSUMED, all of them: chosen on folds 1 to 3 of ESC-10 and SoundWorld's validation clips, with
+# lab/score_cutoff.py.
+QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 1.0)  # over time; 1.0 is the loudest frame
+BAND_HZ = 62.5       # width of a band: four bins of the STFT
+BANDS = 127          # the topmost band under 8 kHz is left out
+RANGE_DB = 100       # what lies further below the loudest band counts as nothing
+LEAST_FRAMES = 8     # about 0.3 s in which something sounds
+ENOUGH_DROP = 40     # dB; drops are cut to 0..40 before their mean over QUANTILES is taken
+LEAST_DROP = 9       # dB of that mean, where all above the edge is empty,
+LEAST_EMPTY = 75     # that is this many dB under the loudest band;
+STEEP_DROP = 35      # dB that are enough without
+MOST_ABOVE = -45    # dB of the energy that may lie above the limit + 500 Hz
+HIGHEST_HZ = 7_250   # above this nothing is left to restore
 
-    # The edge is where the floor drops most: from the quietest of the six bands below it to the loudest of
-    # all that lie five bands and more above it.
-    drop = {edge: floor[edge - 6 : edge].min() - floor[edge + 5 :].max() for edge in range(6, 58)}
-    edge = max(drop, key=drop.get)
-    if drop[edge] < 18:
+
+def find_cutoff(x: np.ndarray, rate: int = RATE) -> float | None:
+    """Frequency (Hz) above which a recording holds nothing; None where that can't be known.
+
+    x (N,) at 16 kHz, of any level. rate: of the file that it was read from, Hz, from 2,000; nothing lies
+    above its half. None means full-band *or* in doubt: digital silence, less than about 0.3 s, an edge
+    that may be the sound's own. How often it is wrong: lab/score_cutoff.py.
+
+    A low-pass removes everything above one frequency at all times: loud frames, soft frames and the
+    noise between sounds have the same edge. A dull sound (a knock, a bell) fades out smoothly, or its
+    treble comes and goes with it, or the noise of its recording goes on to the top. So the spectrum is
+    taken at seven quantiles over time, from the noise floor to the loudest frame. A limit is named only
+    where
+
+        edge    everything more than a fifth of an octave above it is lower than all of the half octave
+                below it: by 9 dB or more, mean over the seven;
+        empty   what lies above it is 75 dB under the loudest band, or the edge has 35 dB or more;
+        energy  above the limit + 500 Hz lie at most -45 dB of the whole.
+
+    A rate below 16 kHz is a limit of its own, where no lower one is found. Source: ASSUMED, constants
+    above."""
+    # Of a low rate, resampling has emptied the bands above its half, and those just below it fade.
+    half_rate = min(rate, RATE) / 2
+    bands = BANDS if rate >= RATE else int(0.9 * half_rate / BAND_HZ)
+    power = _band_power(x)                                         # (frames, 128)
+    if len(power) == 0:
+        return None
+    found = _find_edge(power, bands)
+    if found is None and rate < RATE:
+        return half_rate
+    return found
+
+
+def _band_power(x: np.ndarray) -> np.ndarray:
+    """Power in bands of 62.5 Hz of the frames in which something sounds, (N,) -> (frames, 128): STFT
+    1024/512, of a long recording some 4,000 frames, spread evenly. Side lobes lie 92 dB down
+    (Blackman-Harris): a Hann window's would look like a sound's own skirt."""
+    x = np.asarray(x, np.float64)
+    if x.size == 0 or np.ptp(x) == 0:
+        return np.zeros((0, 128))
+    x = np.pad(x - x.mean(), (0, max(0, 1_024 - len(x))))
+    hop = max(512, len(x) // 4_000)
+    frames = np.lib.stride_tricks.sliding_window_view(x, 1_024)[::hop]
+    spectrum = np.fft.rfft(frames * scipy.signal.get_window("blackmanharris", 1_024))[:, :512]
+    power = reduce(np.abs(spectrum) ** 2, "frames (bands bins) -> frames bands", "mean", bins=4)
+    return power[power.sum(1) > 1e-15 * power.sum(1).max()]
+
+
+def _drops(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How far spectra fall, levels (quantiles, bands) in dB -> edges (edges,), the first band above each,
+    and drops (quantiles, edges) in dB: the lowest of the half octave below an edge, less the highest of
+    all that lies a fifth of an octave or more above it."""
+    bands = levels.shape[1]
+    above = np.maximum.accumulate(levels[:, ::-1], 1)[:, ::-1]     # highest of band k and all above
+    edges = np.arange(8, int(bands / 2**0.2))                      # from 500 Hz
+    drops = [levels[:, int(k * 2**-0.5) : k].min(1) - above[:, _first_above(k)] for k in edges]
+    return edges, np.array(drops).T
+
+
+def _first_above(edge: int) -> int:
+    """The first band a fifth of an octave above an edge."""
+    return int(np.ceil(edge * 2**0.2))
+
+
+def _find_edge(power: np.ndarray, bands: int) -> float | None:
+    """The limit in Hz of a recording's power (frames, 128), looked for in its first `bands` bands."""
+    if len(power) < LEAST_FRAMES:
+        return None
+    levels = np.quantile(power[:, :bands], QUANTILES, axis=0)      # (quantiles, bands)
+    levels = 10 * np.log10(np.maximum(levels, levels.max() * 10 ** (-RANGE_DB / 10)))
+    edges, drops = _drops(levels)
+    score = drops.clip(0, ENOUGH_DROP).mean(0)                     # (edges,)
+    best = np.flatnonzero(score >= score.max() - 1)                # neighbours of the edge do as well
+    edge = best[-1]
+    above = levels[QUANTILES.index(0.9), _first_above(edges[edge]) :]
+    empty = levels.max() - np.median(above) >= LEAST_EMPTY
+    if score[edge] < (LEAST_DROP if empty else STEEP_DROP):
         return None
 
-    # The cutoff: the upper end of the highest band that is at most 6 dB under those below the edge.
-    least = floor[edge - 6 : edge].min() - 6
-    return 125.0 * next(k for k in range(edge + 5, 0, -1) if floor[k - 1] >= least)
+    # The limit: the highest band at most 15 dB under the octave below the edge; median over those
+    # quantiles that have the edge.
+    clear = drops[:, edge] >= drops[:, edge].max() / 2
+    spectra = levels[clear, : _first_above(edges[edge])]
+    least = np.median(spectra[:, edges[edge] // 2 : edges[edge]], axis=1, keepdims=True) - 15
+    highest = spectra.shape[1] - np.argmax(spectra[:, ::-1] >= least, axis=1)
+    limit = max(edges[best[0]], np.median(highest))
+
+    # Never one above which there is energy: it is moved up until there is not, within the slope of the edge.
+    mean = power.mean(0)
+    share = mean[::-1].cumsum()[::-1] / mean.sum()                 # of the energy, from band k up
+    free = np.flatnonzero(share[8:] <= 10 ** (MOST_ABOVE / 10))    # k such that it holds 500 Hz above band k
+    limit = max(limit, free[0]) if len(free) else len(mean)
+    if limit > min(_first_above(edges[edge]), HIGHEST_HZ / BAND_HZ):
+        return None
+    return float(limit * BAND_HZ)
