@@ -40,12 +40,13 @@ from pathlib import Path
 import numpy as np
 
 from parts.audio import RATE, resample
+from parts.audio_files import read_audio
 from parts.band_limit import FILTERS, band_limit, find_cutoff
 from parts.commands import positive
 from parts.errors import UserError, run_cli
 from parts.files import write_text
 from parts.metrics import wilson
-from parts.recordings import AudioFolder, read_audio
+from parts.recordings import AudioFolder
 from parts.soundworld import SoundWorld
 
 LOW_PASS = (1_000, 2_000, 3_000, 4_000, 6_000)  # Hz
