@@ -31,20 +31,18 @@ Public: KINDS, muffle, true_limit, score_clips, cutoff_table.
 """
 from __future__ import annotations
 
-import argparse
 import io
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from parts.arguments import Parser, whole
 from parts.audio import RATE, resample
 from parts.audio_files import read_audio
 from parts.band_limit import FILTERS, band_limit, find_cutoff
-from parts.commands import positive
 from parts.errors import UserError, run_cli
-from parts.files import write_text
+from parts.files import to_json, write_text
 from parts.metrics import wilson
 from parts.recordings import AudioFolder
 from parts.soundworld import SoundWorld
@@ -203,13 +201,12 @@ def _recordings(folder: str, folds: list[int]) -> Iterable[np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--data", default="", metavar="FOLDER", help="recordings, beside SoundWorld")
-    parser.add_argument("--folds", type=int, nargs="+", default=[],
+    parser.add_argument("--folds", type=whole(1), nargs="+", default=[],
                         help="of --data; a held-out tenth where left out")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="of SoundWorld")
-    parser.add_argument("--clips", type=positive(int), default=160, help="of SoundWorld")
+    parser.add_argument("--clips", type=whole(1), default=160, help="of SoundWorld")
     parser.add_argument("--out", type=Path, required=True, help="JSON")
     args = parser.parse_args()
     if args.folds and not args.data:
@@ -221,7 +218,7 @@ def main() -> None:
         folds = f" folds {' '.join(map(str, args.folds))}" if args.folds else ""
         rows += score_clips(Path(args.data).resolve().name + folds, _recordings(args.data, args.folds))
     print(cutoff_table(rows))
-    write_text(args.out, json.dumps({"rows": rows}, indent=1, allow_nan=False) + "\n")
+    write_text(args.out, to_json({"rows": rows}, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":
