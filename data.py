@@ -11,7 +11,7 @@ crops from a memory map.
 Conventions: t in [0, 1], t = 1 is noise, t = 0 is data. B batch, T tokens, C latent channels, F teacher
 features.
 
-Public: draw_batch, to_tensors, split_batch, Prefetcher, nonfinite_clips; from parts/preparation.py (what a
+Public: draw_batch, to_tensors, split_batch, Prefetcher; from parts/preparation.py (what a
 data set is, and how it is encoded): open_data, open_set, LatentCache, TrainingData, prepare.
 
     python data.py            # demo: five scenes, worded and measured
@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from parts.config import Config
@@ -31,7 +30,7 @@ from parts.latents import LatentCache
 from parts.preparation import TrainingData, open_data, open_set, prepare
 from parts.soundworld import NAMES, SoundWorld
 
-__all__ = ["LatentCache", "Prefetcher", "TrainingData", "draw_batch", "nonfinite_clips", "open_data",
+__all__ = ["LatentCache", "Prefetcher", "TrainingData", "draw_batch", "open_data",
            "open_set", "prepare", "split_batch", "to_tensors"]
 
 
@@ -117,19 +116,6 @@ class Prefetcher:
         if self.pool:
             self.next = (step + 1, with_phi), self.pool.submit(self.draw, step + 1, with_phi)
         return drawn
-
-
-def nonfinite_clips(drawn: dict, train_set) -> list[str]:
-    """Names of the clips of a batch that are not finite themselves, or of all of them; of all devices."""
-    arrays = [drawn[name] for name in ("x0", "cond", "phi") if name in drawn]
-    finite = np.all([np.isfinite(array).all((1, 2)) for array in arrays], 0)
-    broken = [train_set.name(int(i)) for i in drawn["i"][~finite]]
-    everyone = [train_set.name(int(i)) for i in drawn["i"]]
-    found = [(broken, everyone)] * WORLD
-    if WORLD > 1:
-        dist.all_gather_object(found, found[0])
-    named = {name for names, _ in found for name in names}
-    return sorted(named or {name for _, names in found for name in names})
 
 
 def demo() -> None:

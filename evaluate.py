@@ -27,7 +27,16 @@ import data
 import sampler
 from model import DiT, VelocityField, flow_matching_loss, integrate, predict
 from parts import checkpoints, previews, scoring
-from parts.audio import ACTIVE_RMS, RATE, at_level, first_seconds, in_segments, with_added, write_wav
+from parts.audio import (
+    ACTIVE_RMS,
+    RATE,
+    at_level,
+    first_seconds,
+    in_segments,
+    scaled_note,
+    with_added,
+    write_wav,
+)
 from parts.audio_files import file_rate, read_channels
 from parts.band_limit import find_cutoff
 from parts.commands import evaluate_parser
@@ -158,26 +167,25 @@ def upsample_long(run: Run, x: np.ndarray, cutoff: float, seed: int = 0, steps: 
     """One recording of any length (N,) -> (N,). Overlapping windows share one trajectory of latents; sound is
     encoded and decoded in segments of 30 s, half a second of which is cross-faded."""
     (loud,), gains = at_level(x[None], ACTIVE_RMS)
-    codec = run.codec
-    segment, fade = round(segment_s * codec.rate), round(0.5 * codec.rate)         # tokens
-    T = max(run.tokens, codec.tokens(len(x)))
+    segment, fade = round(segment_s * run.codec.rate), round(0.5 * run.codec.rate)         # tokens
+    T = max(run.tokens, run.codec.tokens(len(x)))
 
     def samples(token: int) -> int:
-        return round(token / codec.rate * RATE)
+        return round(token / run.codec.rate * RATE)
     padded = torch.from_numpy(np.pad(loud, (0, samples(T) - len(x))))
 
     # Tokens near the edge of a segment are taken from the neighbour that has them further inside.
     pieces = []
     for start in range(0, max(1, T - fade), segment - fade):
-        z = codec.encode(padded[None, samples(start) : samples(start + segment)])
+        z = run.codec.encode(padded[None, samples(start) : samples(start + segment)])
         inside = slice(fade // 2 if start else 0, segment - fade + fade // 2 if start + segment < T else None)
         pieces.append(z[:, inside])
     z = restore_latents(run, torch.cat(pieces, 1)[:, :T], [seed], steps)
 
     def added(start: int, stop: int) -> np.ndarray:
-        first, last = round(start / RATE * codec.rate), round(stop / RATE * codec.rate)
+        first, last = round(start / RATE * run.codec.rate), round(stop / RATE * run.codec.rate)
         part = padded[None, start:stop]
-        y = codec.decode(z[:, first:last], part, cutoff)[0, : stop - start]
+        y = run.codec.decode(z[:, first:last], part, cutoff)[0, : stop - start]
         return first_seconds(y.numpy(), (stop - start) / RATE) - part[0].numpy()
     made = in_segments(added, samples(T), samples(segment), samples(fade), "upsampling" if progress else "")
     return with_added(x[None], made[None, : len(x)], gains)[0]
@@ -301,17 +309,10 @@ def cmd_upsample(args) -> None:
                         "restored")
     y = np.stack([upsample_long(run, x, cutoff, args.seed, args.steps) for x in channels])
     factor = write_wav(args.out, y.T)
-    origin = "given" if args.cutoff else "found"
     before, after = (level_above(x.ravel(), cutoff) for x in (channels, y))
-    each = "1 channel" if len(y) == 1 else f"{len(y)} channels, each by itself"
-    print(f"{args.out}: {y.shape[1] / RATE:.2f} s at 16 kHz, {each}; band limit {cutoff:.0f} Hz ({origin}); "
-          f"power from 500 Hz above it up, relative to the power below it: {before:.0f} dB in the input, "
-          f"{after:.0f} dB now{scaled_note(factor)}")
-
-
-def scaled_note(factor: float) -> str:
-    """What to say where write_wav had to scale."""
-    return f"; {20 * np.log10(factor):.1f} dB quieter, to fit 16 bits" if factor < 1 else ""
+    print(f"{args.out}: {y.shape[1] / RATE:.2f} s at 16 kHz, channels: {len(y)}; band limit {cutoff:.0f} Hz "
+          f"({'given' if args.cutoff else 'found'}); power from 500 Hz above it up, relative to that below: "
+          f"{before:.0f} dB in the input, {after:.0f} dB now{scaled_note(factor)}")
 
 
 def cmd_sounds(args) -> None:

@@ -44,7 +44,7 @@ from parts.devices import RANK, WORLD, StopSignal, Timer, broadcast_from_rank0, 
 from parts.errors import Stopped, UserError
 from parts.networks import Networks
 from parts.optim import rate_factor
-from parts.progress import Phases, skipped_line
+from parts.progress import Phases, nonfinite_clips, skipped_line
 
 GRADIENTS = ("agreement", "agreement_t", "struct_share")  # what measure_gradients finds
 STRUCT_LOSSES = {"grouped": structure_reg.grouped_loss, "dispersive": peers.dispersive_loss,
@@ -346,8 +346,7 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
     past = checkpoint or {"step": 0, "seconds": 0.0, "wall": 0.0}
     averaged = evaluate.Run(out, asdict(cfg), networks.ema, codec, clips.words, past["step"])
     return Training(cfg, out, clips, networks, stage, detector, infonoise, probe, val_batches,
-                    data.Prefetcher(cfg, clips), averaged, past["step"], past["seconds"],
-                    past.get("wall", past["seconds"]))
+                    data.Prefetcher(cfg, clips), averaged, past["step"], past["seconds"], past["wall"])
 
 
 def build_networks(cfg: Config, words, features: int = 0, phi_mean: torch.Tensor | None = None) -> Networks:
@@ -396,7 +395,7 @@ def loop(run: Training) -> Timer:
 
             # Log, evaluate, save.
             if skipped:
-                names = data.nonfinite_clips(drawn, run.data.train_set)
+                names = nonfinite_clips(drawn, run.data.train_set)
                 found = {name: x for name, x in found.items() if name not in GRADIENTS}
                 log({"step": k, "skipped": skipped, "clips": names, "r": r, **found})
                 bar.write(skipped_line(run.out, k, names, skipped))
@@ -491,9 +490,8 @@ def train(given: dict, resume: str = "") -> Path:
                        clap=cfg.clap, audio_model=cfg.audio_model, trust=cfg.trust_remote_code,
                        pickles=cfg.allow_pickle, device=cfg.device, protocol=times)
         draw_dashboard(out, sampler.LogitNormal)
-        total = time.time() - began
-        resumed = " since it was resumed" if run.wall_before else ""
-        print(f"total {total:.0f} s{resumed}. Sounds: {out / 'samples'}   dashboard: {out / 'dashboard.png'}")
+        print(f"total {time.time() - began:.0f} s{' since it was resumed' * (run.wall_before > 0)}. "
+              f"Sounds: {out / 'samples'}   dashboard: {out / 'dashboard.png'}")
         return out
 
 

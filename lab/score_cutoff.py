@@ -218,7 +218,7 @@ def main() -> None:
         folds = f" folds {' '.join(map(str, args.folds))}" if args.folds else ""
         rows += score_clips(Path(args.data).resolve().name + folds, _recordings(args.data, args.folds))
     print(cutoff_table(rows))
-    write_text(args.out, to_json({"rows": rows}, indent=1, allow_nan=False) + "\n")
+    write_text(args.out, to_json({"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

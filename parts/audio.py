@@ -1,8 +1,8 @@
 """Waveforms: the project's sampling rate, resampling, cutting, writing. Everything here is numpy, (N,)
 float32 in [-1, 1].
 
-Public: RATE, CLIP_S, resample, resample_blocks, first_seconds, in_segments, ACTIVE_RMS,
-active_rms, silence_gate, at_level, with_added, write_wav.
+Public: RATE, CLIP_S, resample, resample_blocks, first_seconds, in_segments, ACTIVE_RMS, active_rms,
+silence_gate, at_level, with_added, write_wav, scaled_note.
 """
 from __future__ import annotations
 
@@ -133,3 +133,8 @@ def write_wav(path: str | Path, x: np.ndarray) -> float:
     factor = 1 / max(1.0, np.abs(x).max(initial=0))
     scipy.io.wavfile.write(path, RATE, np.round(x * factor * 32_767).astype(np.int16))
     return factor
+
+
+def scaled_note(factor: float) -> str:
+    """What to say where write_wav had to scale."""
+    return f"; {20 * np.log10(factor):.1f} dB quieter, to fit 16 bits" if factor < 1 else ""

@@ -1,12 +1,16 @@
 """What a run says while it goes on, in words.
 
-Public: Phases, skipped_line, MAX_SKIPPED.
+Public: Phases, nonfinite_clips, skipped_line, MAX_SKIPPED.
 """
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import torch.distributed as dist
+
 from parts.checkpoints import CHECKPOINTS
+from parts.devices import WORLD
 from parts.errors import UserError
 
 REFINES = 0.6      # r from which training is said to refine
@@ -38,6 +42,19 @@ class Phases:
             self.resumed = False
             return []
         return [f"step {k}: {text} (r = {r:.2f})" for text in new]
+
+
+def nonfinite_clips(drawn: dict, train_set) -> list[str]:
+    """Names of the clips of a batch that are not finite themselves, or of all of them; of all devices."""
+    arrays = [drawn[name] for name in ("x0", "cond", "phi") if name in drawn]
+    finite = np.all([np.isfinite(array).all((1, 2)) for array in arrays], 0)
+    broken = [train_set.name(int(i)) for i in drawn["i"][~finite]]
+    everyone = [train_set.name(int(i)) for i in drawn["i"]]
+    found = [(broken, everyone)] * WORLD
+    if WORLD > 1:
+        dist.all_gather_object(found, found[0])
+    named = {name for names, _ in found for name in names}
+    return sorted(named or {name for _, names in found for name in names})
 
 
 def skipped_line(folder: Path, step: int, clips: list[str], n: int) -> str:

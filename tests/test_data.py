@@ -10,6 +10,7 @@ import data
 import train
 from parts.codec import Codec
 from parts.config import Config
+from parts.progress import nonfinite_clips
 from parts.recordings import AudioFolder
 from parts.soundworld import SoundWorld
 from sampler import LogitNormal
@@ -130,6 +131,6 @@ def test_the_processes_of_a_job_share_the_rows_of_a_batch(monkeypatch, world):
 def test_clips_that_are_not_finite_are_named_or_else_all_of_them():
     drawn = {"i": np.array([3, 1, 2]), "x0": np.zeros((3, 4, 2)), "cond": np.zeros((3, 4, 2))}
     train_set = SimpleNamespace(name=lambda i: f"clip {i}")
-    assert data.nonfinite_clips(drawn, train_set) == ["clip 1", "clip 2", "clip 3"]
+    assert nonfinite_clips(drawn, train_set) == ["clip 1", "clip 2", "clip 3"]
     drawn["cond"][1, 2, 0] = np.nan
-    assert data.nonfinite_clips(drawn, train_set) == ["clip 1"]
+    assert nonfinite_clips(drawn, train_set) == ["clip 1"]

@@ -440,7 +440,6 @@ def test_unreadable_files_among_good_ones_are_left_out_and_listed_up_to_the_shar
     assert not {"3.wav", "20.flac"} & {path.name for clips in sets for path in clips.paths}
     assert any("count once" in note for clips in sets for note in clips.notes)
 
-    # What is left is what it says.
     for clips in sets:
         for i in range(len(clips)):
             spectrum = np.abs(np.fft.rfft(clips.wave(i)))
