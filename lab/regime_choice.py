@@ -19,7 +19,7 @@ of those that all runs measured (with `--probe auto` a run measures what its own
 judged by the signal that the *other* runs choose (leave one run out). It has to stay within 0.12 in captions
 and 0.15 in super-resolution.
 
-Public: main, record, read, r_of, driven_r, error, back, choose, check, means.
+Public: main, record, read, r_of, driven_r, error, back, choose, check, bands, means.
 """
 from __future__ import annotations
 
@@ -185,8 +185,8 @@ def choice_text(found: dict) -> str:
 
 def check(recorded: list[tuple[dict, list[dict]]]) -> dict:
     """r as the runs were driven by it. Per task: each run's error, how far r went back, evaluations at which
-    it was on the wrong side (ACQUIRES, REFINES); over seeds of the same settings the largest deviation of r
-    past the first tenth."""
+    it was on the wrong side (ACQUIRES, REFINES); over the seeds of each learning rate the mean error and the
+    largest deviation of r past the first tenth."""
     result = {}
     for task in sorted({header["task"] for header, _ in recorded}):
         runs, curves = [], {}
@@ -203,11 +203,29 @@ def check(recorded: list[tuple[dict, list[dict]]]) -> dict:
                          "evaluations": len(at)})
             every = np.unique(np.round(np.geomspace(0.1 * header["steps"], header["steps"], 50)).astype(int))
             curves.setdefault(header["lr"], []).append(regime.hold_last(steps, r, every))
-        spread = {f"{lr:g}": float(np.std(many, axis=0, ddof=1).max())
-                  for lr, many in curves.items() if len(many) > 1}
-        result[task] = {"runs": runs, "mean_error": float(np.mean([run["error"] for run in runs])),
-                        "spread_over_seeds": spread}
+        rates = {}
+        for lr, many in sorted(curves.items()):
+            spread = float(np.std(many, axis=0, ddof=1).max()) if len(many) > 1 else None
+            errors = [run["error"] for run in runs if run["lr"] == lr]
+            rates[f"{lr:g}"] = {"seeds": len(many), "mean_error": float(np.mean(errors)), "spread": spread}
+        commonest = max(curves, key=lambda lr: len(curves[lr]))
+        alike = [rows for header, rows in recorded if header["task"] == task and header["lr"] == commonest]
+        result[task] = {"runs": runs, "rates": rates, "bands": bands(alike)}
     return result
+
+
+def bands(runs: list[list[dict]]) -> dict:
+    """Runs with the same settings -> {step (doublings from 64 on): {"D", "r", "progress": [least, most]}}."""
+    found = {}
+    for step in (64 * 2**k for k in range(20)):
+        rows = [row for run in runs for row in run if row["step"] == step and "D_of" in row]
+        if len(rows) < len(runs):
+            break
+        values = {"D": [regime.signal("levels", row["D_of"]) for row in rows],
+                  "r": [row["r"] for row in rows],
+                  "progress": [row["progress"] for row in rows if "progress" in row]}
+        found[step] = {name: [min(many), max(many)] for name, many in values.items() if many}
+    return found
 
 
 def check_text(found: dict) -> str:
@@ -217,9 +235,14 @@ def check_text(found: dict) -> str:
             lines.append(f"{task:4s} seed {run['seed']:<4d} lr {run['lr']:g}: error {run['error']:.3f}, goes "
                          f"back {run['back']:.2f}, of {run['evaluations']} evaluations r is too early at "
                          f"{run['too_early']}, too late at {run['too_late']}")
-        spread = ", ".join(f"{value:.3f} (lr {lr})" for lr, value in result["spread_over_seeds"].items())
-        lines.append(f"{task:4s} mean error {result['mean_error']:.3f} (at most {BOUNDS[task]:g}); largest "
-                     f"deviation over seeds past the first tenth: {spread or 'one seed only'}")
+        for lr, rate in result["rates"].items():
+            spread = "-" if rate["spread"] is None else f"{rate['spread']:.3f}"
+            lines.append(f"{task:4s} lr {lr}, seeds: {rate['seeds']}: mean error {rate['mean_error']:.3f} "
+                         f"(at most {BOUNDS[task]:g}); largest deviation of r over seeds past the first "
+                         f"tenth: {spread}")
+        for step, band in result["bands"].items():
+            ranges = [f"{name} {low:.2f} to {high:.2f}" for name, (low, high) in band.items()]
+            lines.append(f"{task:4s} step {step}: {', '.join(ranges)}")
     return "\n".join(lines)
 
 

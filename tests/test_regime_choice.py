@@ -83,13 +83,15 @@ def test_error_and_back_are_those_of_the_definition():
 
 def test_check_counts_the_wrong_side_and_the_spread_over_seeds():
     def driven(seed, r_late):
-        rows = [{"step": 32, "r": 0.0, "D_of": {}}, {"step": 64, "r": 0.35, "D_of": {}, "progress": 0.1},
-                {"step": 1_000, "r": r_late, "D_of": {}, "progress": 0.9}]
+        D_of = dict.fromkeys(("t0.9", "t0.7", "t0.5"), r_late / 2)
+        rows = [{"step": 32, "r": 0.0, "D_of": D_of}, {"step": 64, "r": 0.35, "D_of": D_of, "progress": 0.1},
+                {"step": 1_000, "r": r_late, "D_of": D_of, "progress": 0.9}]
         return {"task": "sr", "seed": seed, "lr": 1e-3, "steps": 1_000}, rows
     found = C.check([driven(0, 0.5), driven(1, 0.9)])["sr"]
     assert [run["too_early"] for run in found["runs"]] == [1, 1]
     assert [run["too_late"] for run in found["runs"]] == [1, 0]
-    assert found["spread_over_seeds"]["0.001"] == pytest.approx(np.std([0.5, 0.9], ddof=1))
+    assert found["rates"]["0.001"]["spread"] == pytest.approx(np.std([0.5, 0.9], ddof=1))
+    assert found["bands"] == {64: {"D": [0.25, 0.45], "r": [0.35, 0.35], "progress": [0.1, 0.1]}}
     assert "too early at 1, too late at 1" in C.check_text({"sr": found})
 
 
