@@ -51,7 +51,7 @@ def load(kind: str, name: str, flag: str, trust: bool = False, pickles: bool = F
     transformers.logging.disable_progress_bar()
 
     # A folder, or OWNER/MODEL. Other spellings are meant as paths, and the hub need not be asked for them.
-    is_folder = Path(name).expanduser().is_dir()
+    is_folder = bool(name) and Path(name).expanduser().is_dir()
     if not is_folder and (name.count("/") > 1 or name.startswith((".", "/", "~")) or not name):
         raise UserError(f"--{flag} {name}: no such folder")
     where = str(Path(name).expanduser()) if is_folder else name

@@ -87,7 +87,10 @@ class PretrainedTeacher(nn.Module):
         self.stride = 0       # of a conv front: samples a frame,
         self.pad = 0          # and those by which its windows overlap
         self._set_times()
-        self.features = self._frames(torch.zeros(1, RATE)).shape[2]
+        try:
+            self.features = self._frames(torch.zeros(1, RATE)).shape[2]
+        except IndexError:  # a model with code of its own need not say how many it has
+            raise UserError(f"--{flag}-layer {layer}: {name} has fewer layers") from None
         self.key = f"{self.kind}-{layer}-{fingerprint(self.model)}"
         self.eval()
 

@@ -50,6 +50,7 @@ def test_pickled_weights_are_read_only_when_the_flag_says_so(tmp_path):
 
 @pytest.mark.parametrize("name, message", [
     ("./nowhere", "--teacher ./nowhere: no such folder"),
+    ("", "--teacher : no such folder"),
     ("MIT-SLS/USAD-Base",
      "hf download MIT-SLS/USAD-Base --local-dir models/USAD-Base; then --teacher models/USAD-Base"),
 ])

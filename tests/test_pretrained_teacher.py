@@ -70,6 +70,11 @@ def test_layers_are_chosen_by_number_and_the_last_is_the_default(open_tiny, kind
         open_tiny(kind, layer=3)
 
 
+def test_a_layer_that_a_model_of_unknown_depth_lacks_is_refused(open_tiny):
+    with pytest.raises(UserError, match="--teacher-layer 99: .* has fewer layers"):
+        open_tiny("usad", layer=99)
+
+
 @pytest.mark.parametrize("kind", CONV)
 def test_a_click_moves_the_conv_front_most_in_the_frame_that_its_time_names(open_tiny, kind):
     """Frame j is said to be centred at first + j / rate. Negative control: without the padding the same click
