@@ -86,8 +86,8 @@ class PretrainedTeacher(nn.Module):
         self.first = 0.01     # s, centre of frame 0
         self.stride = 0       # of a conv front: samples a frame,
         self.pad = 0          # and those by which its windows overlap
-        self._set_times()
         try:
+            self._set_times()
             self.features = self._frames(torch.zeros(1, RATE)).shape[2]
         except IndexError:  # a model with code of its own need not say how many it has
             raise UserError(f"--{flag}-layer {layer}: {name} has fewer layers") from None
