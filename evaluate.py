@@ -2,13 +2,12 @@
 
     python evaluate.py generate RUN --prompt "a low bell, then rain" --out bell.wav [--n --seed ...]
     python evaluate.py upsample RUN --input muffled.wav --out clear.wav [--cutoff HZ --seed --steps]
-    python evaluate.py score RUN [RUN ...] [--clips N --judge dev|final --out scores.json]
+    python evaluate.py score RUN [RUN ...] [--clips N --judge dev|final --data FOLDER --out scores.json]
     python evaluate.py sounds RUN                         # what can be asked for
     python evaluate.py export RUN FOLDER                  # averaged weights only: what assets/ holds
     python evaluate.py dashboard RUN                      # draw dashboard.png again
 
-RUN is a run folder of train.py (or assets/demo, assets/demo-sr). Metrics and tables: parts/metrics.py,
-parts/scoring.py; judges: parts/judges.py.
+RUN is a run folder of train.py (or assets/demo, assets/demo-sr). Metrics, tables: parts/scoring.py.
 
 Conventions: t = 1 is noise, t = 0 is data; guidance scale w = 1 is plain conditional. B batch, N samples, T
 tokens, C channels. Waveforms are (N,) or (B, N) float32 in [-1, 1] at 16 kHz.
@@ -300,13 +299,12 @@ def cmd_upsample(args) -> None:
     run = open_for(args, "sr", "generate {} --prompt ...")
     channels = read_channels(args.input)                           # (C, N)
     loudest = channels[(channels**2).sum(1).argmax()]
-    cutoff = find_cutoff(loudest, file_rate(args.input)) if args.cutoff is None else args.cutoff
+    cutoff = args.cutoff or find_cutoff(loudest, file_rate(args.input))
     if cutoff is None:
         raise UserError(f"{args.input}: no band limit found (full-band, or in doubt); name it with "
                         "--cutoff HZ")
     if not 500 <= cutoff < RATE / 2:
-        raise UserError(f"{args.input}: its band limit of {cutoff:.0f} Hz is too low; from 500 Hz up can be "
-                        "restored")
+        raise UserError(f"{args.input}: its band limit, {cutoff:.0f} Hz, is below 500 Hz")
     y = np.stack([upsample_long(run, x, cutoff, args.seed, args.steps) for x in channels])
     factor = write_wav(args.out, y.T)
     before, after = (level_above(x.ravel(), cutoff) for x in (channels, y))
@@ -330,6 +328,8 @@ def cmd_sounds(args) -> None:
 def cmd_score(args) -> None:
     options = args.trust_remote_code, args.allow_pickle
     trained = [load_run(run, args.device, *options) for run in args.runs]
+    for run in trained if args.data else []:
+        run.config.update(data=args.data, val_fold=args.val_fold)
     score(trained, args.clips, args.judge, args.split, args.cutoff, args.guidance_scale, args.steps, args.out,
           args.clap, args.audio_model, *options, pick_device(args.device))
 

@@ -38,6 +38,8 @@ def evaluate_parser(description: str) -> argparse.ArgumentParser:
     score.add_argument("--split", choices=("val", "test", "combos"), default="test")
     # Above 7,250 Hz no mel band lies wholly over the cutoff.
     score.add_argument("--cutoff", type=whole(500, 7_250), default=2_000)
+    score.add_argument("--data", default="", metavar="FOLDER", help="other data than it was trained on")
+    score.add_argument("--val-fold", type=whole(), default=0, help="the fold of that data to score on")
     score.add_argument("--out", type=Path, help="JSON")
     score.add_argument("--clap", default="", metavar="MODEL",
                        help="a CLAP model, folder or hub id: CLAP score")
