@@ -152,8 +152,8 @@ def test_bad_requests_end_with_status_2_one_line_and_no_file(t2a_run, sr_run, tm
 def test_a_model_is_scored_on_other_data_than_it_was_trained_on(sr_run, tmp_path):
     for k in range(24):
         write_tone(tmp_path / "set" / "class" / f"{k}.wav", 2.6, hz=300 + 40 * k)
-    done = in_process(evaluate, "score", sr_run, "--clips", 2, "--data", "set", "--steps", 2, "--out", "x.json",
-                      cwd=tmp_path)
+    done = in_process(evaluate, "score", sr_run, "--clips", 2, "--data", "set", "--steps", 2,
+                      "--out", "x.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (result,) = json.loads((tmp_path / "x.json").read_text()).values()
     assert result["protocol"]["data"] == "set" and result["protocol"]["split"] == "held out"
