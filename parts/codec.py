@@ -192,10 +192,10 @@ class Codec(PCA):
         """(B, N) -> z (B, T, C), N is padded with silence to whole tokens."""
         return self.project(self._frames(wav))
 
-    def decode_mel(self, z: Tensor, loudest: float = 7.0) -> Tensor:
-        """z (B, T, C) -> log-mel (B, 2 T, 64), at most `loudest` (nats)."""
+    def decode_mel(self, z: Tensor) -> Tensor:
+        """z (B, T, C) -> log-mel (B, 2 T, 64)."""
         mel = rearrange(self.restore(z), "b t (p m) -> b (t p) m", p=PER_TOKEN)
-        return mel.clamp(np.log(FLOOR), loudest)
+        return mel.clamp(np.log(FLOOR), 7.0)
 
     def magnitude(self, mel: Tensor) -> Tensor:
         """Log-mel (B, F, 64) -> STFT magnitude S (B, F, 513), not negative."""
@@ -217,8 +217,7 @@ class Codec(PCA):
         included, and only the band above comes from z; without, peaks over 0.95 are scaled down to it
         (guidance exaggerates levels too, and clipped samples crackle up to 8 kHz). seed: of the phases that
         Griffin-Lim starts from."""
-        # Beside a recording that is brought to one level, sounds above its cutoff may be 60 dB louder.
-        mag = self.magnitude(self.decode_mel(z, 7.0 if muffled is None else 14.0))
+        mag = self.magnitude(self.decode_mel(z))
         mag = torch.cat([mag, mag[:, -1:]], 1)                     # the frame centred on the very end
         n = z.shape[1] * PER_TOKEN * HOP
         generator = torch.Generator().manual_seed(seed)
