@@ -20,7 +20,7 @@ from parts.band_limit import BAND_LIMIT_VERSION, random_band_limit
 from parts.cache import cache_dir, digest, fill_array
 
 PAIRS_VERSION = 2  # raise when training_pairs changes: caches are keyed by it
-# A clip of which hardly anything is left under the cutoff is not made louder than 20 dB above that. With 60 dB
+# A clip of which hardly anything is left under the cutoff is made no louder than 20 dB above it. With 60 dB
 # the shipped model of SoundWorld put up to 74 dB too much treble on other people's recordings.
 LOUDEST = 10 * ACTIVE_RMS
 
