@@ -254,16 +254,22 @@ def regime_band() -> plt.Figure:
 
 
 def agreement() -> plt.Figure:
-    """Cosine of the gradients of guidance (constant) and flow matching, by noise level, and r."""
+    """Cosine of the gradients of guidance (constant) and flow matching, by noise level, mean and range over
+    runs, and r."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
     for ax, (task, title) in zip(axes, TASKS):
         runs = recorded("recorded", task)
         greys = plt.cm.Greys(np.linspace(0.35, 1, 5))
-        measured = [[row for row in rows if "agreement_t" in row] for _, rows in runs]
-        for level, grey in zip(measured[0][0]["agreement_t"], greys):
-            steps = [row["step"] for row in measured[0]]
-            cosines = np.array([[row["agreement_t"][level] for row in rows] for rows in measured])
-            ax.plot(steps, cosines.mean(0), "o-", ms=3, lw=1, color=grey, label=f"cosine at t = {level}")
+        measured = [{row["step"]: row["agreement_t"] for row in rows if "agreement_t" in row}
+                    for _, rows in runs]
+        steps = sorted(set.intersection(*map(set, measured)))
+        for k, (level, grey) in enumerate(zip(measured[0][steps[0]], greys)):
+            cosines = np.array([[of_run[step][level] for step in steps] for of_run in measured])  # (runs, n)
+            mean = cosines.mean(0)
+            ends = np.abs([cosines.min(0) - mean, cosines.max(0) - mean])
+            beside = np.array(steps) * 2 ** (0.06 * (k - 2))       # side by side, so that all can be seen
+            ax.errorbar(beside, mean, yerr=ends, fmt="o-", ms=3, lw=1, elinewidth=0.6, color=grey,
+                        label=f"cosine at t = {level}")
         r = [hold_last(*r_of(rows, Config().regime_signal), steps) for _, rows in runs]
         ax.step(steps, np.mean(r, 0), where="post", color=RED, label="r")
         ax.axhline(0, color=BLACK, lw=0.7)
