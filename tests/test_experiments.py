@@ -114,7 +114,7 @@ def test_a_run_that_another_experiment_has_made_is_taken_over_and_never_one_of_o
     """The same settings at the same commit; code that is not committed, or is unknown, is not the same
     code."""
     made = {"commit": "abc"}
-    monkeypatch.setattr(runner, "provenance", lambda: made)
+    monkeypatch.setattr(runner, "provenance", lambda *device: made)
     run("run", "E1", "--seeds", 1, "--only", "static", "--out", tmp_path / "a", *SMALL)
     made["commit"] = commit
     trained.clear()
@@ -301,7 +301,7 @@ def test_a_dry_run_tells_arms_and_hours_and_leaves_nothing(tmp_path, monkeypatch
     (("run", "E1", "--arm", 'mine={"batch": 0}'), "--batch 0: must be positive"),
     (("run", "E1", "--arm", 'mine={"regime": "replay:none.jsonl"}'), "--regime replay:none.jsonl"),
     (("run", "E1", "--only", "soup"), "no such arm"),
-    (("run", "E1", "--seeds", "0"), "--seeds 0: must be positive"),
+    (("run", "E1", "--seeds", "0"), "--seeds 0: must be a whole number of at least 1"),
     (("run", "E1", "--arms", "none.json"), "none.json: not a JSON file"),
     (("table", "."), "no experiment.json"),
     (("run", "E1", "--tuned", "x"), "--tuned belongs to E7"),

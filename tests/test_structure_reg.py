@@ -285,6 +285,8 @@ def test_while_semantics_are_acquired_no_groups_are_accepted(r, few_draws):
     """The same blocks at the same checks: converged, but not accepted up to r = .5; at once past it."""
     early, found_early = drift(1, checks=6, r=r)
     late, found_late = drift(1, checks=6, r=0.51)
+    assert not any(check.pop("accepted") for check in found_early)
+    assert [check.pop("accepted") for check in found_late] == [k >= 2 for k in range(6)]
     assert found_early == found_late, "r has no part in what is found"
     assert early.groups is None and early.activated_at is None and late.activated_at == 2
     assert early.streak == late.streak == 6
