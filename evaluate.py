@@ -14,6 +14,7 @@ tokens, C channels. Waveforms are (N,) or (B, N) float32 in [-1, 1] at 16 kHz.
 """
 from __future__ import annotations
 
+import parts  # noqa: F401  # isort: skip  (before torch)
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -339,12 +340,8 @@ def cmd_export(args) -> None:
     print(f"{args.folder}: {(args.folder / 'checkpoint.pt').stat().st_size / 1e6:.1f} MB")
 
 
-def cmd_dashboard(args) -> None:
-    draw_dashboard(args.run, sampler.LogitNormal)
-
-
 COMMANDS = {"generate": cmd_generate, "upsample": cmd_upsample, "score": cmd_score, "sounds": cmd_sounds,
-            "export": cmd_export, "dashboard": cmd_dashboard}
+            "export": cmd_export, "dashboard": lambda args: draw_dashboard(args.run, sampler.LogitNormal)}
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ network predicts v. B batch, T tokens, C latent channels, F teacher features, S 
 """
 from __future__ import annotations
 
+import parts  # noqa: F401  # isort: skip  (before torch)
 import sys
 import time
 from dataclasses import asdict, dataclass

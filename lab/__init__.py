@@ -1,0 +1,1 @@
+import parts  # noqa: F401  before torch
