@@ -128,7 +128,7 @@ class PCA(nn.Module):
         ValueError where n is no more than the number of channels, or all rows are the same."""
         if len(x) <= self.channels:
             raise ValueError(f"{len(x)} tokens can't fit {self.channels} principal components")
-        if not (x - x[0]).abs().max() > 1e-6:
+        if bool((x == x[0]).all()):
             raise ValueError("all of the sound is silence, or one and the same")
 
         # The directions of largest variance, in double precision.

@@ -76,6 +76,7 @@ def is_process_1(environ: Path, folder: Path) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_that_goes_on(tiny, tmp_path):
     settings = {**tiny, "task": "t2a", "recipe": "stage", "steps": 4_000, "eval_every": 20, "score_clips": 2,

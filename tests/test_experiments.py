@@ -187,6 +187,7 @@ def status(stat):
         return []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 def test_packed_runs_killed_with_their_parent_continue_to_the_rows_of_a_serial_experiment(
         tmp_path, monkeypatch):

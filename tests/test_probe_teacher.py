@@ -12,6 +12,7 @@ from lab import probe_teacher
 from parts.teacher import WEIGHTS, Teacher, load_teacher
 
 
+@pytest.mark.slow
 def test_the_teacher_beats_both_controls_on_soundworld_events():
     """Linear probe, paired over clips: the interval of the gain excludes 0. Negative control: a random
     network gains nothing over itself."""
