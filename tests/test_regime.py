@@ -427,7 +427,8 @@ def test_every_prediction_frame_by_frame_and_pooled_is_the_slow_loop_over_real_f
     if min(lengths) == 6:
         assert found == pytest.approx(unmasked, abs=1e-5), "neutral: all frames are real"
     else:
-        assert all(abs(unmasked[name] - found[name]) > 1e-3 for name in found), "negative control"
+        apart = [abs(unmasked[name] - found[name]) for name in found]
+        assert np.median(apart) > 1e-3, "negative control: garbage counts; one of twelve may be near by chance"
 
 
 def test_pooled_and_frame_wise_differ_where_frames_are_in_another_order():
