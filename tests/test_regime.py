@@ -428,7 +428,7 @@ def test_every_prediction_frame_by_frame_and_pooled_is_the_slow_loop_over_real_f
         assert found == pytest.approx(unmasked, abs=1e-5), "neutral: all frames are real"
     else:
         apart = [abs(unmasked[name] - found[name]) for name in found]
-        assert np.median(apart) > 1e-3, "negative control: garbage counts; one of twelve may be near by chance"
+        assert np.median(apart) > 1e-3, "negative control (median: one may be near by chance)"
 
 
 def test_pooled_and_frame_wise_differ_where_frames_are_in_another_order():
