@@ -489,7 +489,7 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--preset", choices=config.CHOICES["preset"], default="auto")
-    parser.add_argument("--rounds", type=whole(2), default=20)
+    parser.add_argument("--rounds", type=whole(), default=20)
     parser.add_argument("--compile", action="store_true", help="compiled rows too")
     parser.add_argument("--out", type=Path, help="JSON")
     args = parser.parse_args()

@@ -2,7 +2,7 @@
 float32 in [-1, 1].
 
 Public: RATE, CLIP_S, resample, resample_blocks, first_seconds, in_segments, ACTIVE_RMS, active_rms,
-silence_gate, at_level, with_added, write_wav, scaled_note.
+silence_gate, gains_to_level, at_level, with_added, write_wav, scaled_note.
 """
 from __future__ import annotations
 
@@ -111,11 +111,16 @@ def silence_gate(x: np.ndarray) -> np.ndarray:
     return np.interp(np.arange(len(x)), centres, (above_db / 10).clip(0, 1)).astype(np.float32)
 
 
+def gains_to_level(waves: np.ndarray, rms: float) -> np.ndarray:
+    """(B, N) -> gains (B, 1) that bring each to an active RMS; 1 for silence."""
+    own = np.array([active_rms(x) for x in waves])[:, None]
+    return np.where(own > 0, rms / np.maximum(own, 1e-12), 1.0)
+
+
 def at_level(waves: np.ndarray, rms: float) -> tuple[np.ndarray, np.ndarray]:
     """(B, N) -> each at an active RMS, and the gains (B, 1) that this took: what is made of a recording must
     not depend on how loud it is. Silence stays as it is."""
-    own = np.array([active_rms(x) for x in waves])[:, None]
-    gains = np.where(own > 0, rms / np.maximum(own, 1e-12), 1.0)
+    gains = gains_to_level(waves, rms)
     return (waves * gains).astype(np.float32), gains
 
 

@@ -15,7 +15,7 @@ import multiprocessing
 import numpy as np
 import torch
 
-from parts.audio import ACTIVE_RMS, active_rms, at_level
+from parts.audio import ACTIVE_RMS, active_rms, gains_to_level
 from parts.band_limit import BAND_LIMIT_VERSION, random_band_limit
 from parts.cache import cache_dir, digest, fill_array
 
@@ -67,7 +67,7 @@ class LatentCache:
 def training_pairs(muffled: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Band-limited versions (R, N) of a clip (N,) -> at the level ACTIVE_RMS, then the clip with the same
     gains, which are limited to what makes it LOUDEST: (2 R, N)."""
-    _, gains = at_level(muffled, ACTIVE_RMS)                       # (R, 1)
+    gains = gains_to_level(muffled, ACTIVE_RMS)                    # (R, 1)
     gains = gains.clip(0, LOUDEST / max(active_rms(x), 1e-12))
     return np.concatenate([muffled * gains, x * gains]).astype(np.float32)
 

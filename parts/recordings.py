@@ -177,14 +177,16 @@ class _FileFinder:
 
     def find(self, name: str, row: dict, meta: Path) -> Path | None:
         """The file of a row, or None. UserError where several could be meant."""
-        if "\\" in name and not (meta.parent / name).is_file():        # written on Windows
-            name = name.replace("\\", "/")
-        for path in (meta.parent / name, self.folder / name, self.folder / "audio" / name):
-            try:
-                if path.is_file() and path.suffix.lower() in AUDIO_TYPES:
-                    return path
-            except (ValueError, OSError):  # a name with a zero byte, or of a thousand letters
-                continue
+        # As written; and with the other slashes, for a table from Windows.
+        for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
+            for folder in (meta.parent, self.folder, self.folder / "audio"):
+                path = folder / spelling
+                try:
+                    if path.is_file() and path.suffix.lower() in AUDIO_TYPES:
+                        return path
+                except (ValueError, OSError):  # a name with a zero byte, or of a thousand letters
+                    continue
+        name = name.replace("\\", "/")
         for known in _audiocaps_names(name, row, meta) if "youtube_id" in row else [name]:
             *folders, last = Path(known).parts or [""]
             found = [path for path in self.by_name.get(last, ())

@@ -82,24 +82,25 @@ class Words:
     def cache(self, captions: list[list[str]]) -> list[list[Tensor]]:
         """Wordings of each clip -> their ids; pretrained text encoders store embeddings on disk behind the
         same call. Says how many are cut, or have no known word."""
-        every = [wording for wordings in captions for wording in wordings]
-        known = [len(self.known(wording)) for wording in every]
-        cut = sum(n > MAX_WORDS for n in known)
+        known = [[self.known(wording) for wording in wordings] for wordings in captions]
+        lengths = [len(words) for of_clip in known for words in of_clip]
+        cut = sum(n > MAX_WORDS for n in lengths)
         if cut:
-            print(f"warning: {cut} of {len(every)} captions have more than {MAX_WORDS} words; the rest "
+            print(f"warning: {cut} of {len(lengths)} captions have more than {MAX_WORDS} words; the rest "
                   "of each is left out")
-        empty = sum(n == 0 for n in known)
+        empty = sum(n == 0 for n in lengths)
         if empty:
-            print(f"warning: {empty} of {len(every)} captions have no known word and count as empty")
-        return [[self.encode([wording])[0] for wording in wordings] for wordings in captions]
+            print(f"warning: {empty} of {len(lengths)} captions have no known word and count as empty")
+        return [[torch.tensor(self._row(words)) for words in of_clip] for of_clip in known]
+
+    def _row(self, known: list[str]) -> list[int]:
+        """Known words -> ids, those of the empty caption where there are none."""
+        return [self.ids[word] for word in known[:MAX_WORDS]] or [1]
 
     def encode(self, captions: list[str]) -> Tensor:
         """Captions -> ids (B, S) int64, padded with 0; a caption without a known word becomes the empty
         caption. Of longer ones the first MAX_WORDS known words count."""
-        rows = []
-        for caption in captions:
-            known = [self.ids[word] for word in self.known(caption)]
-            rows.append(known[:MAX_WORDS] or [1])
+        rows = [self._row(self.known(caption)) for caption in captions]
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
