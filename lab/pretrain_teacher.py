@@ -28,6 +28,7 @@ from tqdm import tqdm
 from parts.arguments import Parser, whole
 from parts.checkpoints import save_half
 from parts.codec import log_mel
+from parts.devices import pick_precision
 from parts.errors import run_cli
 from parts.patches import RandomPatches
 from parts.teacher import WEIGHTS, Teacher, pool
@@ -153,7 +154,7 @@ def pretrain(clips: int = 24_000, steps: int = 600, batch: int = 128, lr: float 
     for k in bar:
         rows = torch.randint(len(bank), (batch,), generator=generator).sort().values
         pairs = torch.from_numpy(bank[rows.numpy()].copy()).float()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=pick_precision("cpu") == "bf16"):
             loss = task(teacher, pairs, generator)
         optimizer.zero_grad()
         loss.backward()

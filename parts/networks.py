@@ -28,7 +28,9 @@ class Networks:
         self.cfg, self.model, self.projector, self.phi_mean = cfg, model, projector, phi_mean
         model.checkpointing = cfg.checkpointing
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
-        self.model_optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.muon_lr, cfg.weight_decay)
+        dtype = torch.bfloat16 if cfg.precision == "bf16" else torch.float32
+        self.model_optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.muon_lr, cfg.weight_decay,
+                                                dtype)
         self.optimizers = list(self.model_optimizers)
         if projector is not None:
             self.optimizers += make_optimizers(projector, "adamw", cfg.lr, 0, cfg.weight_decay)

@@ -23,21 +23,23 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose update of each matrix is replaced by the nearest orthogonal one.
 
     params: matrices (a, b). lr: the root mean square of an update is about 0.2 lr. weight_decay: decoupled,
-    as AdamW's."""
+    as AdamW's. dtype: of the products; bfloat16 is exact enough, but only where the processor multiplies it:
+    on one that must emulate it the update took five times as long as forward and backward pass together."""
 
     # Odd polynomials a x + b x^3 + c x^5, applied to singular values one after the other. Each is the one
     # that brings what the one before made of [0.01, 1] nearest to 1.                # Amsel et al. 2025
     POLYNOMIALS = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
 
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0,
+                 dtype: torch.dtype = torch.bfloat16):
+        self.dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @classmethod
     def orthogonal(cls, x: Tensor) -> Tensor:
-        """(n, a, b) -> about U V' of each x = U S V', in bfloat16: singular values above a hundredth of the
-        norm end in 0.7 to 1.3, which is near enough."""
+        """(n, a, b) -> about U V' of each x = U S V': singular values above a hundredth of the norm end in
+        0.7 to 1.3, which is near enough."""
         tall = x.shape[1] > x.shape[2]
-        x = x.bfloat16()
         x = x.mT if tall else x                                            # (n, min, max): a smaller gram
         # Singular values into [0, 1]; 1.01 because they would run away from 1 if rounding put them above it.
         x = x / (1.01 * x.norm(dim=(1, 2), keepdim=True)).clamp_min(1e-7)
@@ -68,7 +70,7 @@ class Muon(torch.optim.Optimizer):
         # m <- beta m + (1 - beta) g, then Nesterov's step ahead: G = beta m + (1 - beta) g
         torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
         ahead = torch._foreach_lerp(grads, averages, group["momentum"])
-        updates = self.orthogonal(torch.stack(ahead))                      # (n, a, b)
+        updates = self.orthogonal(torch.stack(ahead).to(self.dtype))      # (n, a, b)
 
         # W <- (1 - lr decay) W - 0.2 lr sqrt(max(a, b)) U V'               # Liu et al. 2025
         step = group["lr"] * 0.2 * max(params[0].shape) ** 0.5
@@ -86,8 +88,9 @@ def rate_factor(k: int, steps: int, warmup: int, cool: float = 0.0) -> float:
 
 
 def make_optimizers(model: nn.Module, kind: str, lr: float, muon_lr: float,
-                    weight_decay: float) -> list[torch.optim.Optimizer]:
-    """kind adamw: [AdamW]; muon: [AdamW, Muon], or [AdamW] where a model has no such matrix.
+                    weight_decay: float, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
+    """kind adamw: [AdamW]; muon: [AdamW, Muon], or [AdamW] where a model has no such matrix. dtype: of Muon's
+    products.
 
     Muon is made for matrices inside the network: embeddings, what reads t, the head, norms and biases stay
     with AdamW, and so does adaLN (that alone lowered the validation loss by 0.06: results/log.md)."""
@@ -102,5 +105,5 @@ def make_optimizers(model: nn.Module, kind: str, lr: float, muon_lr: float,
     fused = next(model.parameters()).device.type != "mps"
     optimizers = [torch.optim.AdamW(others, lr, (0.9, 0.99), weight_decay=weight_decay, fused=fused)]
     if inner:
-        optimizers.append(Muon(inner, muon_lr, weight_decay=weight_decay))
+        optimizers.append(Muon(inner, muon_lr, weight_decay=weight_decay, dtype=dtype))
     return optimizers

@@ -30,17 +30,18 @@ def test_muon_is_torchs_own_given_its_polynomials(monkeypatch):
         assert (p.detach() - q.detach()).norm() < 0.03 * moved.norm()
 
 
-def test_muons_update_is_near_the_polar_factor_and_its_polynomials_are_minimax():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muons_update_is_near_the_polar_factor_and_its_polynomials_are_minimax(dtype):
     """Against the singular vectors; and each polynomial against a linear programme's best one on what the one
     before leaves of [0.01, 1]."""
     x = torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0))
     u, _, v = torch.linalg.svd(x, full_matrices=False)
-    y = Muon.orthogonal(x).float()
+    y = Muon.orthogonal(x.to(dtype)).float()
     assert torch.nn.functional.cosine_similarity(y.flatten(1), (u @ v).flatten(1)).min() > 0.95
     s = torch.linalg.svdvals(y)
     assert 0.6 < s.min() and s.max() < 1.4 and torch.linalg.cond(x).min() > 2
     rank_one = torch.ones(1, 8, 8)  # its one singular value is its norm: the largest that there can be
-    assert abs(float(torch.linalg.svdvals(Muon.orthogonal(rank_one).float()).max()) - 1) < 0.35
+    assert abs(float(torch.linalg.svdvals(Muon.orthogonal(rank_one.to(dtype)).float()).max()) - 1) < 0.35
 
     low, high = 0.01, 1.0
     for ours in Muon.POLYNOMIALS:
