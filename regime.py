@@ -184,6 +184,10 @@ class Regime:
         """j where step k is the probe step k_j, else None; j % 4 == 0 once a doubling."""
         return self.steps.get(k)
 
+    def logged_at(self, k: int) -> bool:
+        """Probe steps. Agreement is measured after r was read: r shows it one step later."""
+        return k in self.steps or (self.source == "agreement" and k - 1 in self.steps)
+
     @property
     def measured(self) -> bool:
         """True where r depends on what is measured."""
@@ -301,8 +305,8 @@ def demo() -> None:
             if np.log2(k) % 1 == 0:
                 at_powers_of_two.append(regime.r(k))
         final[name] = at_powers_of_two[-1], regime.no_signal
-        note = "   no signal: the clock" if regime.no_signal else ""
-        print(f"{name:18s}" + "".join(f"{r:8.2f}" for r in at_powers_of_two) + note)
+        print(f"{name:18s}" + "".join(f"{r:8.2f}" for r in at_powers_of_two)
+              + "   no signal: the clock" * regime.no_signal)
     assert final["falls until 512"][0] > 0.9 and final["falls for ever"][0] < 0.4
     assert final["flat"][1] and final["rising"][1]
 

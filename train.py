@@ -45,7 +45,7 @@ from parts.devices import RANK, WORLD, StopSignal, Timer, broadcast_from_rank0, 
 from parts.errors import Stopped, UserError
 from parts.networks import Networks
 from parts.optim import rate_factor
-from parts.progress import Phases, nonfinite_clips, skipped_line
+from parts.progress import Phases, introduction, nonfinite_clips, skipped_line
 
 GRADIENTS = ("agreement", "agreement_t", "struct_share")  # what measure_gradients finds
 STRUCT_LOSSES = {"grouped": structure_reg.grouped_loss, "dispersive": peers.dispersive_loss,
@@ -336,11 +336,7 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
     out = Path(cfg.out)
     if RANK == 0:
         config.save_config(out, cfg)
-        parameters = sum(p.numel() for p in networks.model.parameters()) / 1e6
-        where = cfg.device if WORLD == 1 else f"{WORLD} x {cfg.device}"
-        print(f"{cfg.task} on {cfg.data}: {len(clips.train_set)} clips, {parameters:.2f} M parameters, "
-              f"recipe {cfg.recipe}, {cfg.steps} steps of {cfg.batch} on {where} in {cfg.precision}, "
-              f"run folder {out}")
+        print(introduction(cfg, len(clips.train_set), networks.model))
         if cfg.structure == "adaptive" and cfg.depth < structure_reg.TESTABLE:
             print(f"note: groups among {cfg.depth} blocks can't be told from depth; the structure loss needs "
                   f"--depth {structure_reg.TESTABLE} or more")
@@ -400,7 +396,7 @@ def loop(run: Training) -> Timer:
                 found = {name: x for name, x in found.items() if name not in GRADIENTS}
                 log({"step": k, "skipped": skipped, "clips": names, "r": r, **found})
                 bar.write(skipped_line(run.out, k, names, skipped))
-            elif k % 10 == 0 or k == cfg.steps or j is not None:
+            elif k % 10 == 0 or k == cfg.steps or stage.logged_at(k):
                 log({"step": k, "loss": sums["total"].item(),
                      **{f"loss_{name}": sums[name].item() for name in ("fm", "ssl", "struct")},
                      "lambda": driven.lam, "mu": driven.mu, "r": r, "density": asdict(driven.density),

@@ -1,6 +1,6 @@
 """What a run says while it goes on, in words.
 
-Public: Phases, nonfinite_clips, skipped_line, MAX_SKIPPED.
+Public: introduction, Phases, nonfinite_clips, skipped_line, MAX_SKIPPED.
 """
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ from parts.errors import UserError
 
 REFINES = 0.6      # r from which training is said to refine
 MAX_SKIPPED = 10  # steps in a row without a finite gradient, after which a run ends
+
+
+def introduction(cfg, clips: int, model) -> str:
+    """What is about to be trained, on what, where. clips: how many."""
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    where = cfg.device if WORLD == 1 else f"{WORLD} x {cfg.device}"
+    return (f"{cfg.task} on {cfg.data}: {clips} clips, {parameters:.2f} M parameters, recipe {cfg.recipe}, "
+            f"{cfg.steps} steps of {cfg.batch} on {where} in {cfg.precision}, run folder {cfg.out}")
 
 
 class Phases:

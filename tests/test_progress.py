@@ -1,9 +1,10 @@
 """Claims about what a run says while it goes on."""
 import pytest
+import torch
 
 from parts.config import Config
 from parts.errors import UserError
-from parts.progress import MAX_SKIPPED, REFINES, Phases, skipped_line
+from parts.progress import MAX_SKIPPED, REFINES, Phases, introduction, skipped_line
 
 ACQUIRES, REFINED, ENDS = "acquires semantics", "refines detail", "guidance ends"
 CONVERGED = "the blocks have converged to groups: the structure loss sets in"
@@ -13,6 +14,13 @@ def said(course, **settings) -> list[str]:
     """What a run says in the course [(r, lambda, share), ...] of its steps."""
     phases = Phases(Config(device="cpu", **settings))
     return [line for k, now in enumerate(course, 1) for line in phases.new(k, *now)]
+
+
+def test_a_run_says_what_it_trains_on_what_and_where():
+    cfg = Config(device="cpu", precision="fp32", out="runs/x")
+    said = introduction(cfg, 6_000, torch.nn.Linear(999, 1_000))
+    assert said == ("t2a on soundworld: 6000 clips, 1.00 M parameters, recipe stage, 3000 steps of 32 on cpu "
+                    "in fp32, run folder runs/x")
 
 
 def test_a_phase_is_said_with_its_step_and_r():

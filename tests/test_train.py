@@ -303,6 +303,25 @@ def test_a_replay_of_its_own_log_repeats_a_run(staged, tmp_path, bare):
     assert same_weights(final(run), final(again))
 
 
+def test_the_log_tells_r_of_every_step_where_it_is_measured_in_it(tiny, tmp_path, monkeypatch, bare):
+    """Agreement is measured after r was read; what a replay of the log takes for r is what drove each
+    step."""
+    driven, drive, cosines = {}, train.drive, iter([0.9, 0.8, 0.4, 0.2])
+    monkeypatch.setattr(guidance, "gradient_agreement", lambda *a: next(cosines))
+
+    def noted(cfg, r, k, *more):
+        driven[k] = r
+        return drive(cfg, r, k, *more)
+
+    monkeypatch.setattr(train, "drive", noted)
+    run = train.train({**tiny, "task": "t2a", "steps": 100, "eval_every": 100, "guidance": "constant",
+                       "regime": "agreement", "out": str(tmp_path / "r")})
+    steps, r = regime.read_r(run / "log.jsonl")
+    assert {k: float(regime.hold_last(steps, r, k)) for k in driven} == driven
+    moved = [k for k in range(2, 101) if driven[k] != driven[k - 1]]
+    assert moved and moved[0] % 10 > 1, "between two tenth steps"
+
+
 def without_times(rows: list[dict]) -> list[dict]:
     """What a log holds besides clocks, memory and evaluations."""
     return [{key: value for key, value in row.items() if key not in ("step_s", "eval", "memory_mb")}
