@@ -5,7 +5,7 @@
     python evaluate.py score RUN [RUN ...] [--clips N --judge dev|final --data FOLDER --out scores.json]
     python evaluate.py sounds RUN                         # what can be asked for
     python evaluate.py export RUN FOLDER                  # averaged weights only: what assets/ holds
-    python evaluate.py dashboard RUN                      # draw dashboard.png again
+    python evaluate.py dashboard RUN; python evaluate.py page RUN     # dashboard.png, index.html again
 
 RUN is a run folder of train.py (or assets/demo, assets/demo-sr). Metrics, tables: parts/scoring.py.
 
@@ -26,17 +26,8 @@ from tqdm import tqdm
 import data
 import sampler
 from model import DiT, VelocityField, flow_matching_loss, integrate, predict
-from parts import checkpoints, previews, scoring
-from parts.audio import (
-    ACTIVE_RMS,
-    RATE,
-    at_level,
-    first_seconds,
-    in_segments,
-    scaled_note,
-    with_added,
-    write_wav,
-)
+from parts import checkpoints, moments, previews, scoring
+from parts.audio import RATE, at_level, first_seconds, in_segments, scaled_note, with_added, write_wav
 from parts.audio_files import file_rate, read_channels
 from parts.band_limit import find_cutoff
 from parts.commands import evaluate_parser
@@ -47,6 +38,7 @@ from parts.errors import UserError, printable, run_cli
 from parts.files import to_json, write_text
 from parts.judges import judged_events, load_judge
 from parts.metrics import describe, level_above
+from parts.page import write_page
 from parts.pretrained_judges import open_judges
 from parts.previews import CUTOFF
 from parts.prompts import check_prompt
@@ -145,7 +137,7 @@ def upsample(run: Run, muffled: np.ndarray, cutoff: float, seeds: list[int], ste
              batch: int = 16) -> np.ndarray:
     """Band-limited waves (B, N), one cutoff (Hz) -> full band (B, N); under the cutoff it is the input's.
     See upsample_long, which does the same for one recording of any length."""
-    x, gains = at_level(muffled, ACTIVE_RMS)
+    x, gains = at_level(muffled)
     waves = []
     for i in range(0, len(x), batch):
         part = torch.from_numpy(x[i : i + batch])
@@ -166,7 +158,7 @@ def upsample_long(run: Run, x: np.ndarray, cutoff: float, seed: int = 0, steps: 
                   segment_s: float = 30.0, progress: bool = True) -> np.ndarray:
     """One recording of any length (N,) -> (N,). Overlapping windows share one trajectory of latents; sound is
     encoded and decoded in segments of 30 s, half a second of which is cross-faded."""
-    (loud,), gains = at_level(x[None], ACTIVE_RMS)
+    (loud,), gains = at_level(x[None])
     segment, fade = round(segment_s * run.codec.rate), round(0.5 * run.codec.rate)         # tokens
     T = max(run.tokens, run.codec.tokens(len(x)))
 
@@ -207,9 +199,9 @@ def validation_loss(model: DiT, batches: list[dict], bins: int = 10) -> list[flo
     return by_t
 
 
-def preview(run: Run, val_set) -> dict:
-    """Write four previews and return quick metrics on validation clips (parts/previews.py), with 12 steps and
-    8 rounds of Griffin-Lim: the judge finds the same as in 32, which take three times as long."""
+def quick_sampler(run: Run):
+    """-> make(inputs, seeds, quick) of parts/previews.py. Quick: 12 steps and 8 rounds of Griffin-Lim; the
+    judge finds the same as in 32, which take three times as long."""
     assert not run.model.training, "previews come from EMA weights in eval mode"
     quick_decoding = {"iters": 8} if run.config["codec"] == "mel" else {}
 
@@ -218,7 +210,17 @@ def preview(run: Run, val_set) -> dict:
         if run.config["task"] == "sr":
             return upsample(run, inputs, CUTOFF, seeds, steps)
         return generate(run, inputs, seeds, decoding=quick_decoding if quick else {}, steps=steps)
-    return previews.preview(run.path, run.step, run.config, val_set, make)
+    return make
+
+
+def preview(run: Run, val_set) -> dict:
+    """Write four previews and return quick metrics on validation clips."""
+    return previews.preview(run.path, run.step, run.config, val_set, quick_sampler(run))
+
+
+def write_moment(run: Run, step: int, val_set) -> None:
+    """Write what the network makes of four clips at a step, for the slider of the run's page."""
+    moments.write_moment(run.path, step, run.config, val_set, quick_sampler(run))
 
 
 def score(trained: list[Run], clips: int = 500, judge: str = "dev", split: str = "test", cutoff: int = 2_000,
@@ -341,7 +343,8 @@ def cmd_export(args) -> None:
 
 
 COMMANDS = {"generate": cmd_generate, "upsample": cmd_upsample, "score": cmd_score, "sounds": cmd_sounds,
-            "export": cmd_export, "dashboard": lambda args: draw_dashboard(args.run, sampler.LogitNormal)}
+            "export": cmd_export, "dashboard": lambda args: draw_dashboard(args.run, sampler.LogitNormal),
+            "page": lambda args: write_page(args.run, sampler.LogitNormal)}
 
 
 def main() -> None:

@@ -40,11 +40,12 @@ from model import block_weights, flow_matching_loss, predict
 from parts import checkpoints, config, devices, peers, runs
 from parts.components import open_codec, open_teacher, open_text
 from parts.config import Config
-from parts.dashboard import draw_dashboard
 from parts.devices import RANK, WORLD, StopSignal, Timer, broadcast_from_rank0, from_all, ignore
 from parts.errors import Stopped, UserError
+from parts.moments import moment_due
 from parts.networks import Networks
 from parts.optim import rate_factor
+from parts.page import draw_pages
 from parts.progress import Phases, introduction, nonfinite_clips, skipped_line
 
 GRADIENTS = ("agreement", "agreement_t", "struct_share")  # what measure_gradients finds
@@ -405,6 +406,8 @@ def loop(run: Training) -> Timer:
                 bar.set_postfix(loss=f"{sums['total'].item():.3f}", r=f"{r:.2f}", refresh=False)
                 stop.agree()
             bar.update()
+            if RANK == 0 and moment_due(k, cfg.steps):
+                evaluate.write_moment(run.averaged, k, run.data.val_set)
             if RANK == 0 and evaluation_due(cfg, k, j):
                 bar.write(f"step {k}: {evaluate_and_save(run, log, timer)}, r {r:.2f}")
             timer("log and evaluation")
@@ -450,7 +453,7 @@ def evaluate_and_save(run: Training, log, timer: Timer) -> str:
     found = {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": run.seconds(timer), **quick}
     log({"step": run.step, "memory_mb": devices.memory_mb(run.cfg.device), "eval": found})
     save(run, log, timer)  # after its line in the log: a kill in between loses steps, never an evaluation
-    draw_dashboard(run.out, sampler.LogitNormal)
+    draw_pages(run.out, sampler.LogitNormal)
     said = [f"{name.replace('_', ' ')} {x:.3f}" for name, x in quick.items()
             if x is not None and name != "order_n"]
     return ", ".join([f"validation loss {np.mean(by_t):.4f}", *said])
@@ -486,9 +489,9 @@ def train(given: dict, resume: str = "") -> Path:
         evaluate.score([run.averaged], cfg.score_clips, cfg.judge, cfg.score_split, out=out / "scores.json",
                        clap=cfg.clap, audio_model=cfg.audio_model, trust=cfg.trust_remote_code,
                        pickles=cfg.allow_pickle, device=cfg.device, protocol=times)
-        draw_dashboard(out, sampler.LogitNormal)
+        draw_pages(out, sampler.LogitNormal)
         print(f"total {time.time() - began:.0f} s{' since it was resumed' * (run.wall_before > 0)}. "
-              f"Sounds: {out / 'samples'}   dashboard: {out / 'dashboard.png'}")
+              f"Sounds, curves: {out / 'index.html'}")
         return out
 
 

@@ -4,7 +4,11 @@
     python -m lab.regime_choice record runs/A runs/B --out results/regime/recorded
     python -m lab.regime_choice choose results/regime/recorded/*.jsonl   # the table of all signals
     python -m lab.regime_choice check results/regime/default/*.jsonl     # r of the runs as they were driven
+    python -m lab.regime_choice normal results/regime/default/*.jsonl --out results/bands.json
     python -m lab.regime_choice means assets/demo                        # why not t = 1
+
+`normal` makes the bands that a run's page draws behind its curves (parts/page.py): where a further run with
+the same settings lies with 95 % probability.
 
 Measured progress is 0 for what needs no learning about the clip, 1 for the codec's ceiling:
 
@@ -19,7 +23,7 @@ of those that all runs measured (with `--probe auto` a run measures what its own
 judged by the signal that the *other* runs choose (leave one run out). It has to stay within 0.12 in captions
 and 0.15 in super-resolution.
 
-Public: main, record, read, r_of, driven_r, error, back, choose, check, bands, means.
+Public: main, record, read, r_of, driven_r, error, back, choose, check, bands, normal, means.
 """
 from __future__ import annotations
 
@@ -27,13 +31,17 @@ import json
 from pathlib import Path
 
 import numpy as np
+import scipy.stats
 import torch
 
 import data
 import evaluate
+import guidance
 import regime
+import sampler
 from lab.statistics import isotonic
 from parts.arguments import Parser
+from parts.config import Config
 from parts.errors import UserError, run_cli
 from parts.files import to_json, write_text
 from parts.previews import CUTOFF
@@ -246,6 +254,57 @@ def check_text(found: dict) -> str:
     return "\n".join(lines)
 
 
+# --- is a run normal? ---------------------------------------------------------------------------------------
+
+def normal(recorded: list[tuple[dict, list[dict]]]) -> dict:
+    """Runs over seeds, those of the commonest learning rate of each task -> {task: {"runs", "setting",
+    "steps", name: [lowest, highest]}} for D, r and what r drives, lambda and m, at the probes.
+
+    Between lowest and highest a further run lies with 95 %: mean +- t s sqrt(1 + 1 / n), t of n - 1 degrees
+    of freedom; of D, which is positive and whose spread is a factor, in its logarithm. (The range of five
+    runs would miss a third of the probes of a sixth.)"""
+    result = {}
+    for task in sorted({header["task"] for header, _ in recorded}):
+        of_task = [(header, rows) for header, rows in recorded if header["task"] == task]
+        rates = [header["lr"] for header, _ in of_task]
+        alike = [run for run in of_task if run[0]["lr"] == max(rates, key=rates.count)]
+        if len(alike) < 3:
+            raise UserError(f"normal: {len(alike)} runs of task {task} with the same rate; three or more "
+                            "are needed")
+        steps = driven_r(alike[0][1])[0]
+        D = [[regime.signal("levels", row["D_of"]) for row in rows if "D_of" in row] for _, rows in alike]
+        r_low, r_high = np.clip(_prediction([driven_r(rows)[1] for _, rows in alike]), 0, 1)
+        cfg = Config(task=task)
+        m_of = [sampler.between(r, sampler.LogitNormal(cfg.m_early), sampler.LogitNormal(cfg.m_late)).m
+                for r in (*r_low, *r_high)]
+        lam_of = [guidance.ssl_weight(r, cfg.lambda0, cfg.gamma) for r in (*r_low, *r_high)]
+        n = len(steps)
+        band = {"D": np.exp(_prediction(np.log(D))), "r": (r_low, r_high),
+                "lambda": (lam_of[n:], lam_of[:n]), "m": (m_of[n:], m_of[:n])}   # both fall as r rises
+        result[task] = {"runs": len(alike), "setting": {k: v for k, v in alike[0][0].items() if k != "seed"},
+                        "steps": steps.tolist(),
+                        **{name: np.round(np.array(ends, float), 4).tolist() for name, ends in band.items()}}
+    return result
+
+
+def _prediction(curves) -> np.ndarray:
+    """(n, steps) -> (2, steps): lowest and highest value of a further curve at each step, 95 %."""
+    curves = np.array(curves)
+    n = len(curves)
+    reach = scipy.stats.t.ppf(0.975, n - 1) * np.sqrt(1 + 1 / n) * curves.std(0, ddof=1)
+    return np.array([curves.mean(0) - reach, curves.mean(0) + reach])
+
+
+def normal_text(found: dict) -> str:
+    lines = ["where a further run lies with 95 %"]
+    for task, band in found.items():
+        for k, step in enumerate(band["steps"]):
+            if np.log2(step) % 1 == 0:
+                ends = [f"{name} {band[name][0][k]:.2f} to {band[name][1][k]:.2f}" for name in ("D", "r")]
+                lines.append(f"{task:4s} step {step:5d}, {band['runs']} runs: {', '.join(ends)}")
+    return "\n".join(lines)
+
+
 # --- why not t = 1 ------------------------------------------------------------------------------------------
 
 @torch.no_grad()
@@ -284,7 +343,7 @@ def means_text(found: dict) -> str:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("command", choices=("record", "choose", "check", "means"))
+    parser.add_argument("command", choices=("record", "choose", "check", "normal", "means"))
     parser.add_argument("paths", nargs="+", type=Path, help="run folders (record, means), files of `record`")
     parser.add_argument("--out", type=Path, help="record: folder of the files; else: JSON")
     args = parser.parse_args()
@@ -300,7 +359,8 @@ def main() -> None:
     if args.command == "means":
         found, text = means(evaluate.load_run(args.paths[0])), means_text
     else:
-        function, text = (choose, choice_text) if args.command == "choose" else (check, check_text)
+        function, text = {"choose": (choose, choice_text), "check": (check, check_text),
+                          "normal": (normal, normal_text)}[args.command]
         found = function([read(path) for path in args.paths])
     print(text(found))
     if args.out:

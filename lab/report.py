@@ -2,8 +2,9 @@
 
     python -m lab.report runs/a runs/b --out report.html
 
-Comes in: run folders. Goes out: one page with a table of results, learning curves, sounds of the same unseen
-clips made from the same noise, the settings that differ, and the runs' dashboards. Pictures and sounds are in
+Comes in: run folders. Goes out: one page with a table of results; one slider over training time, with what
+each run made of the same clips at that step (parts/moments.py); learning curves; sounds of unseen clips made
+from the same noise at the end; the settings that differ; and the runs' dashboards. Pictures and sounds are in
 the page itself: it can be sent to somebody, and asks no server for anything. Names, captions and settings may
 come from somebody else's folder, so the template escapes every text it is given (jinja2's autoescape).
 
@@ -21,7 +22,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import torch
 
@@ -31,46 +31,52 @@ from lab.statistics import format_interval
 from parts.arguments import Parser, whole
 from parts.audio import first_seconds, write_wav
 from parts.band_limit import band_limit
+from parts.curves import Series, StepAxis, make_panel
 from parts.errors import UserError, run_cli
 from parts.files import write_text
+from parts.moments import read_moments
+from parts.page import (
+    HOW_TO,
+    REFERENCES,
+    SPECTROGRAM_NOTE,
+    TASKS,
+    clip_of,
+    environment,
+    make_sound,
+    slider_of,
+)
+from parts.page_figures import BOX
 from parts.spectrograms import draw_spectrogram
 
 CUTOFF = 2_000  # Hz: band limit of the inputs in super-resolution
 CURVES = (      # (title, key in an evaluation of the log, axis)
-    ("Validation loss", "val_loss", "mean squared velocity error"),
-    ("Quick metric on validation clips", "event_accuracy", "event-set accuracy"),
-    ("Quick metric on validation clips", "lsd_hf", "LSD-HF at 2 kHz"),
-    ("Energy score on validation clips", "energy_score", "energy score at 2 kHz"),
+    ("Validation loss", "val_loss", "squared velocity error"),
+    ("Event sets right on validation clips", "event_accuracy", "share"),
+    ("LSD above 2 kHz on validation clips", "lsd_hf", "decades"),
+    ("Energy score on validation clips", "energy_score", "energy score"),
 )
 NOT_COMPARED = ("out", "workers", "profile")  # settings that may differ between two runs of the same kind
 
 PAGE = """\
+{% import "curves.html.j2" as drawn %}
+{% import "moments.html.j2" as moments %}
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">
 <title>Report: {{ names | join(", ") }}</title>
 <style>
-body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff}
-body{margin:0 auto;padding:1rem;max-width:1200px}
-h1{font-size:1.5rem}
-h2{font-size:1.2rem;margin-top:2rem}
+{% include "style.css" %}
 img{max-width:100%;height:auto}
-figcaption,.note{color:#555;font-size:.9rem}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;font-size:.9rem;min-width:100%}
-th,td{border-bottom:1px solid #ddd;padding:.35rem .7rem;text-align:left;vertical-align:top}
-th,td{min-width:8rem;max-width:24rem;overflow-wrap:anywhere}
-td.differs{background:#fff3c4}
+.grid-of-runs th,.grid-of-runs td{min-width:8rem;max-width:24rem}
+td.differs{background:#fff3c4;font-weight:600}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:1rem;margin:.5rem 0 1.5rem}
-.big{grid-template-columns:repeat(auto-fill,minmax(320px,1fr))}
 .cards figure{margin:0;min-width:0;border:1px solid #ddd;border-radius:6px;padding:.5rem}
 audio{width:100%}
-figcaption,blockquote{overflow-wrap:anywhere}
 blockquote{margin:.8rem 0 .2rem;font-weight:600}
 </style></head><body>
 
 {% macro grid(rows) %}
-<div class=wide><table>
+<div class=wide><table class=grid-of-runs>
 <tr><th></th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for title, cells in rows %}
 <tr><th>{{ title }}</th>{% for text, differs in cells %}
@@ -83,15 +89,27 @@ blockquote{margin:.8rem 0 .2rem;font-weight:600}
 <h2>Results</h2>
 {{ grid(results) }}
 
+{% if slider %}
+<h2>Hear training happen</h2>
+<p>{{ how_to }}</p>
+{{ moments.bar(slider) }}
+{% for title, clips in training %}
+{% set kind = loop.index %}
+<h3>{{ title }}</h3>
+{{ moments.clips(clips, slider.steps | length - 1, "clip" ~ kind ~ "-") }}
+{% endfor %}
+<p class=note>{{ spectrogram_note }}</p>
+{% endif %}
+
 <h2>Learning curves</h2>
-<div class="cards big">
-{% for title, picture in curves %}
-<figure><figcaption>{{ title }}</figcaption><img alt="{{ title }}, all runs" src="{{ picture }}"></figure>
+<div class=panels>
+{% for panel in curves %}
+{{ drawn.panel(panel, box, slider.x[-1] if slider else none, []) }}
 {% endfor %}
 </div>
 
 {% for task, data, clips in sounds %}
-<h2>Sounds: {{ task }} on {{ data }}</h2>
+<h2>Sounds at the end: {{ task }} on {{ data }}</h2>
 <p class=note>Unseen clips; the same noise for every run.</p>
 {% for caption, cards in clips %}
 <blockquote>{{ caption }}</blockquote>
@@ -113,6 +131,11 @@ blockquote{margin:.8rem 0 .2rem;font-weight:600}
 {% else %}
 <p>None.</p>
 {% endfor %}
+{% if slider %}
+<script>
+{% include "slider.js" %}
+</script>
+{% endif %}
 </body></html>
 """
 
@@ -130,12 +153,18 @@ def report(paths: list[Path], out: Path, clips: int = 4) -> None:
 
 def render(runs: list, names: list[str], clips: int) -> str:
     """The page about loaded runs, as they are to be called in it."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                     undefined=jinja2.StrictUndefined)
-    return environment.from_string(PAGE).render(
+    logs = [_log(run) for run in runs]
+    axis = StepAxis(max(run.step for run in runs))
+    slider, training = _training(runs, names, axis)
+    return environment().from_string(PAGE).render(
         names=names,
         results=_results(runs),
-        curves=_curves(runs, names),
+        slider=slider,
+        training=training,
+        how_to=HOW_TO.format(what="input"),
+        spectrogram_note=SPECTROGRAM_NOTE.format(seconds=runs[0].config["seconds"]),
+        curves=_curves(logs, names, axis),
+        box=BOX,
         sounds=_sounds(runs, names, clips),
         settings=_settings_that_differ(runs),
         dashboards=_dashboards(runs, names),
@@ -196,22 +225,58 @@ def _settings_that_differ(runs: list) -> list[tuple]:
     return rows
 
 
+# --- training, on one slider --------------------------------------------------------------------------------
+
+def _training(runs: list, names: list[str], axis: StepAxis) -> tuple[dict | None, list]:
+    """The slider over the moments of all runs, and (title, clips) of each kind of run: runs of a kind were
+    given the same clips. (None, []) where no run has moments."""
+    kept = [read_moments(run.path, run.step) for run in runs]
+    steps = sorted({step for moments in kept for step in moments.made})
+    if not steps:
+        return None, []
+    kinds: dict[tuple, list] = {}
+    for name, run, moments in zip(names, runs, kept):
+        if moments.made:
+            kind = (TASKS[run.config["task"]], run.config["data"], *moments.captions)
+            kinds.setdefault(kind, []).append((name, moments))
+    readouts = [f"step {step:,}; each run at its last moment up to this step" for step in steps]
+    training = [(f"{task} on {folder}", _clips_in_training(group, steps))
+                for (task, folder, *_), group in kinds.items()]
+    return slider_of(steps, axis, readouts), training
+
+
+def _clips_in_training(group: list[tuple], steps: list[int]) -> list[dict]:
+    """Each clip that (name, moments) of a kind share: its caption, its references, a slot for each run."""
+    first, last = group[0][1], len(steps) - 1
+    clips = []
+    for k, caption in enumerate(first.captions):
+        slots = [[make_sound(REFERENCES[name], waves[k], 0, last)]
+                 for name, waves in first.references.items()]
+        for name, moments in group:
+            own = [steps.index(step) for step in moments.made]
+            ends = [position - 1 for position in own[1:]] + [last]
+            slots.append([make_sound(f"{name}, step {step:,}", moments.made[step][k], position, until)
+                          for step, position, until in zip(moments.made, own, ends)])
+        clips.append(clip_of(caption, slots))
+    return clips
+
+
 # --- pictures and sounds, as data: URLs ---------------------------------------------------------------------
 
-def _curves(runs: list, names: list[str]) -> list[tuple[str, str]]:
-    """(title, picture) of validation loss, each quality measured, and r, all runs overlaid; without those
-    that no run has."""
-    logs = [_log(run) for run in runs]
-    pictures = []
-    for title, metric, ylabel in CURVES:
-        points = [_evaluations(log, metric) for log in logs]
-        if any(points):
-            pictures.append((title, _overlay(names, points, ylabel, marker="o", ms=3)))
-    points = [_regime(log) for log in logs]
-    if any(points):
-        pictures.append(("Regime r", _overlay(names, points, "r (0 acquires, 1 refines)", (-0.03, 1.03),
-                                              drawstyle="steps-post")))
-    return pictures
+def _curves(logs: list[list[dict]], names: list[str], axis: StepAxis) -> list:
+    """Panels of validation loss, each quality measured, D and r, all runs overlaid; without those that no run
+    has."""
+    panels = []
+    for title, metric, unit in CURVES:
+        panels.append((title, unit, "points", [_evaluations(log, metric) for log in logs]))
+    panels.append(("Discrepancy D", "1 - cosine", "points",
+                   [[(row["step"], row["D"]) for row in log if "D" in row] for log in logs]))
+    panels.append(("Regime r", "0 acquires, 1 refines", "steps", [_regime(log) for log in logs]))
+    drawn = []
+    for title, unit, how, points in panels:
+        series = [Series(name, of_run, how, k) for k, (name, of_run) in enumerate(zip(names, points))]
+        drawn.append(make_panel(title, unit, series, axis, (0, 1.02) if title == "Regime r" else None))
+    return [panel for panel in drawn if panel]
 
 
 def _log(run) -> list[dict]:
@@ -231,17 +296,6 @@ def _regime(log: list[dict]) -> list[tuple]:
     if not any("D" in row or row.get("r") for row in log):
         return []
     return [(row["step"], row["r"]) for row in log if "r" in row]
-
-
-def _overlay(names: list[str], points: list[list[tuple]], ylabel: str, ylim=None, **style) -> str:
-    """Curves of runs in one picture: ten colours, then ten more with another dash."""
-    ax = _axes(6, 3.8)
-    for k, (name, of_run) in enumerate(zip(names, points)):
-        if of_run:
-            ax.plot(*zip(*of_run), color=f"C{k % 10}", ls=("-", "--", ":")[k // 10 % 3], label=name, **style)
-    ax.set(xlabel="step", ylabel=ylabel, ylim=ylim)
-    ax.legend(fontsize=9)
-    return _png(ax)
 
 
 def _dashboards(runs: list, names: list[str]) -> list[tuple[str, str]]:

@@ -62,6 +62,8 @@ def evaluate_parser(description: str) -> argparse.ArgumentParser:
     export.add_argument("folder", type=Path)
     dashboard = commands.add_parser("dashboard", help="draw dashboard.png again")
     dashboard.add_argument("run", type=Path)
+    page = commands.add_parser("page", help="write index.html again: the run with training time as a slider")
+    page.add_argument("run", type=Path)
     return parser
 
 

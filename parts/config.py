@@ -6,7 +6,8 @@
 each. A new setting is one line of `Config`; a new combination of mechanisms is one line of RECIPES. What a
 value must satisfy stands in the check of its group, below.
 
-Public: Config, PRESETS, RECIPES, CHOICES, parse, resolve, validate_config, save_config, load_config.
+Public: Config, PRESETS, RECIPES, CHOICES, parse, resolve, validate_config, save_config, load_config,
+settings_not_default, NOT_OF_ITS_KIND.
 """
 from __future__ import annotations
 
@@ -142,6 +143,7 @@ RECIPES = {  # who drives what; the other settings are the same in every row
 # Asked anew each time: a run folder from elsewhere must not answer for the user.
 TRUST = ("trust_remote_code", "allow_pickle")
 WITH_RESUME = ("steps", "device", "workers", "profile", *TRUST)  # what may be typed beside --resume
+NOT_OF_ITS_KIND = ("out", "preset", "device", "precision", "workers", "profile")  # two such runs compare
 MODES = ("off", "constant", "adaptive")
 REGIMES = ("slope", "loss", "agreement", "clock")  # sources of r without a file
 PREDICTIONS = ("levels", "t1.0", "t0.9", "t0.7", "t0.5", "sample")  # compared frame by frame, or pooled
@@ -296,6 +298,16 @@ def load_config(folder: Path) -> dict:
     if wrong:
         raise UserError(f"{file}: {wrong}")
     return fields
+
+
+def settings_not_default(config: dict) -> list[tuple[str, str, str]]:
+    """(setting, its value, the default) of the settings that are not those of the default run of this task
+    and preset; without those that say nothing about its kind."""
+    preset, preset_for_sr = PRESETS.get(config["preset"], ({}, {}))
+    default = dataclasses.asdict(Config()) | preset | (preset_for_sr if config["task"] == "sr" else {})
+    default |= {"task": config["task"], "align_block": max(1, round(0.4 * config["depth"]))}
+    return [(name, str(value), str(default[name])) for name, value in config.items()
+            if name not in NOT_OF_ITS_KIND and value != default[name]]
 
 
 # --- the command line ---------------------------------------------------------------------------------------

@@ -32,20 +32,25 @@ class Phases:
     def __init__(self, cfg, resumed: bool = False):
         self.cfg, self.said, self.resumed = cfg, set(), resumed
 
-    def new(self, k: int, r: float, lam: float, share: float) -> list[str]:
-        """Lines for what is reached at step k for the first time."""
+    def reached(self, r: float, lam: float, share: float) -> list[str]:
+        """What is reached for the first time, in words."""
         cfg = self.cfg
         if not cfg.adaptive:
             return []
-        reached = {
+        conditions = {
             "acquires semantics": r < REFINES and "refines detail" not in self.said,
             "refines detail": r >= REFINES,
             "guidance ends": cfg.guidance == "adaptive" and not lam,
             "the blocks have converged to groups: the structure loss sets in":
                 cfg.structure == "adaptive" and share > 0,
         }
-        new = [text for text, now in reached.items() if now and text not in self.said]
+        new = [text for text, now in conditions.items() if now and text not in self.said]
         self.said.update(new)
+        return new
+
+    def new(self, k: int, r: float, lam: float, share: float) -> list[str]:
+        """Lines for what is reached at step k for the first time."""
+        new = self.reached(r, lam, share)
         if self.resumed:
             self.resumed = False
             return []

@@ -2,14 +2,16 @@
 
     draw_spectrogram    one axis of any figure
     draw_previews       real and generated clips side by side: a png, the wav files and their captions
+    spectrogram_png     a small picture without axes, for pages
 
 Waveforms are (N,) float32 in [-1, 1] at 16 kHz; axes are in seconds, kHz and dB. matplotlib is imported when
 something is drawn.
 
-Public: pyplot, draw_spectrogram, draw_previews.
+Public: pyplot, decibels, draw_spectrogram, draw_previews, spectrogram_png.
 """
 from __future__ import annotations
 
+import io
 import textwrap
 from pathlib import Path
 
@@ -30,18 +32,40 @@ def pyplot():
     return matplotlib.pyplot
 
 
-def draw_spectrogram(ax, x: np.ndarray, title: str):
-    """Spectrogram of (N,) with axes in s and kHz; dB relative to full scale of the STFT. Returns the image
-    (for a colour bar)."""
+def decibels(x: np.ndarray) -> np.ndarray:
+    """(N,) -> (bins, frames) in dB, relative to full scale of the STFT; at least -100."""
     # A sine of amplitude 1 has the STFT magnitude N_FFT / 4 under a Hann window.
-    magnitude = stft(torch.as_tensor(x)[None])[0].abs().numpy().T / (N_FFT / 4)  # (bins, frames)
-    db = 20 * np.log10(np.maximum(magnitude, 1e-5))
+    magnitude = stft(torch.as_tensor(x)[None])[0].abs().numpy().T / (N_FFT / 4)
+    return 20 * np.log10(np.maximum(magnitude, 1e-5))
+
+
+def draw_spectrogram(ax, x: np.ndarray, title: str):
+    """Spectrogram of (N,) with axes in s and kHz. Returns the image (for a colour bar)."""
+    db = decibels(x)
     extent = (0, len(x) / RATE, 0, RATE / 2_000)
     image = ax.imshow(db, origin="lower", aspect="auto", extent=extent, vmin=-80, vmax=0, cmap="magma")
     lines = textwrap.wrap(title, 34)[:3]
     ax.set_title("\n".join(lines), fontsize=8, parse_math=False)  # a caption may hold dollars
     ax.tick_params(labelsize=7)
     return image
+
+
+def spectrogram_png(x: np.ndarray, width: int = 128, height: int = 96, shades: int = 32) -> bytes:
+    """(N,) -> a png file of about 8 kB: time from left to right, frequency from 0 at the bottom to 8 kHz,
+    from -80 dB (black) to 0 dB (bright) in as many shades."""
+    from matplotlib import colormaps
+    from PIL import Image
+
+    db = torch.as_tensor(decibels(x))[None, None]                                # (1, 1, bins, frames)
+    cells = torch.nn.functional.adaptive_avg_pool2d(db, (height, min(width, db.shape[-1])))[0, 0].numpy()
+    level = np.clip((cells[::-1] + 80) / 80 * (shades - 1), 0, shades - 1).round().astype(np.uint8)
+    image = Image.fromarray(np.ascontiguousarray(level), "P")
+    # Its lightness rises with the level, so it reads in grey.
+    colours = colormaps["magma"](np.linspace(0, 1, shades), bytes=True)[:, :3]
+    image.putpalette(colours.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "png", optimize=True, bits=5)
+    return buffer.getvalue()
 
 
 # --- previews -----------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def training_alone(monkeypatch) -> None:
     import train
 
     monkeypatch.setattr(evaluate, "preview", lambda *a: {})
-    monkeypatch.setattr(train, "draw_dashboard", lambda *a: None)
+    monkeypatch.setattr(train, "draw_pages", lambda *a: None)
     monkeypatch.setattr(evaluate, "score", lambda *a, **k: None)
 
 

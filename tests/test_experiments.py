@@ -41,7 +41,7 @@ def small(monkeypatch):
 
     monkeypatch.setitem(EXPERIMENTS, "E1", Experiment("small", RECIPES, "static"))
     monkeypatch.setattr(experiments, "estimate_hours", lambda options: 0.0)  # it measures for seconds
-    monkeypatch.setattr(train, "draw_dashboard", lambda *a: None)
+    monkeypatch.setattr(train, "draw_pages", lambda *a: None)
     monkeypatch.setattr(evaluate, "preview", lambda run, val_set: {"event_accuracy": quality(run)})
     monkeypatch.setattr(evaluate, "score", score)
 
@@ -200,7 +200,7 @@ def test_packed_runs_killed_with_their_parent_continue_to_the_rows_of_a_serial_e
     packed = [*argv, "--jobs", "2", "--out", str(tmp_path / "packed")]
     threads = torch.get_num_threads()
     # No row depends on these.
-    monkeypatch.setattr(train, "draw_dashboard", lambda *a: None)
+    monkeypatch.setattr(train, "draw_pages", lambda *a: None)
     monkeypatch.setattr(experiments, "estimate_hours", lambda options: 0.0)
     try:
         torch.set_num_threads(max(1, cores() // 2))

@@ -77,7 +77,7 @@ def test_pretrained_parts_in_every_slot_train_score_and_are_used_from_their_run_
         "steps": 6, "eval_every": 6, "seconds": 1.0, "score_clips": 4, "probe": "always", "recipe": "static",
     }
     monkeypatch.setattr(regime, "probe_steps", lambda K: [2, 4])
-    monkeypatch.setattr(train, "draw_dashboard", lambda *a: None)  # drawn elsewhere, and slow
+    monkeypatch.setattr(train, "draw_pages", lambda *a: None)  # drawn elsewhere, and slow
     out = train.train(given)
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     probes = [row for row in rows if "D" in row]
@@ -109,7 +109,7 @@ def test_a_part_that_is_missing_is_named_before_anything_is_prepared(tmp_path, f
 
 def test_a_run_folder_cannot_ask_for_its_own_code_to_be_run(tiny, recordings, tmp_path, monkeypatch):
     """trust_remote_code in a config.json counts for nothing: resuming needs the flag again."""
-    monkeypatch.setattr(train, "draw_dashboard", lambda *a, **k: None)
+    monkeypatch.setattr(train, "draw_pages", lambda *a, **k: None)
     monkeypatch.setattr(evaluate, "score", lambda *a, **k: None)
     monkeypatch.setattr(evaluate, "preview", lambda *a: {})
     usad = tiny_model("usad", tmp_path / "usad")

@@ -1,0 +1,93 @@
+"""Moments of a run: what the averaged network makes of the same four clips, from the same noise, at each
+doubling of the step. On the run's page (parts/page.py) they are the positions of a slider.
+
+    moments/clips.json          captions, and which references there are
+    moments/real-K.wav          the K-th clip itself; input-K.wav: its band-limited version (super-resolution)
+    moments/step000016-K.wav    what the network made at step 16; 16-bit, 16 kHz
+    moments/step000016.json     {"step", "seconds"}: how long it took; written last, so a moment is whole or
+                                absent
+
+They are in small, 12 integration steps and 8 rounds of Griffin-Lim, and cost a default run about two
+thousandths of its time (the run's page says how much). Each sound has a generator of its own, so training is
+bitwise what it would be without them; a resumed run writes a moment again only if it comes past it again.
+
+Waves are (N,) or (n, N) float32 in [-1, 1] at 16 kHz.
+
+Public: moment_due, write_moment, Moments, read_moments.
+"""
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.io.wavfile
+
+from parts.audio import write_wav
+from parts.files import to_json, write_text
+from parts.previews import shown_clips
+
+FIRST = 16  # step of the first moment
+FOLDER = "moments"
+
+
+def moment_due(k: int, last: int) -> bool:
+    """At steps 16, 32, 64 ... and at the last one."""
+    is_power_of_two = k & (k - 1) == 0
+    return k == last or (k >= FIRST and is_power_of_two)
+
+
+def write_moment(path: Path, step: int, config: dict, val_set, make) -> None:
+    """Write the moment of a step into a run folder. make(inputs, seeds, quick) -> waves (n, N): see
+    parts/previews.py."""
+    began, folder = time.perf_counter(), path / FOLDER
+    captions, real, inputs = shown_clips(val_set, config)
+    made = make(inputs, list(range(len(real))), True)
+    if not (folder / "clips.json").is_file():
+        references = {"input": inputs, "real": real} if config["task"] == "sr" else {"real": real}
+        for name, waves in references.items():
+            _write_waves(folder, name, waves)
+        clips = {"captions": captions, "references": list(references)}
+        write_text(folder / "clips.json", to_json(clips, indent=1) + "\n")
+    _write_waves(folder, f"step{step:06d}", made[:, : real.shape[1]])
+    seconds = round(time.perf_counter() - began, 4)
+    write_text(folder / f"step{step:06d}.json", to_json({"step": step, "seconds": seconds}) + "\n")
+
+
+def _write_waves(folder: Path, name: str, waves: np.ndarray) -> None:
+    for k, wave in enumerate(waves):
+        write_wav(folder / f"{name}-{k}.wav", wave)
+
+
+@dataclass
+class Moments:
+    """The moments of a run folder, in the order of their steps."""
+    captions: list[str]
+    references: dict[str, list[np.ndarray]]  # "input" (super-resolution), "real" -> a wave of each caption
+    made: dict[int, list[np.ndarray]]        # step -> a wave of each caption
+    seconds: float                           # that all of them took
+
+
+def read_moments(path: Path, last: int) -> Moments:
+    """Moments of a run folder up to step `last`: later ones are of a run that died after its checkpoint, and
+    will be written again. A run without any has none."""
+    folder = path / FOLDER
+    if not (folder / "clips.json").is_file():
+        return Moments([], {}, {}, 0.0)
+    clips = json.loads((folder / "clips.json").read_text(encoding="utf-8"))
+    n = len(clips["captions"])
+    references = {name: _read_waves(folder, name, n) for name in clips["references"]}
+    made, seconds = {}, 0.0
+    for file in sorted(folder.glob("step*.json")):
+        moment = json.loads(file.read_text(encoding="utf-8"))
+        if moment["step"] <= last:
+            made[moment["step"]] = _read_waves(folder, file.stem, n)
+            seconds += moment["seconds"]
+    return Moments(clips["captions"], references, dict(sorted(made.items())), seconds)
+
+
+def _read_waves(folder: Path, name: str, n: int) -> list[np.ndarray]:
+    waves = [scipy.io.wavfile.read(folder / f"{name}-{k}.wav")[1] for k in range(n)]
+    return [wave.astype(np.float32) / 32_767 for wave in waves]
