@@ -134,7 +134,7 @@ def generate(run: Run, captions: list[str], seeds: list[int], batch: int = 16, p
 
 
 def upsample(run: Run, muffled: np.ndarray, cutoff: float, seeds: list[int], steps: int | None = None,
-             batch: int = 16) -> np.ndarray:
+             batch: int = 16, decoding: dict | None = None) -> np.ndarray:
     """Band-limited waves (B, N), one cutoff (Hz) -> full band (B, N); under the cutoff it is the input's.
     See upsample_long, which does the same for one recording of any length."""
     x, gains = at_level(muffled)
@@ -142,7 +142,7 @@ def upsample(run: Run, muffled: np.ndarray, cutoff: float, seeds: list[int], ste
     for i in range(0, len(x), batch):
         part = torch.from_numpy(x[i : i + batch])
         z = restore_latents(run, run.codec.encode(part), seeds[i : i + batch], steps)
-        waves.append(run.codec.decode(z, part, cutoff)[:, : x.shape[1]].numpy())
+        waves.append(run.codec.decode(z, part, cutoff, **decoding or {})[:, : x.shape[1]].numpy())
     return with_added(muffled, np.concatenate(waves) - x, gains)
 
 
@@ -199,28 +199,29 @@ def validation_loss(model: DiT, batches: list[dict], bins: int = 10) -> list[flo
     return by_t
 
 
-def quick_sampler(run: Run):
-    """-> make(inputs, seeds, quick) of parts/previews.py. Quick: 12 steps and 8 rounds of Griffin-Lim; the
-    judge finds the same as in 32, which take three times as long."""
+def maker(run: Run, steps: int | None = None, iters: int = 32):
+    """-> make(inputs, seeds) of parts/previews.py, with so many integration steps and rounds of
+    Griffin-Lim."""
     assert not run.model.training, "previews come from EMA weights in eval mode"
-    quick_decoding = {"iters": 8} if run.config["codec"] == "mel" else {}
+    decoding = {"iters": iters} if run.config["codec"] == "mel" else {}
 
-    def make(inputs, seeds: list[int], quick: bool) -> np.ndarray:
-        steps = 12 if quick else None
+    def make(inputs, seeds: list[int]) -> np.ndarray:
         if run.config["task"] == "sr":
-            return upsample(run, inputs, CUTOFF, seeds, steps)
-        return generate(run, inputs, seeds, decoding=quick_decoding if quick else {}, steps=steps)
+            return upsample(run, inputs, CUTOFF, seeds, steps, decoding=decoding)
+        return generate(run, inputs, seeds, steps=steps, decoding=decoding)
     return make
 
 
 def preview(run: Run, val_set) -> dict:
-    """Write four previews and return quick metrics on validation clips."""
-    return previews.preview(run.path, run.step, run.config, val_set, quick_sampler(run))
+    """Write four previews and return quick metrics on validation clips. Quick: 12 steps, and 8 rounds of
+    Griffin-Lim for captions; the judge finds the same as in 32, which take three times as long."""
+    quick = maker(run, 12, 32 if run.config["task"] == "sr" else 8)
+    return previews.preview(run.path, run.step, run.config, val_set, maker(run), quick)
 
 
 def write_moment(run: Run, step: int, val_set) -> None:
     """Write what the network makes of four clips at a step, for the slider of the run's page."""
-    moments.write_moment(run.path, step, run.config, val_set, quick_sampler(run))
+    moments.write_moment(run.path, step, run.config, val_set, maker(run, 8, 8))
 
 
 def score(trained: list[Run], clips: int = 500, judge: str = "dev", split: str = "test", cutoff: int = 2_000,

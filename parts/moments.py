@@ -7,9 +7,9 @@ doubling of the step. On the run's page (parts/page.py) they are the positions o
     moments/step000016.json     {"step", "seconds"}: how long it took; written last, so a moment is whole or
                                 absent
 
-They are in small, 12 integration steps and 8 rounds of Griffin-Lim, and cost a default run about two
-thousandths of its time (the run's page says how much). Each sound has a generator of its own, so training is
-bitwise what it would be without them; a resumed run writes a moment again only if it comes past it again.
+They are in small, 8 integration steps and 8 rounds of Griffin-Lim (evaluate.write_moment); the run's page
+says what they cost. Each sound has a generator of its own, so training is bitwise what it would be without
+them; a resumed run writes a moment again only if it comes past it again.
 
 Waves are (N,) or (n, N) float32 in [-1, 1] at 16 kHz.
 
@@ -40,20 +40,34 @@ def moment_due(k: int, last: int) -> bool:
 
 
 def write_moment(path: Path, step: int, config: dict, val_set, make) -> None:
-    """Write the moment of a step into a run folder. make(inputs, seeds, quick) -> waves (n, N): see
-    parts/previews.py."""
+    """Write the moment of a step into a run folder. make(inputs, seeds) -> waves (n, N); inputs are captions,
+    or band-limited waves (n, N) in super-resolution."""
     began, folder = time.perf_counter(), path / FOLDER
-    captions, real, inputs = shown_clips(val_set, config)
-    made = make(inputs, list(range(len(real))), True)
     if not (folder / "clips.json").is_file():
-        references = {"input": inputs, "real": real} if config["task"] == "sr" else {"real": real}
-        for name, waves in references.items():
-            _write_waves(folder, name, waves)
-        clips = {"captions": captions, "references": list(references)}
-        write_text(folder / "clips.json", to_json(clips, indent=1) + "\n")
-    _write_waves(folder, f"step{step:06d}", made[:, : real.shape[1]])
+        _write_clips(folder, config, val_set)
+    captions, references = _read_clips(folder)
+    real = references["real"]
+    inputs = np.stack(references["input"]) if "input" in references else captions
+    made = make(inputs, list(range(len(real))))
+    _write_waves(folder, f"step{step:06d}", made[:, : len(real[0])])
     seconds = round(time.perf_counter() - began, 4)
     write_text(folder / f"step{step:06d}.json", to_json({"step": step, "seconds": seconds}) + "\n")
+
+
+def _write_clips(folder: Path, config: dict, val_set) -> None:
+    captions, real, inputs = shown_clips(val_set, config)
+    references = {"input": inputs, "real": real} if config["task"] == "sr" else {"real": real}
+    for name, waves in references.items():
+        _write_waves(folder, name, waves)
+    clips = {"captions": captions, "references": list(references)}
+    write_text(folder / "clips.json", to_json(clips, indent=1) + "\n")
+
+
+def _read_clips(folder: Path) -> tuple[list[str], dict[str, list[np.ndarray]]]:
+    """Captions, and the waves of each reference."""
+    clips = json.loads((folder / "clips.json").read_text(encoding="utf-8"))
+    n = len(clips["captions"])
+    return clips["captions"], {name: _read_waves(folder, name, n) for name in clips["references"]}
 
 
 def _write_waves(folder: Path, name: str, waves: np.ndarray) -> None:
@@ -76,16 +90,14 @@ def read_moments(path: Path, last: int) -> Moments:
     folder = path / FOLDER
     if not (folder / "clips.json").is_file():
         return Moments([], {}, {}, 0.0)
-    clips = json.loads((folder / "clips.json").read_text(encoding="utf-8"))
-    n = len(clips["captions"])
-    references = {name: _read_waves(folder, name, n) for name in clips["references"]}
+    captions, references = _read_clips(folder)
     made, seconds = {}, 0.0
     for file in sorted(folder.glob("step*.json")):
         moment = json.loads(file.read_text(encoding="utf-8"))
         if moment["step"] <= last:
-            made[moment["step"]] = _read_waves(folder, file.stem, n)
+            made[moment["step"]] = _read_waves(folder, file.stem, len(captions))
             seconds += moment["seconds"]
-    return Moments(clips["captions"], references, dict(sorted(made.items())), seconds)
+    return Moments(captions, references, dict(sorted(made.items())), seconds)
 
 
 def _read_waves(folder: Path, name: str, n: int) -> list[np.ndarray]:

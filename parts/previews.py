@@ -1,7 +1,7 @@
 """Previews of a run while it is trained: four sounds, and a rough number on validation clips.
 
-The network is handed in as `make(inputs, seeds, quick) -> waves (n, N)`: inputs are captions, or band-limited
-waves (n, N) in super-resolution; quick asks for fewer steps.
+The network is handed in as `make(inputs, seeds) -> waves (n, N)`: inputs are captions, or band-limited waves
+(n, N) in super-resolution; `make_quick` takes fewer steps.
 
 Public: preview, shown_clips, CUTOFF.
 """
@@ -32,20 +32,20 @@ def shown_clips(val_set, config: dict, n: int = 4) -> tuple[list[str], np.ndarra
     return shown, real, shown
 
 
-def preview(folder: Path, step: int, config: dict, val_set, make) -> dict:
+def preview(folder: Path, step: int, config: dict, val_set, make, make_quick) -> dict:
     """Write four previews (wav + spectrograms), always from the same noise, and return quick metrics:
     event-set accuracy by the development judge, or LSD-HF and the energy score. Rough: for curves, not for
     tables."""
     captions, real, inputs = shown_clips(val_set, config)
-    draw_previews(folder, step, list(zip(captions, real, make(inputs, list(range(len(real))), False))))
+    draw_previews(folder, step, list(zip(captions, real, make(inputs, list(range(len(real)))))))
 
     clips = min(preview_clips(config), len(val_set))
     if config["task"] == "sr":
         reals = [first_seconds(val_set.wave(i), config["seconds"]) for i in range(clips)]
         muffled = np.stack([band_limit(x, CUTOFF) for x in reals])
-        samples = [make(muffled, list(range(first, first + clips)), True) for first in (0, clips)]
+        samples = [make_quick(muffled, list(range(first, first + clips))) for first in (0, clips)]
         return quick_superresolution_metric(reals, samples, CUTOFF)
     if config["data"] != "soundworld":
         return {}
     captions = [val_set.caption(i) for i in range(clips)]
-    return quick_caption_metrics(val_set, make(captions, list(range(clips)), True), clips)
+    return quick_caption_metrics(val_set, make_quick(captions, list(range(clips))), clips)
