@@ -26,7 +26,7 @@ from tqdm import tqdm
 import data
 import sampler
 from model import DiT, VelocityField, flow_matching_loss, integrate, predict
-from parts import checkpoints, moments, previews, scoring
+from parts import checkpoints, previews, scoring
 from parts.audio import RATE, at_level, first_seconds, in_segments, scaled_note, with_added, write_wav
 from parts.audio_files import file_rate, read_channels
 from parts.band_limit import find_cutoff
@@ -200,8 +200,7 @@ def validation_loss(model: DiT, batches: list[dict], bins: int = 10) -> list[flo
 
 
 def maker(run: Run, steps: int | None = None, iters: int = 32):
-    """-> make(inputs, seeds) of parts/previews.py, with so many integration steps and rounds of
-    Griffin-Lim."""
+    """-> make(inputs, seeds) of parts/previews.py, in so many Euler steps and rounds of Griffin-Lim."""
     assert not run.model.training, "previews come from EMA weights in eval mode"
     decoding = {"iters": iters} if run.config["codec"] == "mel" else {}
 
@@ -217,11 +216,6 @@ def preview(run: Run, val_set) -> dict:
     Griffin-Lim for captions; the judge finds the same as in 32, which take three times as long."""
     quick = maker(run, 12, 32 if run.config["task"] == "sr" else 8)
     return previews.preview(run.path, run.step, run.config, val_set, maker(run), quick)
-
-
-def write_moment(run: Run, step: int, val_set) -> None:
-    """Write what the network makes of four clips at a step, for the slider of the run's page."""
-    moments.write_moment(run.path, step, run.config, val_set, maker(run, 8, 8))
 
 
 def score(trained: list[Run], clips: int = 500, judge: str = "dev", split: str = "test", cutoff: int = 2_000,

@@ -42,7 +42,7 @@ from parts.components import open_codec, open_teacher, open_text
 from parts.config import Config
 from parts.devices import RANK, WORLD, StopSignal, Timer, broadcast_from_rank0, from_all, ignore
 from parts.errors import Stopped, UserError
-from parts.moments import moment_due
+from parts.moments import moment_due, write_moment
 from parts.networks import Networks
 from parts.optim import rate_factor
 from parts.page import draw_pages
@@ -407,7 +407,7 @@ def loop(run: Training) -> Timer:
                 stop.agree()
             bar.update()
             if RANK == 0 and moment_due(k, cfg.steps):
-                evaluate.write_moment(run.averaged, k, run.data.val_set)
+                write_moment(run.averaged, k, run.data.val_set, evaluate.maker(run.averaged, 8, 8))
             if RANK == 0 and evaluation_due(cfg, k, j):
                 bar.write(f"step {k}: {evaluate_and_save(run, log, timer)}, r {r:.2f}")
             timer("log and evaluation")

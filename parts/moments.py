@@ -7,9 +7,9 @@ doubling of the step. On the run's page (parts/page.py) they are the positions o
     moments/step000016.json     {"step", "seconds"}: how long it took; written last, so a moment is whole or
                                 absent
 
-They are in small, 8 integration steps and 8 rounds of Griffin-Lim (evaluate.write_moment); the run's page
-says what they cost. Each sound has a generator of its own, so training is bitwise what it would be without
-them; a resumed run writes a moment again only if it comes past it again.
+They are in small, 8 integration steps and 8 rounds of Griffin-Lim (train.loop); the run's page says what they
+cost. Each sound has a generator of its own, so training is bitwise what it would be without them; a resumed
+run writes a moment again only if it comes past it again.
 
 Waves are (N,) or (n, N) float32 in [-1, 1] at 16 kHz.
 
@@ -39,12 +39,12 @@ def moment_due(k: int, last: int) -> bool:
     return k == last or (k >= FIRST and is_power_of_two)
 
 
-def write_moment(path: Path, step: int, config: dict, val_set, make) -> None:
-    """Write the moment of a step into a run folder. make(inputs, seeds) -> waves (n, N); inputs are captions,
-    or band-limited waves (n, N) in super-resolution."""
-    began, folder = time.perf_counter(), path / FOLDER
+def write_moment(run, step: int, val_set, make) -> None:
+    """Write the moment of a step into a run folder. run: of which `path` and `config` are read; make(inputs,
+    seeds) -> waves (n, N), where inputs are captions, or band-limited waves (n, N) in super-resolution."""
+    began, folder = time.perf_counter(), run.path / FOLDER
     if not (folder / "clips.json").is_file():
-        _write_clips(folder, config, val_set)
+        _write_clips(folder, run.config, val_set)
     captions, references = _read_clips(folder)
     real = references["real"]
     inputs = np.stack(references["input"]) if "input" in references else captions

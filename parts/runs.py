@@ -4,6 +4,8 @@
     checkpoint.pt             weights, their average, optimizer, regime, groups; weights-only loadable
     checkpoint-previous.pt    the one before, in case the newest is damaged
     log.jsonl                 one JSON object a line: losses and what drives them, evaluations
+    index.html                the run as a page on which training time is a slider (parts/page.py)
+    moments/                  the sounds of that page (parts/moments.py)
     samples/, dashboard.png, scores.json, bad.txt, .lock
 
 A folder may come from somebody else, so nothing in it is believed: fields are checked as if they had been

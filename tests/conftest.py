@@ -102,6 +102,7 @@ def training_alone(monkeypatch) -> None:
 
     monkeypatch.setattr(evaluate, "preview", lambda *a: {})
     monkeypatch.setattr(train, "draw_pages", lambda *a: None)
+    monkeypatch.setattr(train, "write_moment", lambda *a: None)
     monkeypatch.setattr(evaluate, "score", lambda *a, **k: None)
 
 

@@ -1,9 +1,13 @@
 """Claims about waveforms: what is written, and long recordings in pieces."""
+import io
+
 import numpy as np
+import pytest
 import scipy.io.wavfile
+import soundfile
 from folders import sine
 
-from parts.audio import RATE, active_rms, at_level, in_segments, with_added, write_wav
+from parts.audio import RATE, active_rms, at_level, in_segments, mu_law_wav, with_added, write_wav
 
 
 def test_wav_files_never_clip(tmp_path):
@@ -62,3 +66,17 @@ def test_nothing_is_added_where_the_recording_is_silent():
     assert np.abs(y[-RATE // 4 :] - x[-RATE // 4 :]).max() < 1e-3, "69 dB below its loudest frame"
     silent, gains = at_level(0 * x[None], 0.1)
     assert (silent == 0).all() and gains == 1
+
+
+@pytest.mark.parametrize("n", [0, 1, 16_000, 16_001])
+def test_a_byte_a_sample_is_read_back_by_others_with_little_noise(n):
+    """By soundfile, at every level down to -40 dB; silence stays silent, full scale does not wrap."""
+    rng = np.random.default_rng(0)
+    for level in (0.3, 0.03, 0.01):
+        x = np.clip(level * rng.standard_normal(n), -1, 1)
+        y, rate = soundfile.read(io.BytesIO(mu_law_wav(x)))
+        assert rate == RATE and len(y) == n
+        if n > 1:
+            assert 10 * np.log10(np.mean(x**2) / np.mean((x - y) ** 2)) > 33
+    exact, _ = soundfile.read(io.BytesIO(mu_law_wav(np.array([0.0, 1.0, -1.0]))))
+    assert np.allclose(exact, [0, 1, -1], atol=0.02) and exact[0] == 0

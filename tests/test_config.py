@@ -14,7 +14,17 @@ import sampler
 import structure_reg
 import train
 from parts import config, peers
-from parts.config import CHOICES, PRESETS, RECIPES, WITH_RESUME, Config, parse, resolve, validate_config
+from parts.config import (
+    CHOICES,
+    PRESETS,
+    RECIPES,
+    WITH_RESUME,
+    Config,
+    parse,
+    resolve,
+    settings_not_default,
+    validate_config,
+)
 from parts.errors import UserError
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
@@ -193,3 +203,18 @@ def test_settings_of_a_folder_are_checked_as_if_they_had_been_typed(change, mess
     assert validate_config({**fields, **change}) == message
     del fields["seed"]
     assert validate_config(fields) == "no setting 'seed'; it is of another version"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("task", CHOICES["task"])
+def test_a_default_run_differs_in_no_setting_and_another_in_what_was_typed(task, preset):
+    """Also with other blocks, whose aligned one is chosen for them; where it is written and computed says
+    nothing about its kind."""
+    given = {**CPU, "task": task, "preset": preset}
+    moved = dataclasses.asdict(resolve({**given, "workers": 1, "out": "elsewhere"}))
+    assert settings_not_default(moved) == []
+    other = dataclasses.asdict(resolve({**given, "recipe": "static", "depth": 10}))
+    assert settings_not_default(other) == [
+        ("recipe", "static", "stage"), ("depth", "10", str(PRESETS[preset][0].get("depth", 4))),
+        ("guidance", "constant", "adaptive"), ("timesteps", "constant", "adaptive"),
+        ("structure", "off", "adaptive")]

@@ -42,6 +42,7 @@ def small(monkeypatch):
     monkeypatch.setitem(EXPERIMENTS, "E1", Experiment("small", RECIPES, "static"))
     monkeypatch.setattr(experiments, "estimate_hours", lambda options: 0.0)  # it measures for seconds
     monkeypatch.setattr(train, "draw_pages", lambda *a: None)
+    monkeypatch.setattr(train, "write_moment", lambda *a: None)
     monkeypatch.setattr(evaluate, "preview", lambda run, val_set: {"event_accuracy": quality(run)})
     monkeypatch.setattr(evaluate, "score", score)
 
@@ -201,6 +202,7 @@ def test_packed_runs_killed_with_their_parent_continue_to_the_rows_of_a_serial_e
     threads = torch.get_num_threads()
     # No row depends on these.
     monkeypatch.setattr(train, "draw_pages", lambda *a: None)
+    monkeypatch.setattr(train, "write_moment", lambda *a: None)
     monkeypatch.setattr(experiments, "estimate_hours", lambda options: 0.0)
     try:
         torch.set_num_threads(max(1, cores() // 2))

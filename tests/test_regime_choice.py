@@ -10,6 +10,7 @@ from conftest import ROOT, in_process
 
 import regime
 from lab import regime_choice as C
+from parts.errors import UserError
 
 K = 4_096
 KINDS = [kind for kind in regime.SIGNALS if kind != "latent"]
@@ -151,3 +152,29 @@ def test_d_of_a_mean_falls_where_sounds_are_alike_and_rises_where_their_texture_
     frames = [found[n]["frames"] for n in (1, 2, 4, 8)]
     assert found[1]["captions"] == 4
     assert np.all(np.diff(frames) > 0) if rises else np.all(np.diff(frames) < 0)
+
+
+# --- is a run normal?
+
+def test_a_further_run_lies_in_the_band_with_the_probability_that_is_said():
+    """Of 4,000 draws of a sixth value after five, 95 % are inside. Negative control: the range of the five
+    holds two thirds."""
+    x = np.random.default_rng(0).standard_normal((6, 4_000))
+    low, high = C._prediction(x[:5])
+    assert abs(np.mean((low < x[5]) & (x[5] < high)) - 0.95) < 0.01
+    assert abs(np.mean((x[:5].min(0) < x[5]) & (x[5] < x[:5].max(0))) - 2 / 3) < 0.03
+
+
+def test_the_band_is_of_the_commonest_rate_and_follows_r_to_what_it_drives(recorded):
+    """lambda and m fall while r rises, so their ends change places; two runs alone have no band."""
+    found = C.normal([*recorded, fabricate("t2a", 9, lr=1e-3)])
+    assert {task: band["runs"] for task, band in found.items()} == {"t2a": 3, "sr": 3}
+    band = found["t2a"]
+    assert band["setting"]["lr"] == 2e-3 and "seed" not in band["setting"]
+    assert band["steps"] == regime.probe_steps(K) and band["r"] == [[0.0] * len(band["steps"])] * 2
+    assert set(band["lambda"][0]) == set(band["lambda"][1]) == {0.5} and set(band["m"][0]) == {2.0}
+    D = [[regime.signal("levels", row["D_of"]) for row in rows] for header, rows in recorded[:3]]
+    assert all(low < min(of) and max(of) < high for low, high, of in zip(*band["D"], zip(*D)))
+    assert "step    64, 3 runs: D" in C.normal_text(found)
+    with pytest.raises(UserError, match="2 runs of task t2a"):
+        C.normal(recorded[:2])

@@ -4,14 +4,18 @@ import html.parser
 import io
 import json
 import shutil
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scipy.io.wavfile
 from conftest import in_process
 
 from lab import report
 from parts.audio import RATE
+from parts.curves import StepAxis
+from parts.moments import write_moment
 from parts.soundworld import SoundWorld
 
 
@@ -57,16 +61,42 @@ def test_a_report_is_one_page_that_asks_nobody_and_cannot_be_written_into(t2a_ru
         f.write(json.dumps({"step": 12, "r": 0.5}) + "\n")
     page = Page(tmp_path / "r.html", moved, sr_run)
 
-    assert page.count("audio") == 2 * 3 + 2 * 4 and page.count("script") == 0
+    # At the end two clips of each task; on the slider all four, each beside its references.
+    assert page.count("audio") == 2 * 3 + 2 * 4 + 4 * 2 + 4 * 3 and page.count("script") == 1
+    assert page.count("input") == 1 and "captions to sound on soundworld" in page.text
     assert "<script>alert" in page.text and "& bell" in page.text and '<script>"t2a"' in page.text
     assert all(url.startswith("data:") for url in page.urls) and page.count("title") == 1
-    wav = base64.b64decode(page.sources("audio")[0].split(",")[1])
+    wav = base64.b64decode(page.sources("audio")[-1].split(",")[1])
     rate, x = scipy.io.wavfile.read(io.BytesIO(wav))
     assert rate == RATE and len(x) == 40_960
     for words in ("event set", "energy score", "codec ceiling", "muffled input", "Validation loss",
-                  "Energy score on validation clips", "Regime r"):
+                  "Energy score on validation clips", "Regime r", "Hear training happen"):
         assert words in page.text
     assert page.differing >= {"t2a", "sr"} - {page.first_task}
+
+
+def moments(path, *steps) -> types.SimpleNamespace:
+    """A run of which moments were written at some steps, all of the same clips."""
+    run = types.SimpleNamespace(path=path, step=steps[-1],
+                                config={"task": "t2a", "data": "soundworld", "seconds": 1.0})
+    for step in steps:
+        write_moment(run, step, SoundWorld("val", 4), lambda inputs, seeds: np.zeros((4, RATE)))
+    return run
+
+
+def test_on_one_slider_each_run_is_heard_at_its_last_moment(tmp_path):
+    """Two runs of different lengths: steps of both; before its first moment a run is silent. Without moments
+    there is no slider."""
+    runs = [moments(tmp_path / "a", 16, 32, 64), moments(tmp_path / "b", 32, 50)]
+    slider, ((title, clips),) = report._training(runs, ["a", "b"], StepAxis(64))
+    assert slider["steps"] == [16, 32, 50, 64] and len(clips) == 4 and title.endswith("on soundworld")
+    real, a, b = ([(sound.title, sound.first, sound.until) for sound in slot["sounds"]]
+                  for slot in clips[0]["slots"])
+    assert real == [("real clip", 0, 3)]
+    assert a == [("a, step 16", 0, 0), ("a, step 32", 1, 2), ("a, step 64", 3, 3)]
+    assert b == [("b, step 32", 1, 1), ("b, step 50", 2, 3)]
+    none = types.SimpleNamespace(path=tmp_path, step=9, config=runs[0].config)
+    assert report._training([none], ["c"], StepAxis(9)) == (None, [])
 
 
 @pytest.mark.parametrize("argv, message", [
