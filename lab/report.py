@@ -52,6 +52,7 @@ CUTOFF = 2_000  # Hz: band limit of the inputs in super-resolution
 CURVES = (      # (title, key in an evaluation of the log, axis)
     ("Validation loss", "val_loss", "squared velocity error"),
     ("Event sets right on validation clips", "event_accuracy", "share"),
+    ("Energy score of texture on validation clips", "texture_score", "energy score"),
     ("LSD above 2 kHz on validation clips", "lsd_hf", "decades"),
     ("Energy score on validation clips", "energy_score", "energy score"),
 )

@@ -12,7 +12,7 @@ A small distance is not always good sound: the blurred centre of a distribution 
 draw from it (see lsd), and only the energy score is smallest for the true distribution (see energy_score).
 
 Public: wilson, mean_interval, event_match, bernoulli_kl, kid, frechet, log_power, lsd, si_sdr,
-high_band_mel, energy_score, describe.
+high_band_mel, texture, energy_score, describe.
 """
 from __future__ import annotations
 
@@ -159,6 +159,17 @@ def high_band_mel(x: np.ndarray, cutoff: float) -> np.ndarray:
     below = torch.linspace(0, RATE / 2, 513) < cutoff
     above = filters[below].sum(0) == 0                             # (64,)
     return log_mel(torch.as_tensor(np.ascontiguousarray(x))[None])[0][:, above].numpy()
+
+
+def texture(x: np.ndarray) -> np.ndarray:
+    """How a clip sounds, whatever its events and their order: (N,) -> (1, 255) statistics in nats, of each of
+    the codec's 64 log-mel bands its mean, deviation, and roughness in time (mean size of its change from
+    frame to frame), and the roughness in frequency between neighbouring bands.  # ASSUMED
+
+    To be compared by energy_score: nothing is trained on them, so no mechanism has an advantage."""
+    mel = log_mel(torch.as_tensor(np.ascontiguousarray(x))[None])[0].numpy()              # (frames, 64)
+    in_time, in_frequency = np.abs(np.diff(mel, axis=0)).mean(0), np.abs(np.diff(mel, axis=1)).mean(0)
+    return np.concatenate([mel.mean(0), mel.std(0), in_time, in_frequency])[None]
 
 
 def _frame_norm(a: np.ndarray) -> float:

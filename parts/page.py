@@ -85,7 +85,7 @@ def write_page(path: Path, logit_normal) -> None:
         clips=clips_of(moments, steps),
         spectrogram_note=SPECTROGRAM_NOTE.format(seconds=config["seconds"]),
         cost=cost_of(moments, evals),
-        phases=[f"step {step:,}: {text} (r = {r:.2f})" for step, text, r in phases],
+        phases=[phase_line(step, text, r, train[0]["step"]) for step, text, r in phases],
         marks=[(axis.x(max(step, axis.first)), chr(ord("A") + k)) for k, (step, _, _) in enumerate(phases)],
         panels=panels, missing=missing, band_note="a sixth default run, 95 %",
         box=BOX,
@@ -181,6 +181,10 @@ def phases_of(config: dict, train: list[dict]) -> list[tuple[int, str, float]]:
             new = phases.reached(row["r"], row["lambda"], row["mu"])
             found += [(row["step"], text, row["r"]) for text in new]
     return found
+
+
+def phase_line(step: int, text: str, r: float, first: int) -> str:
+    return f"{'from the start' if step == first else f'step {step:,}'}: {text} (r = {r:.2f})"
 
 
 def state_at(step: int, train: list[dict], evals: list[dict], phases: list[tuple], config: dict) -> dict:

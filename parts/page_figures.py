@@ -24,6 +24,7 @@ from parts.config import settings_not_default
 from parts.curves import Series, StepAxis, make_panel
 from parts.dashboard import steps_and_values
 from parts.peers import Binned
+from parts.previews import SAMPLED_TWICE
 from parts.scoring import preview_clips
 
 BANDS = Path(__file__).resolve().parents[1] / "results" / "bands.json"
@@ -33,9 +34,9 @@ BOX = {"left": curves.LEFT, "right": curves.RIGHT, "top": curves.TOP, "bottom": 
        "width": curves.WIDTH, "height": curves.HEIGHT}
 AXES = {  # of each task: (key of an evaluation, title, unit)
     "t2a": (("event_accuracy", "Semantic axis: event sets right", "share (1 is best)"),
-            ("energy_score", "Fidelity axis: energy score", "energy score (0 is best)")),
-    "sr": (("energy_score", "Fidelity axis: energy score above 2 kHz", "energy score (0 is best)"),
-           ("lsd_hf", "Spectral axis: LSD above 2 kHz", "decades (0 is best)")),
+            ("texture_score", "Fidelity axis: energy score of texture", "energy score (lower is better)")),
+    "sr": (("energy_score", "Fidelity axis: energy score above 2 kHz", "energy score (lower is better)"),
+           ("lsd_hf", "Spectral axis: LSD above 2 kHz", "decades (lower is better)")),
 }
 
 
@@ -97,7 +98,8 @@ def panels_of(config: dict, train: list[dict], evals: list[dict], axis: StepAxis
          [Series("mu", logged("mu"), "steps")], None),
     ]
     for key, title, unit in AXES[config["task"]]:
-        label = f"{n} validation clips, 12 integration steps"
+        clips = min(n, SAMPLED_TWICE) if key == "texture_score" else n
+        label = f"{clips} validation clips, 12 integration steps"
         wanted.append((title, unit, None, [Series(label, evaluated(key), "points")], None))
     panels, missing = [], []
     for title, unit, limits, series, of_band in wanted:

@@ -16,7 +16,8 @@ from parts.band_limit import band_limit
 from parts.scoring import preview_clips, quick_caption_metrics, quick_superresolution_metric
 from parts.spectrograms import draw_previews
 
-CUTOFF = 2_000  # Hz, of the band-limited input
+CUTOFF = 2_000      # Hz, of the band-limited input
+SAMPLED_TWICE = 24  # captions: clips whose texture is compared
 
 
 def shown_clips(val_set, config: dict, n: int = 4) -> tuple[list[str], np.ndarray, list[str] | np.ndarray]:
@@ -34,8 +35,8 @@ def shown_clips(val_set, config: dict, n: int = 4) -> tuple[list[str], np.ndarra
 
 def preview(folder: Path, step: int, config: dict, val_set, make, make_quick) -> dict:
     """Write four previews (wav + spectrograms), always from the same noise, and return quick metrics:
-    event-set accuracy by the development judge, or LSD-HF and the energy score. Rough: for curves, not for
-    tables."""
+    event-set accuracy by the development judge and the texture score, or LSD-HF and the energy score. Rough:
+    for curves, not for tables."""
     captions, real, inputs = shown_clips(val_set, config)
     draw_previews(folder, step, list(zip(captions, real, make(inputs, list(range(len(real)))))))
 
@@ -48,4 +49,7 @@ def preview(folder: Path, step: int, config: dict, val_set, make, make_quick) ->
     if config["data"] != "soundworld":
         return {}
     captions = [val_set.caption(i) for i in range(clips)]
-    return quick_caption_metrics(val_set, make_quick(captions, list(range(clips))), clips)
+    made = make_quick(captions, list(range(clips)))
+    twice = min(clips, SAMPLED_TWICE)
+    again = make_quick(captions[:twice], list(range(clips, clips + twice)))
+    return quick_caption_metrics(val_set, made, clips, again)

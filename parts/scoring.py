@@ -42,6 +42,7 @@ from parts.metrics import (
     lsd,
     mean_interval,
     si_sdr,
+    texture,
     wilson,
 )
 from parts.soundworld import SoundWorld, factor_table
@@ -129,13 +130,17 @@ def factor_scores(world: SoundWorld, truth: dict, predicted: dict, hit: np.ndarr
     }
 
 
-def quick_caption_metrics(world: SoundWorld, made, clips: int) -> dict:
+def quick_caption_metrics(world: SoundWorld, made, clips: int, again) -> dict:
     """Clips 0..clips-1 of a split, generated as `made` -> {"event_accuracy", and what factor_scores gives},
-    by the development judge."""
+    by the development judge; and texture_score, the energy score of metrics.texture, of the first clips, of
+    which `again` (m, N) is a second sample."""
     truth = factor_table(world, clips)
     predicted = judge_clips(load_judge("dev"), made)
     hit = event_match(truth["presence"], predicted["presence"])
-    return {"event_accuracy": float(hit.mean()), **factor_scores(world, truth, predicted, hit)}
+    scores = [energy_score(texture(world.wave(i)), [texture(made[i]), texture(second)])
+              for i, second in enumerate(again)]
+    return {"event_accuracy": float(hit.mean()), "texture_score": float(np.mean(scores)),
+            **factor_scores(world, truth, predicted, hit)}
 
 
 @dataclass

@@ -56,9 +56,11 @@ def spectrogram_png(x: np.ndarray, width: int = 128, height: int = 96, shades: i
     from matplotlib import colormaps
     from PIL import Image
 
-    db = torch.as_tensor(decibels(x))[None, None]                                # (1, 1, bins, frames)
-    cells = torch.nn.functional.adaptive_avg_pool2d(db, (height, min(width, db.shape[-1])))[0, 0].numpy()
-    level = np.clip((cells[::-1] + 80) / 80 * (shades - 1), 0, shades - 1).round().astype(np.uint8)
+    # A cell is the mean power of its bins and frames: a mean of decibels would hide a tone among silence.
+    power = torch.as_tensor(10 ** (decibels(x) / 10))[None]                      # (1, bins, frames)
+    cells = torch.nn.functional.adaptive_avg_pool2d(power, (height, min(width, power.shape[-1])))[0].numpy()
+    level = (10 * np.log10(cells[::-1]) + 80) / 80 * (shades - 1)
+    level = np.clip(level, 0, shades - 1).round().astype(np.uint8)
     image = Image.fromarray(np.ascontiguousarray(level), "P")
     # Its lightness rises with the level, so it reads in grey.
     colours = colormaps["magma"](np.linspace(0, 1, shades), bytes=True)[:, :3]

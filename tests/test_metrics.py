@@ -125,6 +125,20 @@ def test_treble_is_counted_relative_to_what_lies_below():
     assert metrics.level_above(0 * low, 2_000) >= -120
 
 
+def test_texture_knows_level_and_roughness_and_nothing_of_order():
+    """Ten times as loud: every band's mean is ln 10 higher and nothing else moves. Backwards: the same.
+    Clicks are rougher in time than a hiss of the same spectrum, a tone rougher in frequency."""
+    rng = np.random.default_rng(0)
+    hiss = 0.05 * rng.standard_normal(RATE).astype(np.float32)
+    clicks = np.where(np.arange(RATE) % 1_600 == 800, 1, 0).astype(np.float32) * 0.9
+    tone = 0.1 * np.sin(2 * np.pi * 1_000 * np.arange(RATE) / RATE).astype(np.float32)
+    once, louder, backwards = (metrics.texture(x)[0] for x in (hiss, 10 * hiss, hiss[::-1]))
+    assert once.shape == (255,) and np.allclose((louder - once)[:64], np.log(10), atol=1e-3)
+    assert np.allclose(louder[64:], once[64:], atol=1e-3) and np.abs(backwards - once).mean() < 0.03
+    assert metrics.texture(clicks)[0, 128:192].mean() > 2 * once[128:192].mean()
+    assert metrics.texture(tone)[0, 192:].mean() > 2 * once[192:].mean()
+
+
 def test_energy_score_prefers_the_true_distribution_to_its_mean_and_to_wrong_widths():
     """Proper scoring: averaged over truths, sampling the true law beats half and double its spread, and
     beats the blurred mean."""

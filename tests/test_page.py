@@ -71,7 +71,7 @@ def write_run(folder, task="t2a", **given):
                      "mu": 0.0, "density": {"m": 2 - r, "s": 1.0, "u": 0.1}})
     rows += [{**rows[step // 10 - 1], "step": step, "D": 1 / step} for step in (32, 64)]
     rows.append({"step": 64, "eval": {"val_loss": 1.0, "energy_score": 0.5, "lsd_hf": 0.9, "seconds": 9.0,
-                                      "event_accuracy": 0.5}})
+                                      "texture_score": 0.4, "event_accuracy": 0.5}})
     rows.sort(key=lambda row: row["step"])
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -138,7 +138,8 @@ def test_the_slider_has_a_position_a_moment_and_the_cursor_a_place_for_each(page
 def test_curves_hold_every_logged_step_and_phases_are_named(page):
     points = [int(attrs["data-points"]) for attrs in page.all("path") if "data-points" in attrs]
     assert points.count(12) == 5 and points.count(2) == 1, "loss, r, lambda, m, mu; D"
-    assert "step 60: refines detail (r = 0.60)" in page.text and "step 10: acquires semantics" in page.text
+    assert "step 60: refines detail (r = 0.60)" in page.text
+    assert "from the start: acquires semantics" in page.text
     readouts = [attrs for attrs in page.all("p") if attrs.get("class") == "readout"]
     assert len(readouts) == 4
     line = "step 32 of 100 · acquires semantics · D 0.03 · r 0.30 · lambda 0.35 · m 1.70 · mu 0.00"

@@ -105,8 +105,9 @@ def test_captioned_recordings_are_scored_on_the_sets_that_were_handed_in(codec):
 
 def test_quick_metrics_are_perfect_for_true_clips_and_worse_for_others(waves):
     world = SoundWorld("val", 64)
-    right = scoring.quick_caption_metrics(world, waves[:24], 24)
-    wrong = scoring.quick_caption_metrics(world, waves[:24][::-1], 24)
+    right = scoring.quick_caption_metrics(world, waves[:24], 24, waves[:4])
+    wrong = scoring.quick_caption_metrics(world, waves[:24][::-1], 24, waves[20:24][::-1])
+    assert right["texture_score"] == 0 and wrong["texture_score"] > 0.3
     assert right["event_accuracy"] >= 0.9 and right["recall"] >= 0.9
     assert wrong["event_accuracy"] < 0.2 and wrong["recall"] < 0.5
     right, wrong, quick = waves[:2], waves[2:4], scoring.quick_superresolution_metric
