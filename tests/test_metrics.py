@@ -136,7 +136,7 @@ def test_texture_knows_level_and_roughness_and_nothing_of_order():
     assert once.shape == (255,) and np.allclose((louder - once)[:64], np.log(10), atol=1e-3)
     assert np.allclose(louder[64:], once[64:], atol=1e-3) and np.abs(backwards - once).mean() < 0.03
     assert metrics.texture(clicks)[0, 128:192].mean() > 2 * once[128:192].mean()
-    assert metrics.texture(tone)[0, 192:].mean() > 2 * once[192:].mean()
+    assert metrics.texture(tone)[0, 192:].mean() > 1.3 * once[192:].mean()
 
 
 def test_energy_score_prefers_the_true_distribution_to_its_mean_and_to_wrong_widths():
