@@ -59,6 +59,7 @@ def load(kind: str, name: str, flag: str, trust: bool = False, pickles: bool = F
         options["use_safetensors"] = None if pickles else True
 
     # First what is on this machine, then the hub.
+    failed = None
     for only_here in (True, False):
         if not only_here and not hub_in_reach():
             break
@@ -71,6 +72,10 @@ def load(kind: str, name: str, flag: str, trust: bool = False, pickles: bool = F
             reason = _final_reason(error, Path(where) if is_folder else None, pickles)
             if reason:
                 raise UserError(f"--{flag} {name}: {reason}") from None
+            failed = failed or error
+    cached = _cached_folder(name)
+    if cached:
+        raise UserError(f"--{flag} {name}: {_damage(failed, cached, name, pickles)}")
     folder = "models/" + name.split("/")[-1]
     raise UserError(
         f"--{flag} {name}: not on this machine, and the hub can't be reached or has no such model. "
@@ -95,6 +100,22 @@ def _final_reason(error: Exception, folder: Path | None, pickles: bool) -> str |
         )
     first_line = (text.splitlines() or [""])[0]
     return f"can't be loaded ({type(error).__name__}: {first_line[:160]})"
+
+
+def _cached_folder(name: str) -> Path | None:
+    """Where the hub's client has put this model on this machine; None: it has not."""
+    from huggingface_hub import try_to_load_from_cache
+    file = try_to_load_from_cache(name, "config.json")
+    return Path(file).parent if isinstance(file, str) else None
+
+
+def _damage(error: Exception, cached: Path, name: str, pickles: bool) -> str:
+    """Why a model that was downloaded to the folder `cached` can't be used, and what to do."""
+    reason = _final_reason(error, cached, pickles)
+    if "can't be loaded" not in reason:
+        return reason
+    return (f"its download on this machine is incomplete or damaged, it {reason}; with a network: "
+            f"hf download {name} --force-download (its folder is {cached})")
 
 
 def hub_in_reach() -> bool:

@@ -40,7 +40,7 @@ class Clap(nn.Module):
                  device: str = "cpu"):
         super().__init__()
         how = dict(flag=flag, trust=trust, pickles=pickles)
-        self.name = name
+        self.name, self.flag = name, flag
         config = load("AutoConfig", name, **how)
         if config.model_type != "clap":
             raise UserError(
@@ -52,16 +52,22 @@ class Clap(nn.Module):
         self.extractor = load("AutoFeatureExtractor", name, **how)
         self.tokenizer = load("AutoTokenizer", name, **how)
         self.rate_in = self.extractor.sampling_rate
+        self.max_tokens = _most_tokens(self.tokenizer, self.model.config.text_config)
         self.key = f"clap-{fingerprint(self.model)}"
         self.eval()
 
     @torch.no_grad()
     def text(self, captions: list[str], batch: int = 64) -> np.ndarray:
-        """Captions -> (n, E) of unit length; `batch` of them in one call."""
+        """Captions -> (n, E) of unit length; `batch` of them in one call. Says how many were too long."""
         device = next(self.model.parameters()).device
+        cut = sum(len(self.tokenizer(caption)["input_ids"]) > self.max_tokens for caption in captions)
+        if cut:
+            print(f"warning: --{self.flag} {self.name}: {cut} of {len(captions)} captions have more than the "
+                  f"{self.max_tokens} tokens that it reads; the rest of each counts for nothing in its score")
         rows = []
         for k in range(0, len(captions), batch):
-            x = self.tokenizer(captions[k : k + batch], padding=True, truncation=True, return_tensors="pt")
+            x = self.tokenizer(captions[k : k + batch], padding=True, truncation=True,
+                               max_length=self.max_tokens, return_tensors="pt")
             out = self.model.get_text_features(
                 input_ids=x["input_ids"].to(device), attention_mask=x["attention_mask"].to(device)
             )
@@ -84,6 +90,12 @@ class Clap(nn.Module):
             out = self.model.get_audio_features(input_features=mel, is_longer=is_longer)
             rows.append(_unit_length(out).cpu())
         return torch.cat(rows).numpy()
+
+
+def _most_tokens(tokenizer, config) -> int:
+    """Tokens of a caption that the text tower (of this config) reads. Not every tokenizer says it; then the
+    table of positions does, whose first rows are not used: RoBERTa counts from the padding's id + 1."""
+    return min(tokenizer.model_max_length, config.max_position_embeddings - (config.pad_token_id or 0) - 1)
 
 
 def _unit_length(out) -> Tensor:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -24,7 +25,7 @@ from pathlib import Path
 from parts.checkpoints import has_checkpoint, load_checkpoint, not_written
 from parts.config import TRUST, Config, load_config, resolve
 from parts.devices import RANK, WORLD, broadcast_from_rank0, join_processes, pick_device
-from parts.errors import UserError
+from parts.errors import Stopped, UserError
 from parts.files import file_lock, to_json, write_text
 
 # --- settings -----------------------------------------------------------------------------------------------
@@ -116,9 +117,22 @@ def _written_by(line: str, step: int) -> bool:
 
 class RunLock(contextlib.ExitStack):
     """`with RunLock() as lock: lock.claim(folder)`: no other process may train there until the end of the
-    block."""
+    block. A folder that the block refuses (UserError) is left as it was found."""
 
     def claim(self, folder: Path) -> None:
         """UserError where another process does."""
         refuse = f"{folder}: another process is training this run; wait for it, or end it"
-        self.enter_context(file_lock(folder / ".lock", refuse))
+        path = folder / ".lock"
+        was_there = path.exists()
+        self.enter_context(file_lock(path, refuse))
+        if not was_there:
+            # Called before the lock is released: nobody else can have claimed the folder meanwhile.
+            self.push(functools.partial(_remove_where_refused, path))
+
+
+def _remove_where_refused(path: Path, kind, error, trace) -> None:
+    """At the end of a block that ended with `error`: the lock file goes where the folder was refused, and
+    stays where training went well, was stopped or broke off."""
+    if isinstance(error, UserError) and not isinstance(error, Stopped):
+        with contextlib.suppress(OSError):  # gone with its folder
+            path.unlink()

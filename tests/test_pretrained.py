@@ -2,6 +2,7 @@
 
 Each family is a tiny random model of its real class, saved as a hub repository would hold it."""
 import json
+import os
 import shutil
 
 import pytest
@@ -58,6 +59,40 @@ def test_what_is_not_here_ends_in_one_line_that_says_where_to_get_it(name, messa
     monkeypatch.setattr(pretrained, "hub_in_reach", lambda: False)
     with pytest.raises(UserError, match=message.replace(".", r"\.")) as error:
         PretrainedTeacher(name)
+    assert "\n" not in str(error.value)
+
+
+DAMAGE = {
+    "whole": lambda snapshot: None,
+    "cut off": lambda snapshot: os.truncate(snapshot / "model.safetensors", 900),
+    "no weights": lambda snapshot: (snapshot / "model.safetensors").unlink(),
+    "no JSON": lambda snapshot: (snapshot / "config.json").write_text("{"),
+    "nothing": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("damage, message", [
+    ("whole", None),
+    ("cut off", "incomplete or damaged.*hf download owner/hubert --force-download"),
+    ("no weights", "download on this machine is incomplete or damaged"),
+    ("no JSON", "download on this machine is incomplete or damaged"),
+    ("nothing", "not on this machine"),
+])
+def test_a_damaged_download_is_told_from_one_that_was_never_made(tmp_path, monkeypatch, damage, message):
+    """In a cache laid out as the hub's client does."""
+    from huggingface_hub import constants
+    monkeypatch.setattr(pretrained, "hub_in_reach", lambda: False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--hubert"
+    snapshot = tiny_model("hubert", repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    DAMAGE[damage](snapshot)
+    if message is None:
+        assert PretrainedTeacher("owner/hubert").rate == 50
+        return
+    with pytest.raises(UserError, match=f"--teacher owner/hubert: .*{message}") as error:
+        PretrainedTeacher("owner/hubert")
     assert "\n" not in str(error.value)
 
 

@@ -11,7 +11,7 @@ from tiny_models import noise, tiny_model
 import evaluate
 from parts.audio import RATE
 from parts.errors import UserError
-from parts.pretrained_judges import Clap, Embedder
+from parts.pretrained_judges import Clap, Embedder, _most_tokens
 from parts.scoring import pretrained_scores
 
 
@@ -33,6 +33,25 @@ def test_clap_embeds_captions_and_sounds_on_one_sphere_whatever_the_batch(tmp_pa
     assert np.allclose(clap.text(["a dog"]), text[:1], atol=1e-5), "padding must not matter"
     with pytest.raises(UserError, match="a hubert model; a CLAP model"):
         Clap(str(tiny_model("hubert", tmp_path / "h")))
+
+
+def test_captions_longer_than_clap_reads_are_counted_in_one_line_and_cut_there(tmp_path, capsys):
+    """40 tokens, two of them its own marks. Negative control: none is longer, nothing is said."""
+    clap = Clap(str(tiny_model("clap", tmp_path)))
+    longest = " ".join(["dog"] * 38)
+    exact = clap.text([longest, "rain"])
+    assert capsys.readouterr().out == ""
+    cut = clap.text([longest + " wind" * 3, "rain"])
+    said = capsys.readouterr().out
+    assert "1 of 2 captions have more than the 40 tokens that it reads" in said and said.count("\n") == 1
+    assert np.allclose(cut, exact, atol=1e-6)
+
+
+def test_the_text_tower_says_how_much_is_read_where_the_tokenizer_does_not(tmp_path):
+    clap = Clap(str(tiny_model("clap", tmp_path)))
+    clap.tokenizer.model_max_length = 10**30
+    table = clap.model.text_model.embeddings.position_embeddings.weight
+    assert _most_tokens(clap.tokenizer, clap.model.config.text_config) == len(table) - 1
 
 
 @pytest.mark.parametrize("kind", ["clap", "wavlm"])

@@ -2,6 +2,7 @@
 and damaged files: test_robust.py.)"""
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from run_files import a_run, save
 import train
 from parts import config, runs
 from parts.config import Config
-from parts.errors import UserError
+from parts.errors import Stopped, UserError
 
 CPU = {"device": "cpu"}
 WEIGHTS = {"w": torch.arange(3.0)}
@@ -112,3 +113,31 @@ def test_only_one_process_trains_in_a_run_folder(tmp_path):
         assert refused.stderr == (f"error: {tmp_path}: another process is training this run; wait for it, or "
                                   "end it\n")
     assert claim_elsewhere().stdout == "claimed\n"
+
+
+@pytest.mark.parametrize("ends_with, stays", [
+    (None, True), (UserError("no"), False), (Stopped("later"), True), (RuntimeError("broken"), True)])
+def test_a_refused_folder_is_left_without_a_lock_file_and_a_run_keeps_its_own(tmp_path, ends_with, stays):
+    def end():
+        with runs.RunLock() as lock:
+            lock.claim(tmp_path)
+            if ends_with:
+                raise ends_with
+
+    for there_before in (False, True):
+        (tmp_path / ".lock").unlink(missing_ok=True)
+        if there_before:
+            (tmp_path / ".lock").touch()
+        if ends_with:
+            with pytest.raises(type(ends_with)):
+                end()
+        else:
+            end()
+        assert (tmp_path / ".lock").exists() == (stays or there_before)
+
+
+def test_resuming_what_can_not_be_resumed_changes_nothing_in_its_folder(tmp_path):
+    folder = shutil.copytree(ROOT / "assets" / "demo", tmp_path / "demo")
+    before = sorted(path.name for path in folder.iterdir())
+    done = in_process(train, "--resume", folder, cwd=tmp_path)
+    assert done.returncode == 2 and sorted(path.name for path in folder.iterdir()) == before
