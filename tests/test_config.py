@@ -107,6 +107,15 @@ def test_what_is_typed_overrules_the_recipe_that_overrules_the_preset_that_overr
     assert resolve(CPU).guidance == RECIPES["stage"]["guidance"] and resolve(CPU).seed == 5
 
 
+@pytest.mark.parametrize("device", ["cpu", "mps", "cuda", "cuda:1"])
+def test_the_preset_whose_quality_is_known_is_the_default_on_every_device(monkeypatch, device):
+    """Until `small` has been run on a card."""
+    monkeypatch.setattr(config, "pick_device", lambda name: device)
+    monkeypatch.setattr(config, "pick_precision", lambda name: "bf16")
+    assert resolve({"out": "unused"}).preset == "smoke"
+    assert resolve({"out": "unused", "preset": "small"}).preset == "small"
+
+
 def test_the_run_folder_and_the_aligned_block_are_chosen_where_nothing_is_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = []
