@@ -4,7 +4,13 @@
     python -m lab.experiments run E1 --seeds 8 --out results/e1    # runs what is missing; table and figure
     python -m lab.experiments run E1 --dry-run                     # arms and hours, before anyone waits
     python -m lab.experiments run E1 --arm 'mine={"lambda0": 1}'   # your own arm beside them (or --arms FILE)
+    python -m lab.experiments run E1 --jobs 4                      # four runs at a time, on one GPU say
+    python -m lab.experiments run E1 --shard 2/8 --out /shared/e1  # the second of eight machines' share
     python -m lab.experiments table results/e1                     # the table again, from the rows on disk
+
+Shards fill one folder, each with every eighth run and those that replay it; the last to end prints the whole
+table. With --jobs on a GPU this process never touches the GPU: settings are resolved and runs made in its
+children (a parent's own context would take their memory, and bars them from a card that admits one).
 
 An experiment is a list of arms, each a name and options of train.py (lab/questions.py). An interrupted one
 goes on with the same command; what is finished is not run again (lab/runner.py). The folder then holds
@@ -15,7 +21,7 @@ Intervals are Student's t over seeds, of paired differences; fewer than 8 seeds 
 p-values are exact sign-flip tests; the smallest p that n seeds can reach (2 / 2^n) is printed
 (lab/statistics.py).
 
-Public: COMMON, read_arms, tuned_clocks, plan, show, main.
+Public: COMMON, read_arms, tuned_clocks, shard, plan, show, main.
 """
 from __future__ import annotations
 
@@ -32,13 +38,25 @@ from tqdm import tqdm
 
 from lab.bench import estimate_hours
 from lab.questions import CLOCK, EXPERIMENTS, HOME, reference_of
-from lab.runner import DERIVED, ROOT, collect, derived, folder_of, job, other_settings, resolve_arm
+from lab.runner import (
+    DERIVED,
+    ROOT,
+    UNLIKE,
+    collect,
+    derived,
+    folder_of,
+    job,
+    other_settings,
+    resolve_arm,
+    share,
+)
 from lab.tables import figure, final_metric, summarize, table, track, track_table
 from parts.arguments import Parser, whole
 from parts.cache import parallel_map
 from parts.config import CHOICES, Config
+from parts.devices import pick_device
 from parts.errors import UserError, run_cli
-from parts.files import to_json, write_text
+from parts.files import file_lock, to_json, write_text
 
 COMMON = {  # settings that the command line may give to all arms -> their types
     "task": str,
@@ -169,11 +187,28 @@ def plan(args) -> tuple[dict, dict, list[int], str]:
 
 # --- running it ---------------------------------------------------------------------------------------------
 
-def _describe(args, arms: dict, common: dict, seeds: list[int], steps: int) -> str:
+def _check(arms: dict, runs: list[tuple]) -> tuple[dict, float]:
+    """Settings of every arm, checked before any is run (UserError), and the hours that the runs take."""
+    resolved = {name: resolve_arm(options) for name, options in arms.items()}
+    return resolved, estimate_hours([arms[arm] for arm, _ in runs])
+
+
+def _check_apart(arms: dict, runs: list[tuple]) -> tuple[dict, float]:
+    """_check; where there is a GPU, which it asks and times, in a process of its own."""
+    devices = {pick_device(options.get("device", "auto")) for options in arms.values()}
+    if not any(device.startswith("cuda") for device in devices):
+        return _check(arms, runs)
+    ((_, checked),) = parallel_map(_check, [arms], (runs,), workers=1, apart=True)
+    return checked
+
+
+def _describe(args, arms: dict, common: dict, runs: list[tuple], steps: int, hours: float) -> str:
     """What is about to be run, and how long it takes."""
-    hours = estimate_hours([options for options in arms.values() for _ in seeds])
+    which = f"{len(arms)} arms x {args.seeds} seeds"
+    if args.shard:
+        which = f"shard {args.shard[0]} of {args.shard[1]}: {len(runs)} of the runs of {which}"
     lines = [f"{args.experiment}: {EXPERIMENTS[args.experiment].question}",
-             f"{len(arms)} arms x {len(seeds)} seeds, {steps} steps, about {hours:.1f} hours here"]
+             f"{which}, {steps} steps, about {hours:.1f} hours here"]
     for name, options in arms.items():
         own = {k: v for k, v in options.items() if k not in common and k != "steps"}
         lines.append(f"  {name:26s} {to_json(own)}")
@@ -190,27 +225,57 @@ def _refuse_other_runs(out: Path, arms: dict, seeds: list[int]) -> None:
 
 
 def _runs_at_a_time(args, resolved: dict) -> int:
-    """--jobs, or four where a GPU has room for several small networks."""
+    """--jobs, or four where any GPU has room for several networks of the size of `smoke`."""
     if args.jobs:
         return args.jobs
     on_gpu = next(iter(resolved.values())).device.startswith("cuda")
-    return 4 if on_gpu and max(cfg.width for cfg in resolved.values()) <= 384 else 1
+    return 4 if on_gpu and max(cfg.width for cfg in resolved.values()) <= Config.width else 1
 
 
-def _run_all(name: str, out: Path, arms: dict, seeds: list[int], packed: int) -> dict:
-    """Run every arm x seed, `packed` at a time -> {which: why} of those that failed. UserError: stopped by
-    the user."""
+def _write_spec(out: Path, spec: dict, sharded: bool) -> None:
+    """experiment.json; of shards, all that any of them was asked for. UserError where one was asked for
+    something else under the same name."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "experiment.json"
+    with file_lock(out / ".lock"):
+        if sharded and path.is_file():
+            old = json.loads(path.read_text())
+            other = _other_arm(old, spec)
+            if other:
+                raise UserError(f"--shard: {out} holds {other}; give all shards the same command, or "
+                                "another --out")
+            spec = {**spec, "arms": {**old["arms"], **spec["arms"]},
+                    "seeds": sorted({*old["seeds"], *spec["seeds"]})}
+        write_text(path, to_json(spec, indent=1) + "\n")
+
+
+def _other_arm(old: dict, spec: dict) -> str | None:
+    """What an experiment has otherwise than this one under the same name; None: nothing."""
+    if old["experiment"] != spec["experiment"]:
+        return f"experiment {old['experiment']}"
+    for arm, options in spec["arms"].items():
+        before = old["arms"].get(arm, options)
+        for name in sorted({*before, *options} - {*UNLIKE, "device"}):
+            if before.get(name) != options.get(name):
+                return f"arm {arm!r} with {name} {before.get(name)}, not {options.get(name)}"
+    return None
+
+
+def _run_all(name: str, out: Path, arms: dict, seeds: list[int], runs: list[tuple], packed: int) -> dict:
+    """Make the runs (arm, seed), `packed` at a time -> {which: why} of those that failed. UserError: stopped
+    by the user."""
     def need(arm_seed: tuple) -> int:
         return DERIVED.get(derived(arms[arm_seed[0]]), 0)
 
     # By need (a replayed run comes after what it replays), then by seed: an interrupted experiment has whole
     # pairs.
-    jobs = sorted(((arm, seed) for seed in seeds for arm in arms), key=need)
+    jobs = sorted(runs, key=need)
     workers = packed if packed > 1 else 0
     failed, stopped = {}, []
     bar = tqdm(total=len(jobs), desc=name, unit="run", dynamic_ncols=True)
     for _, level in itertools.groupby(jobs, key=need):
-        ended = parallel_map(job, list(level), (out, arms, seeds, packed), workers, ahead=1)
+        ended = parallel_map(job, list(level), (out, arms, seeds, packed), workers, ahead=1,
+                             apart=workers > 0)
         for (arm, seed), (status, why) in ended:
             bar.update()
             if status == "failed":  # one arm's failure must not cost the others
@@ -237,10 +302,11 @@ def cmd_list(args) -> None:
 def cmd_run(args) -> None:
     # Every arm is checked before any is run.
     arms, common, seeds, reference = plan(args)
-    resolved = {name: resolve_arm(options) for name, options in arms.items()}
+    runs = share(arms, seeds, *(args.shard or (1, 1)))
+    resolved, hours = _check_apart(arms, runs)
     arms = {name: {**options, "steps": resolved[name].steps, "precision": resolved[name].precision}
             for name, options in arms.items()}
-    print(_describe(args, arms, common, seeds, next(iter(resolved.values())).steps))
+    print(_describe(args, arms, common, runs, next(iter(resolved.values())).steps, hours))
     if args.dry_run:
         return
     out = args.out or ROOT / "results" / args.experiment.lower()
@@ -249,9 +315,12 @@ def cmd_run(args) -> None:
     # What was asked for is written down first: `table` works on what there is, at any time.
     spec = {"experiment": args.experiment, "arms": arms, "seeds": seeds, "reference": reference,
             "pilot": args.pilot}
-    write_text(out / "experiment.json", to_json(spec, indent=1) + "\n")
+    _write_spec(out, spec, bool(args.shard))
+    if not runs:
+        print("no run is left to this shard")
+        return
     began = time.time()
-    failed = _run_all(args.experiment, out, arms, seeds, _runs_at_a_time(args, resolved))
+    failed = _run_all(args.experiment, out, arms, seeds, runs, _runs_at_a_time(args, resolved))
     for which, why in failed.items():
         print(f"FAILED {which}: {why} (see {out / 'failures.log'})")
     show(out)
@@ -267,7 +336,17 @@ def cmd_table(args) -> None:
 def show(out: Path) -> None:
     """Print the table of an experiment's folder; write table.txt, summary.json, figure.png, rows.jsonl and,
     for E5, track.json. UserError where there is nothing to show."""
-    spec = _read_experiment(out, f"{out}: no experiment.json; not the folder of an experiment")
+    not_one = f"{out}: no experiment.json; not the folder of an experiment"
+    _read_experiment(out, not_one)
+    # One process at a time: several shards may end together. Rows are read from the runs' own folders, so the
+    # last one writes them all.
+    with file_lock(out / ".lock"):
+        text = _write_tables(out, _read_experiment(out, not_one))
+    print("\n" + text)
+
+
+def _write_tables(out: Path, spec: dict) -> str:
+    """The files that `show` writes; -> the table."""
     name, arms, seeds, reference = spec["experiment"], spec["arms"], spec["seeds"], spec["reference"]
     rows = collect(out, name, arms, seeds)
     if not rows:
@@ -281,7 +360,15 @@ def show(out: Path) -> None:
     write_text(out / "summary.json", to_json(summarize(rows, arms, seeds, reference), indent=1) + "\n")
     write_text(out / "table.txt", text + "\n")
     figure(out, name, rows, arms, seeds)
-    print("\n" + text)
+    return text
+
+
+def shard(text: str) -> tuple[int, int]:
+    """An argparse type: 2/8, the second of eight."""
+    k, _, n = text.partition("/")
+    if not (k.isdecimal() and n.isdecimal() and len(text) < 12 and 1 <= int(k) <= int(n)):
+        raise argparse.ArgumentTypeError(f"{text[:40]}: must be K/N, the K-th of N shards, such as 2/8")
+    return int(k), int(n)
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -296,7 +383,9 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tuned", type=Path, metavar="FOLDER",
                         help="E7: keep the best clock of each setting, by this folder's E7 on other seeds")
     parser.add_argument("--jobs", type=whole(), default=0,
-                        help="runs at a time; 0: one, or four small ones on a GPU")
+                        help="runs at a time; 0: one, or four on a GPU if none is wider than `smoke`")
+    parser.add_argument("--shard", type=shard, metavar="K/N",
+                        help="this share of the runs alone; N machines with one command fill one folder")
     parser.add_argument("--pilot", action="store_true", help="mark the table as a pilot")
     parser.add_argument("--dry-run", action="store_true")
     for name, kind in COMMON.items():

@@ -11,7 +11,7 @@ arm x seed x evaluation (lab/tables.py), and next to each run made.json, what it
 Arms may name five sources of r that train.py does not know (lab/questions.py). They are made here, most
 from other runs' logs, as a file that the run replays; so the runs that they are made of must come first.
 
-Public: DERIVED, derived, slug, folder_of, resolve_arm, provenance, other_settings, find_finished_run,
+Public: DERIVED, derived, slug, folder_of, share, resolve_arm, provenance, other_settings, find_finished_run,
 run_arm, job, collect.
 """
 from __future__ import annotations
@@ -74,14 +74,16 @@ def warp(steps: np.ndarray, r: np.ndarray, K: int, seed: int) -> np.ndarray:
     return regime.hold_last(steps, r, K * u**g)
 
 
+def _seed_replayed(kind: str, seed: int, seeds: list[int]) -> int:
+    """Of which seed is the run that this kind of source replays under `seed`?"""
+    return seeds[(seeds.index(seed) + 1) % len(seeds)] if kind == "yoked" else seed
+
+
 def _replayed(kind: str, what: str, K: int, out: Path, arm: str, seed: int, seeds: list[int]) -> np.ndarray:
     """r (K,) of another run: the same seed's, warped, permuted or reversed, or the next seed's, as it was."""
-    other = seed
-    if kind == "yoked":
-        if len(seeds) < 2:
-            raise UserError(f"arm {arm!r} replays another seed's regime; give at least --seeds 2")
-        other = seeds[(seeds.index(seed) + 1) % len(seeds)]
-    log = folder_of(out, what, other) / "log.jsonl"
+    if kind == "yoked" and len(seeds) < 2:
+        raise UserError(f"arm {arm!r} replays another seed's regime; give at least --seeds 2")
+    log = folder_of(out, what, _seed_replayed(kind, seed, seeds)) / "log.jsonl"
     if not (log.parent / "scores.json").is_file():
         raise UserError(f"arm {arm!r} replays {log}, which is missing or of a run that has not ended; "
                         f"run arm {what!r} first")
@@ -110,6 +112,32 @@ def source_file(source: str, options: dict, out: Path, arm: str, seed: int, seed
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(to_json({"step": k, "r": float(v)}) + "\n" for k, v in enumerate(r, 1)))
     return f"replay:{path}"
+
+
+# --- shards -------------------------------------------------------------------------------------------------
+
+def share(arms: dict, seeds: list[int], k: int, n: int) -> list[tuple[str, int]]:
+    """Runs (arm, seed) of the k-th (from 1) of n shards: of the runs that replay no other every n-th, and
+    with each of them those that replay it, so that no shard waits for another."""
+    shard_of = {}  # run -> its shard
+    for seed, arm in itertools.product(seeds, arms):
+        if _origin(arm, seed, arms, seeds) == (arm, seed):
+            shard_of[arm, seed] = 1 + len(shard_of) % n
+    runs = []
+    for seed, arm in itertools.product(seeds, arms):
+        if shard_of.get(_origin(arm, seed, arms, seeds), 1) == k:  # 1 where what it replays is not asked for
+            runs.append((arm, seed))
+    return runs
+
+
+def _origin(arm: str, seed: int, arms: dict, seeds: list[int]) -> tuple[str, int]:
+    """The run whose r this one replays, or that one's, and so on; itself where it replays none."""
+    for _ in arms:
+        kind = derived(arms.get(arm, {}))
+        if not kind or kind == "ramp":
+            break
+        arm, seed = arms[arm]["regime"].partition(":")[2], _seed_replayed(kind, seed, seeds)
+    return arm, seed
 
 
 # --- which runs are the same --------------------------------------------------------------------------------

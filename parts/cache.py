@@ -90,12 +90,13 @@ def _refuse_without_guard() -> None:
         os._exit(2)
 
 
-def parallel_map(fn, jobs, args=(), workers: int | None = None, ahead: int = 2):
+def parallel_map(fn, jobs, args=(), workers: int | None = None, ahead: int = 2, apart: bool = False):
     """Yield (job, fn(job, *args)) as they finish, in worker processes (None: one a core; 0: in this one). fn
-    must be top-level. `ahead` jobs a worker are handed out at a time; with 1, none is begun after Ctrl-C."""
+    must be top-level. `ahead` jobs a worker are handed out at a time; with 1, none is begun after Ctrl-C. A
+    single job is done in this process, unless it must be `apart`."""
     if workers is None:
         workers = min(61, cores())  # Windows allows 61 handles
-    if workers == 0 or len(jobs) <= 1 or not _can_spawn():
+    if workers == 0 or len(jobs) <= (0 if apart else 1) or not _can_spawn():
         for job in jobs:
             yield job, fn(job, *args)
         return

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, in_process
-from fabricated import fabricated_rows
+from fabricated import fabricated_rows, fabricated_run
 
 import evaluate
 import train
@@ -231,6 +232,131 @@ def test_packed_runs_killed_with_their_parent_continue_to_the_rows_of_a_serial_e
     assert "trained 60 steps" in own_lines, "each run's own lines are beside it"
 
 
+@pytest.fixture
+def fabricated(small, monkeypatch):
+    """Runs that are finished without training, each said in made.txt."""
+    def run_arm(out, arm, options, seed, seeds):
+        with open(out / "made.txt", "a") as f:
+            f.write(f"{arm} {seed}\n")
+        return fabricated_run(out, arm, options, seed, seeds)
+
+    monkeypatch.setattr(runner, "run_arm", run_arm)
+    monkeypatch.setattr(experiments, "figure", lambda *a: None)
+
+
+@pytest.mark.parametrize("jobs", ["2", "1"])
+def test_the_parent_of_packed_runs_on_a_gpu_never_touches_it(
+        fabricated, tmp_path, monkeypatch, capsys, jobs):
+    """Whatever initialises CUDA raises, but in a worker. Negative control: one run at a time is made here."""
+    in_worker = []
+
+    def touch(*a, **k):
+        if not in_worker:
+            raise ValueError("the parent touched the GPU")
+        return True
+
+    def workers(fn, jobs, args=(), workers=None, ahead=2, apart=False):
+        for job in jobs:
+            in_worker.extend([job] * bool(apart and workers))
+            made = fn(job, *args)
+            in_worker.clear()
+            yield job, made
+
+    def run_arm(*a):
+        touch()
+        return fabricated_run(*a)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("_lazy_init", "is_bf16_supported", "get_device_name", "synchronize", "mem_get_info"):
+        monkeypatch.setattr(torch.cuda, name, touch)
+    monkeypatch.setattr(experiments, "parallel_map", workers)
+    monkeypatch.setattr(experiments, "estimate_hours", lambda options: float(touch()))
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    monkeypatch.setattr(runner, "run_arm", run_arm)
+    arms = {name: {k: v for k, v in options.items() if k != "precision"} for name, options in RECIPES.items()}
+    monkeypatch.setitem(EXPERIMENTS, "E1", Experiment("small", arms, "static"))
+    argv = ["run", "E1", "--device", "cuda", "--seeds", "2", "--jobs", jobs, "--out", tmp_path]
+    if jobs == "1":
+        with pytest.raises(UserError, match="no finished run"):
+            run(*argv)
+        assert "FAILED vanilla, seed 0: ValueError: the parent touched the GPU" in capsys.readouterr().out
+        return
+    run(*argv)
+    rows = all_rows(tmp_path)
+    assert {row["config"]["precision"] for row in rows} == {"bf16"} and len(rows) == 12
+
+
+@pytest.mark.parametrize("width, at_a_time", [(128, 4), (129, 1)])
+def test_several_runs_share_a_gpu_by_default_where_they_are_small(width, at_a_time):
+    args = types.SimpleNamespace(jobs=0)
+    for device, expected in (("cuda", at_a_time), ("cpu", 1)):
+        cfg = config.Config(device=device, width=width)
+        assert experiments._runs_at_a_time(args, {"x": config.Config(device=device), "y": cfg}) == expected
+    args.jobs = 3
+    assert experiments._runs_at_a_time(args, {"y": cfg}) == 3
+
+
+# --- shards
+
+SHARD = """
+import sys, time
+from pathlib import Path
+from fabricated import fabricated_run
+from lab import experiments, runner
+
+def run_arm(out, arm, *more):
+    time.sleep(0.02)
+    with open(out / "made.txt", "a") as f:
+        f.write(f"{arm} {more[1]}\\n")
+    return fabricated_run(out, arm, *more)
+
+runner.run_arm = run_arm
+experiments.estimate_hours = lambda options: 0.0
+experiments.figure = lambda *a: None
+experiments.main()
+for _ in range(5):
+    experiments.show(Path(sys.argv[-1]))
+"""
+
+
+def test_two_processes_that_share_an_experiment_fill_one_folder_as_one_process_would(
+        fabricated, tmp_path, monkeypatch):
+    """Real processes at the same time, both writing tables again and again; each run is made once."""
+    argv = ["run", "E3", "--seeds", "3", "--device", "cpu"]
+    shared, alone = tmp_path / "shared", tmp_path / "elsewhere" / "alone"
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+    both = []
+    for shard in ("1/2", "2/2"):
+        command = [sys.executable, "-c", SHARD, *argv, "--shard", shard, "--out", str(shared)]
+        both.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    run(*argv, "--out", alone)
+    for process in both:
+        text = process.communicate(timeout=200)[0]
+        assert process.returncode == 0, text[-800:]
+    made = [sorted((out / "made.txt").read_text().splitlines()) for out in (shared, alone)]
+    assert len(made[0]) == 27 and made[0] == made[1]
+    assert rows_of(shared) == rows_of(alone) and len(rows_of(shared)) == 81
+    for name in ("table.txt", "summary.json", "experiment.json"):
+        assert (shared / name).read_text() == (alone / name).read_text(), name
+
+
+def test_shards_that_were_asked_for_different_things_are_refused_and_more_seeds_are_added(
+        fabricated, tmp_path, capsys):
+    argv = ["run", "E1", "--out", tmp_path, "--shard"]
+    run(*argv, "1/2", "--seeds", "1", *SMALL)
+    shutil.rmtree(tmp_path / "runs")  # as if none of them had begun
+    with pytest.raises(UserError, match="--shard: .* holds arm 'vanilla' with steps 6, not 9"):
+        run(*argv, "2/2", "--seeds", "1", *SMALL, "--steps", "9")
+    with pytest.raises(UserError, match="--shard: .* holds experiment E1"):
+        run("run", "E6", *argv[2:], "2/2", *SMALL)
+    run(*argv, "2/2", "--first-seed", "1", "--seeds", "1", *SMALL)
+    assert {(row["arm"], row["seed"]) for row in all_rows(tmp_path)} == {("vanilla", 0), ("static", 1)}
+    assert json.loads((tmp_path / "experiment.json").read_text())["seeds"] == [0, 1]
+    capsys.readouterr()
+    run(*argv, "9/9", "--seeds", "1", *SMALL)
+    assert "no run is left to this shard" in capsys.readouterr().out
+
+
 # --- arms
 
 def test_your_own_arm_joins_the_table_and_a_failing_one_costs_nothing_else(
@@ -306,6 +432,10 @@ def test_a_dry_run_tells_arms_and_hours_and_leaves_nothing(tmp_path, monkeypatch
     (("run", "E1", "--only", "soup"), "no such arm"),
     (("run", "E1", "--seeds", "0"), "--seeds 0: must be a whole number of at least 1"),
     (("run", "E1", "--arms", "none.json"), "none.json: not a JSON file"),
+    (("run", "E1", "--shard", "0/4"), "--shard 0/4: must be K/N, the K-th of N shards, such as 2/8"),
+    (("run", "E1", "--shard", "5/4"), "--shard 5/4: must be K/N"),
+    (("run", "E1", "--shard", "two"), "--shard two: must be K/N"),
+    (("run", "E1", "--shard", "1/-2"), "--shard 1/-2: must be K/N"),
     (("table", "."), "no experiment.json"),
     (("run", "E1", "--tuned", "x"), "--tuned belongs to E7"),
     (("run", "E7", "--tuned", "x"), "--tuned x: no experiment.json"),

@@ -7,6 +7,7 @@ import pytest
 
 import regime
 from lab import runner
+from lab.questions import EXPERIMENTS
 from parts.errors import UserError
 
 
@@ -47,6 +48,39 @@ def test_replayed_sources_are_made_of_the_runs_they_name(tmp_path):
         runner.source_file("warped:fast", options, tmp_path, "x", 0, [0])
     with pytest.raises(UserError, match="at least --seeds 2"):
         runner.source_file("yoked:slope", options, tmp_path, "x", 0, [0])
+
+
+SEEDS = [3, 5, 9]
+
+
+def replayed_by(options, seed):
+    """The run (arm, seed) that a run with these options replays; None: it replays none."""
+    kind, _, what = options.get("regime", "").partition(":")
+    if kind in ("warped", "permuted", "reversed"):
+        return what, seed
+    return (what, SEEDS[(SEEDS.index(seed) + 1) % 3]) if kind == "yoked" else None
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_shards_share_all_runs_and_none_waits_for_what_another_makes(name, n):
+    """With arms beside it that replay what replays another run, or themselves."""
+    some = next(iter(EXPERIMENTS[name].arms))
+    arms = {**EXPERIMENTS[name].arms, "again": {"regime": "permuted:later"},
+            "later": {"regime": f"yoked:{some}"}, "round": {"regime": "warped:round"}}
+    shards = [runner.share(arms, SEEDS, k, n) for k in range(1, n + 1)]
+    dealt = [run for runs in shards for run in runs]
+    assert sorted(dealt) == sorted((arm, seed) for arm in arms for seed in SEEDS)
+    for runs in shards:
+        sources = [replayed_by(arms[arm], seed) for arm, seed in runs]
+        assert all(source is None or source in runs for source in sources)
+
+
+def test_runs_that_replay_no_other_are_dealt_evenly_and_always_alike():
+    arms = dict.fromkeys("abcde", {})
+    shards = [runner.share(arms, SEEDS, k, 4) for k in (1, 2, 3, 4)]
+    assert [len(runs) for runs in shards] == [4, 4, 4, 3]
+    assert shards[1] == runner.share(arms, SEEDS, 2, 4) and shards[0][0] == ("a", 3)
 
 
 @pytest.mark.parametrize("changed, mark", [("train.py", "+"), ("parts/deep/er.py", "+"), ("notes.md", "")])
