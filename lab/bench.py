@@ -1,6 +1,6 @@
 """How fast, against what? Training step, generation and data, each measured beside its peer, in one process.
 
-    python -m lab.bench --out results/bench.json      # the shape of the preset that this machine gets
+    python -m lab.bench --out results/bench.json      # the shape of the preset `smoke`; --preset small
     python -m lab.bench --compile --rounds 30         # compiled rows too (minutes)
 
 Arms take turns step by step after a warm-up, so that whatever else the machine does meets them all alike.

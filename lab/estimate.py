@@ -102,7 +102,7 @@ class Work:
 class _Launches(TorchDispatchMode):
     """Sees every operation below autograd, those of the backward pass too, after composite ones have been
     taken apart; counts those that compute, and the bytes of their tensors. Matrix products are counted and
-    not computed (zeros stand for them): a count needs shapes alone."""
+    not computed (random numbers stand for them): a count needs shapes alone."""
 
     NOTHING = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "_unsafe_view",
                "_local_scalar_dense", "is_same_size", "resize_", "_record_function_enter_new",
@@ -117,7 +117,7 @@ class _Launches(TorchDispatchMode):
         name = operation.overloadpacket.__name__
         if name in self.FACTORS:
             a, b = args[self.FACTORS[name] :][:2]                          # (..., n, k), (..., k, m)
-            out = a.new_zeros(*a.shape[:-1], b.shape[-1])
+            out = a.new_empty(*a.shape[:-1], b.shape[-1]).uniform_(-1, 1)
         else:
             out = operation(*args, **(kwargs or {}))
         returned = [value.alias_info for value in operation._schema.returns]
@@ -187,14 +187,15 @@ def _estimate_preset(task: str, preset: str, clips: int) -> dict:
     row = {"task": task, "preset": preset, "tokens": batch["x0"].shape[1], "batch": full.batch,
            "steps": full.steps}
 
+    # One pair of networks at a time: those of `full` take gigabytes.
+    saved = _saved_mb_a_clip(_networks(cfg, features, checkpointing=True)[1], batch, clips)
     networks, loss_of = _networks(cfg, features, checkpointing=False)
+    row["saved_mb_a_clip_checkpointing"] = saved
     row["saved_mb_a_clip"] = _saved_mb_a_clip(loss_of, batch, clips)
     row["parameters"] = _count(networks.model.parameters())
     step = _count_step(cfg, networks, loss_of, batch, full.batch)
     row |= {"flop_a_step": step.flop, "launches_a_step": round(step.launches), "bytes_a_step": step.bytes}
     row["minutes"] = {card: full.steps * step_seconds(step, card) / 60 for card in CARDS}
-    networks, loss_of = _networks(cfg, features, checkpointing=True)
-    row["saved_mb_a_clip_checkpointing"] = _saved_mb_a_clip(loss_of, batch, clips)
 
     # 16 bytes a parameter, 4 fewer under Muon, which keeps one moment where AdamW keeps two.
     optimizers = networks.model_optimizers
@@ -203,7 +204,6 @@ def _estimate_preset(task: str, preset: str, clips: int) -> dict:
     row["memory_gb"] = row["fixed_gb"] + full.batch * row["saved_mb_a_clip"] / 1e3
 
     # Under checkpointing one block at a time is there again in the backward pass.
-    saved = row["saved_mb_a_clip_checkpointing"]
     block = (row["saved_mb_a_clip"] - saved) / full.depth
     row["memory_gb_checkpointing_accumulate_4"] = row["fixed_gb"] + full.batch / 4 * (saved + block) / 1e3
     return row

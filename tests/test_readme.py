@@ -46,6 +46,7 @@ ELSEWHERE = {
     "lab.score_codec models/": "test_the_round_trip_of_a_latent_space_is_scored_before_anything_is_trained",
     "models/": "test_pretrained_parts_in_every_slot_train_score_and_are_used_from_their_run_folder",
     "lab.bench --out": "test_the_benchmark_runs_and_says_what_it_measured",
+    "lab.check_device": "test_the_check_of_a_device_passes_on_this_one",
     "lab.report": "test_a_report_is_one_page_that_asks_nobody_and_cannot_be_written_into",
 }
 
@@ -157,7 +158,8 @@ def test_commands_that_do_not_run_here_are_few_and_their_flags_exist():
     commands = re.findall(r"(?:python -m|python|torchrun \S+) (lab\.[a-z_]+|[a-z_]+\.py)([^\n`#]*)", TEXT)
     commands = [(name.removesuffix(".py"), rest) for name, rest in commands]
     labs = ("experiments", "report", "train_judges", "figures", "score_codec", "bench", "estimate",
-            "pretrain_teacher", "probe_teacher", "regime_choice", "block_work", "score_cutoff")
+            "pretrain_teacher", "probe_teacher", "regime_choice", "block_work", "score_cutoff",
+            "check_device")
     assert len(commands) > 30
     assert {name for name, _ in commands} == {"train", "evaluate", *(f"lab.{name}" for name in labs)}
     for name, rest in commands:
