@@ -4,7 +4,7 @@
     python evaluate.py upsample RUN --input muffled.wav --out clear.wav [--cutoff HZ --seed --steps]
     python evaluate.py score RUN [RUN ...] [--clips N --judge dev|final --data FOLDER --out scores.json]
     python evaluate.py sounds RUN                         # what can be asked for
-    python evaluate.py export RUN FOLDER                  # averaged weights only: what assets/ holds
+    python evaluate.py export RUN FOLDER                  # averaged weights, settings, model card: to publish
     python evaluate.py dashboard RUN; python evaluate.py page RUN     # dashboard.png, index.html again
 
 RUN is a run folder of train.py (or assets/demo, assets/demo-sr). Metrics, tables: parts/scoring.py.
@@ -38,6 +38,7 @@ from parts.errors import UserError, printable, run_cli
 from parts.files import to_json, write_text
 from parts.judges import judged_events, load_judge
 from parts.metrics import describe, level_above
+from parts.model_card import export_with_card
 from parts.page import write_page
 from parts.pretrained_judges import open_judges
 from parts.previews import CUTOFF
@@ -332,13 +333,9 @@ def cmd_score(args) -> None:
           args.clap, args.audio_model, *options, pick_device(args.device))
 
 
-def cmd_export(args) -> None:
-    checkpoints.export(args.run, args.folder)
-    print(f"{args.folder}: {(args.folder / 'checkpoint.pt').stat().st_size / 1e6:.1f} MB")
-
-
 COMMANDS = {"generate": cmd_generate, "upsample": cmd_upsample, "score": cmd_score, "sounds": cmd_sounds,
-            "export": cmd_export, "dashboard": lambda args: draw_dashboard(args.run, sampler.LogitNormal),
+            "export": lambda args: export_with_card(args.run, args.folder),
+            "dashboard": lambda args: draw_dashboard(args.run, sampler.LogitNormal),
             "page": lambda args: write_page(args.run, sampler.LogitNormal)}
 
 

@@ -3,16 +3,17 @@ from elsewhere can't run code.
 
     checkpoint.pt             weights, their average, optimizer, regime, groups, codec, words, settings
     checkpoint-previous.pt    the one before, in case the newest is damaged
+    model.safetensors         of an export: the average, codec, words, settings; can be used, not continued
 
 Errors are UserErrors that name the folder, the file and the fix.
 
-Public: VERSION, CHECKPOINTS, load_checkpoint, has_checkpoint, save_checkpoint, export, load_weights,
-not_written,
-save_half, load_frozen.
+Public: VERSION, CHECKPOINTS, EXPORTED, load_checkpoint, has_checkpoint, save_checkpoint, export,
+load_weights, not_written, save_half, load_frozen.
 """
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import sys
 from pathlib import Path
@@ -26,20 +27,22 @@ from parts.errors import UserError
 # Raised when saved weights or settings change their meaning.
 VERSION = 4
 CHECKPOINTS = ("checkpoint.pt", "checkpoint-previous.pt")  # newest first
+EXPORTED = "model.safetensors"
 
 
 def has_checkpoint(folder: Path) -> bool:
     """Is there one that load_checkpoint could try?"""
-    return any((folder / name).is_file() for name in CHECKPOINTS)
+    return any((folder / name).is_file() for name in (*CHECKPOINTS, EXPORTED))
 
 
 def load_checkpoint(folder: Path) -> tuple[dict, dict]:
     """(settings, checkpoint) of a run folder, or of the checkpoint before it, with a warning, where the
-    newest can't be read. Weights-only loading, so a file from elsewhere can't run code."""
+    newest can't be read; or of an export. Weights-only loading, so a file from elsewhere can't run code."""
     fields, failed = load_config(folder), []
-    for name in CHECKPOINTS:
+    exported = (folder / EXPORTED).is_file() and not any((folder / name).exists() for name in CHECKPOINTS)
+    for name in (EXPORTED,) if exported else CHECKPOINTS:
         try:
-            checkpoint = torch.load(folder / name, map_location="cpu", weights_only=True)
+            checkpoint = _read_exported(folder / name) if exported else _read_pickled(folder / name)
             checkpoint = {"config": {}, **checkpoint, "step": int(checkpoint["step"])}
         except FileNotFoundError:
             continue
@@ -48,7 +51,7 @@ def load_checkpoint(folder: Path) -> tuple[dict, dict]:
             failed.append(f"{name}: {type(e).__name__}: {first_line[:120]}")
             continue
         _check_same_run(folder, name, fields, checkpoint)
-        if name != CHECKPOINTS[0]:
+        if name == CHECKPOINTS[1]:
             what = f"is damaged ({failed[0]})" if failed else "is missing"
             print(f"warning: {folder / CHECKPOINTS[0]} {what}; going on from {name}, "
                   f"step {checkpoint['step']}", file=sys.stderr)
@@ -56,6 +59,40 @@ def load_checkpoint(folder: Path) -> tuple[dict, dict]:
     if failed:
         raise UserError(f"{folder}: checkpoint can't be read ({'; '.join(failed)})")
     raise UserError(f"{folder}: not a run folder (no checkpoint.pt)")
+
+
+def _read_pickled(path: Path) -> dict:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_exported(path: Path) -> dict:
+    """The parts of a checkpoint that _save_exported wrote: tensors by name, the rest as JSON beside them."""
+    from safetensors import safe_open
+
+    parts: dict[str, dict] = {"ema": {}, "codec": {}}
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+        for name in file.keys():
+            part, _, own = name.partition(".")
+            parts[part][own] = file.get_tensor(name)
+    return {**parts, **{name: json.loads(about[name]) for name in ("version", "step", "words", "config")}}
+
+
+def _save_exported(path: Path, ema: dict, codec: dict, **about) -> None:
+    """ema, codec: tensors by name; about: what JSON can hold. Whole or not at all."""
+    from safetensors.torch import save
+
+    tensors = {}
+    for part, state in (("ema", ema), ("codec", codec)):
+        tensors |= {f"{part}.{name}": value.contiguous() for name, value in state.items()}
+    metadata = {"format": "pt", **{name: json.dumps(value) for name, value in about.items()}}
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_bytes(save(tensors, metadata))
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: can't be written ({e.strerror})") from None
+    os.replace(temporary, path)
 
 
 def _check_same_run(folder: Path, name: str, fields: dict, checkpoint: dict) -> None:
@@ -91,19 +128,21 @@ def save_checkpoint(path: Path, **state) -> None:
     os.replace(temporary, path)
 
 
-def export(run: Path, folder: Path) -> None:
-    """EMA weights in half precision, codec, vocabulary and settings: everything that using a run needs.
-    UserError where the folder holds a run that can still be trained."""
+def export(run: Path, folder: Path) -> tuple[dict, int]:
+    """EMA weights in half precision, codec, vocabulary and settings: everything that using a run needs, as
+    safetensors. -> settings, step. UserError where the folder holds a run that can still be trained."""
     fields, checkpoint = load_checkpoint(run)
     if has_checkpoint(folder) and "optimizer" in load_checkpoint(folder)[1]:
         raise UserError(f"{folder}: holds a run that can still be trained; export to another folder")
     folder.mkdir(parents=True, exist_ok=True)
     cfg = Config(**{**fields, "out": ""})                  # the path is of this machine
     ema = {name: weight.half() for name, weight in checkpoint["ema"].items()}
-    save_checkpoint(folder / CHECKPOINTS[0], step=checkpoint["step"], ema=ema, codec=checkpoint["codec"],
-                    words=checkpoint["words"], config=dataclasses.asdict(cfg))
-    (folder / CHECKPOINTS[1]).unlink(missing_ok=True)      # of an export that stood here
+    _save_exported(folder / EXPORTED, ema, checkpoint["codec"], version=VERSION, step=checkpoint["step"],
+                   words=checkpoint["words"], config=dataclasses.asdict(cfg))
+    for name in CHECKPOINTS:                               # of an export by earlier code that stood here
+        (folder / name).unlink(missing_ok=True)
     save_config(folder, cfg)
+    return fields, checkpoint["step"]
 
 
 def not_written(path: Path, why: str) -> UserError:

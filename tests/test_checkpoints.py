@@ -1,14 +1,15 @@
 """Claims about checkpoints: what is read, what is refused, what an export holds. (Full disks, kills, damaged
 files: test_robust.py.)"""
 import pickle
+import shutil
 
 import pytest
 import torch
-from conftest import in_process
+from conftest import ROOT, in_process
 from run_files import a_run, final, save
 
 import evaluate
-from parts import checkpoints, config
+from parts import checkpoints, config, runs
 from parts.errors import UserError
 
 WEIGHTS = {"w": torch.arange(3.0)}
@@ -71,16 +72,38 @@ def test_weights_of_another_model_are_refused_by_name(tmp_path, t2a_run):
 
 def test_exported_runs_are_small_and_sound_the_same(t2a_run, tmp_path):
     small = tmp_path / "small"
-    assert in_process(evaluate, "export", t2a_run, small, cwd=tmp_path).returncode == 0
+    small.mkdir()
+    shutil.copy(ROOT / "assets/demo/config.json", small)
+    shutil.copy(ROOT / "assets/demo/checkpoint.pt", small)     # an export by earlier code stands there
+    done = in_process(evaluate, "export", t2a_run, small, cwd=tmp_path)
+    assert done.returncode == 0 and "model.safetensors" in done.stdout, done.stderr
+    assert {path.name for path in small.iterdir()} == {"README.md", "config.json", "model.safetensors"}
     size = (t2a_run / "checkpoint.pt").stat().st_size
-    assert (small / "checkpoint.pt").stat().st_size < 0.4 * size
+    assert (small / "model.safetensors").stat().st_size < 0.4 * size
     whole, exported = (evaluate.generate_latents(evaluate.load_run(path), ["rain"], [0])
                        for path in (t2a_run, small))
     assert (whole - exported).abs().max() < 0.05
     assert str(t2a_run) not in (small / "config.json").read_text(), "the path is of this machine"
-    before = (small / "checkpoint.pt").read_bytes()
-    assert in_process(evaluate, "export", t2a_run, small, cwd=tmp_path).returncode == 0, "over an export"
-    assert (small / "checkpoint.pt").read_bytes() == before and not list(small.glob("*previous*"))
+    before = final(small)
+    assert in_process(evaluate, "export", small, small, cwd=tmp_path).returncode == 0, "an export of itself"
+    after = final(small)
+    assert all(torch.equal(after["ema"][name], before["ema"][name]) for name in before["ema"])
+    assert {**after, "ema": 0, "codec": 0} == {**before, "ema": 0, "codec": 0}
+    with pytest.raises(UserError, match="exported checkpoint"):
+        runs.open_settings({}, str(small))
+
+
+def test_an_export_that_is_damaged_or_of_another_version_is_refused_in_one_line(t2a_run, tmp_path):
+    small = tmp_path / "small"
+    checkpoints.export(t2a_run, small)
+    whole = final(small)
+    older = {**whole, "version": 1}
+    checkpoints._save_exported(small / "older.safetensors", **older)
+    for content, said in ((b"", "can't be read"), (b"no safetensors", "can't be read"),
+                          ((small / "older.safetensors").read_bytes(), "of version 1")):
+        (small / "model.safetensors").write_bytes(content)
+        done = in_process(evaluate, "sounds", small, cwd=tmp_path)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and said in done.stderr
 
 
 def test_an_export_never_takes_the_place_of_a_run_that_can_be_trained(t2a_run, tmp_path):
