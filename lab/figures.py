@@ -13,7 +13,7 @@ grey.
 | agreement | results/regime/recorded/: cosine of guidance's gradient by noise level, beside r |
 | work | results/block-work.json: what blocks add, with and without the structure loss |
 | curves | results/e1*/rows.jsonl: quality over steps, mean and 95 % interval over seeds |
-| sooner | results/e1*/summary.json: how many times fewer steps and seconds than `static` |
+| sooner | results/e1*/summary.json: times fewer steps and seconds than `static`, of how many seeds |
 | differences | results/e*/summary.json: every arm against its control, in one picture |
 | sounds | assets/demo: captions nobody trained on, real clip beside the model's |
 
@@ -34,6 +34,7 @@ import torch
 from matplotlib import pyplot as plt
 
 import evaluate
+import guidance
 import sampler
 from lab.regime_choice import driven_r, r_of, read
 from lab.statistics import interval
@@ -60,7 +61,7 @@ ARMS = {"vanilla": ("#b0b0b0", ":"), "static": (BLACK, "-"), "stop": (BROWN, "-.
         "infonoise": ("#4666b0", (0, (4, 1, 1, 1))), "curriculum": ("#7fa3d9", (0, (3, 3)))}
 # Main comparisons: folder of results -> title.
 TITLES = {"e1": "captions: event-set accuracy", "e1-sr": "super-resolution: LSD-HF (lower is better)",
-          "e1-esc10": "super-resolution of ESC-10 (lower is better)"}
+          "e1-esc10": "super-resolution of ESC-10: LSD-HF (lower is better)"}
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -83,62 +84,59 @@ def log_rows(name: str) -> list[dict]:
 # --- one run, over training ---------------------------------------------------------------------------------
 
 def mechanism() -> plt.Figure:
-    """D falls, r follows, r drives: three rows over log-spaced steps, one column a task."""
-    fig, axes = plt.subplots(3, 2, figsize=(9, 5.4), sharex="col", sharey="row",
-                             height_ratios=(1, 0.8, 1.1))
-    for column, name, title in zip(axes.T, ("sr", "t2a"), ("super-resolution", "captions")):
+    """D falls, r follows its slope, r drives three curves: five rows over log-spaced steps, one column a
+    task."""
+    cfg = Config()
+    fig, axes = plt.subplots(5, 2, figsize=(9, 6.6), sharex="col", sharey="row",
+                             height_ratios=(1.1, 1.1, 0.8, 0.8, 0.8))
+    for column, (name, title) in zip(axes.T, (("t2a", "CAPTIONS"), ("sr", "SUPER-RESOLUTION"))):
         rows = log_rows(name)
-        column[0].plot(*steps_and_values(rows, "D"), color=BLACK)
-        column[0].set_title(f"{title}: discrepancy D")
         steps, r = steps_and_values(rows, "r")
+        column[0].plot(*steps_and_values(rows, "D"), color=BLACK)
+        column[0].set_title(f"{title}\n", fontsize=8.5)
         column[1].plot(steps, r, color=RED, drawstyle="steps-post")
         column[1].fill_between(steps, 0, r, color=RED, alpha=0.12, step="post")
-        column[1].set_title("regime r: 0 acquires, 1 refines")
-        _draw_driven(column[2], rows)
-    axes[0, 0].set_ylabel("D")
-    axes[0, 0].set_ylim(0, 1)
-    axes[1, 0].set_ylabel("r")
-    axes[1, 0].set_ylim(0, 1.05)
-    axes[2, 0].set_ylim(-0.05, 1.25)
-    handles = {}  # label -> line; a run without a structure loss has none of it
-    for ax in axes[2]:
-        lines, labels = ax.get_legend_handles_labels()
-        handles |= dict(zip(labels, lines))
-    fig.legend(handles.values(), handles, loc="outside lower center", ncol=3)
+        for ax, (x, y) in zip(column[2:], driven_curves(rows)):
+            ax.plot(x, y, color=GREEN, drawstyle="steps-post")
+        _mark_groups(column[4], rows)
+        column[4].set_xscale("log", base=2)
+        ticks = [2**k for k in range(5, 12, 2)]
+        column[4].set_xticks(ticks, [str(step) for step in ticks])
+        column[4].set_xlabel("training step")
+
+    said = ("CAPTIONS\nD: discrepancy between predicted and true sound, in a teacher's features",
+            "regime r = 1 - (slope of D / its steepest): 0 acquires, 1 refines",
+            f"guidance: weight lambda = {cfg.lambda0:g} (1 - r), off past r = {guidance.OFF_AT:g}",
+            f"timesteps: centre m of p(t), {cfg.m_early:g} (more noise) at r = 0, {cfg.m_late:g} at r = 1",
+            f"structure: share of the gradient, {cfg.struct_share:g} r once groups of blocks are found")
+    labels = ("D", "r", "lambda", "m", "share")
+    limits = ((0, 0.6), (0, 1.05), (-0.03, 1.1 * cfg.lambda0), (cfg.m_late - 0.1, cfg.m_early + 0.1),
+              (-0.01, 1.1 * cfg.struct_share))
+    for row, title, label, limit in zip(axes, said, labels, limits):
+        row[0].set(ylabel=label, ylim=limit)
+        row[0].set_title(title, fontsize=8.5)
+    fig.align_ylabels(axes[:, 0])
     return fig
 
 
-def driven_shares(rows: list[dict]) -> dict:
-    """{what r drives: (steps, values)}, each as a share of its most under the default settings: lambda /
-    lambda0, (m - m_late) / (m_early - m_late), and the structure loss's share of the gradient over
-    struct_share."""
-    cfg = Config()
+def driven_curves(rows: list[dict]) -> tuple:
+    """What r drives: (steps, values) of lambda, m and the structure loss's share of the gradient, which is 0
+    as long as the loss is off."""
     steps, densities = steps_and_values(rows, "density")
-    m = [(density["m"] - cfg.m_late) / (cfg.m_early - cfg.m_late) for density in densities]
-    steps_of_lambda, lam = steps_and_values(rows, "lambda")
-    steps_of_share, share = steps_and_values(rows, "struct_share")
-    return {"guidance weight lambda": (steps_of_lambda, [x / cfg.lambda0 for x in lam]),
-            f"sampler's centre m (1: {cfg.m_early:g}, 0: {cfg.m_late:g})": (steps, m),
-            f"structure's share of the gradient (1: {cfg.struct_share:g})":
-                (steps_of_share, [x / cfg.struct_share for x in share])}
+    m = [density["m"] for density in densities]
+    share = [row.get("struct_share") if row.get("mu", 0) > 0 else 0.0 for row in rows]
+    known = [(row["step"], value) for row, value in zip(rows, share) if value is not None]
+    return steps_and_values(rows, "lambda"), (steps, m), tuple(zip(*known))
 
 
-def _draw_driven(ax, rows: list[dict]) -> None:
-    """lambda, m and the structure loss's share over steps, and when the groups were found."""
-    styles = ({"color": BLACK, "ls": "-"}, {"color": GREEN, "ls": "--"},
-              {"color": BROWN, "ls": ":", "lw": 2.2})
-    for (label, (steps, shares)), style in zip(driven_shares(rows).items(), styles):
-        if steps:
-            ax.plot(steps, shares, drawstyle="steps-post", label=label, **style)
-    ax.set_title("what r drives, as shares of its most")
+def _mark_groups(ax, rows: list[dict]) -> None:
+    """When the groups were found, or that none were."""
     found = groups_found_at(rows)
     if found:
-        ax.annotate("groups found", (found, 0), (found, 1.14), fontsize=7, ha="center",
-                    arrowprops={"arrowstyle": "-", "lw": 0.6})
-    ax.set_xscale("log", base=2)
-    ticks = [2**k for k in range(5, 12, 2)]
-    ax.set_xticks(ticks, [str(step) for step in ticks])
-    ax.set_xlabel("training step")
+        ax.axvline(found, color=BLACK, lw=0.8, ls=":")
+        ax.annotate("groups found", (found, 0.12), xytext=(3, 0), textcoords="offset points", fontsize=8)
+    else:
+        ax.text(0.02, 0.55, "off: too few blocks to test for groups", fontsize=8, transform=ax.transAxes)
 
 
 def groups_found_at(rows: list[dict]) -> int | None:
@@ -334,49 +332,58 @@ def learning_curves() -> plt.Figure:
             quality = QUALITY[metric] * np.array([y for _, y in of_seeds])                     # (seeds, n)
             low, high = np.array([interval(column)[1:] for column in quality.T]).T             # (n,) each
             color, dash = ARMS.get(arm, ("#444444", "-"))
+            ax.plot(steps, quality.mean(0), "o", ms=3, color=color)
             ax.plot(steps, quality.mean(0), color=color, ls=dash, label=arm)
             ax.fill_between(steps, low, high, color=color, alpha=0.12, lw=0)
-        ax.set(xlabel="training step", title=f"{TITLES[folder.name]}, {len(spec['seeds'])} seeds")
+        ax.set(xlabel="training step")
+        ax.set_title(f"{TITLES[folder.name]}, {len(spec['seeds'])} seeds", fontsize=8.5)
         ax.legend()
     return fig
 
 
 def sooner() -> plt.Figure:
-    """T_static / T_arm of the main comparison, in steps and in seconds."""
+    """T_static / T_arm of the main comparison, in steps and in seconds, and of how many seeds: the others
+    share no quality with `static`."""
     folders = main_comparisons()
     fig, axes = plt.subplots(1, len(folders), figsize=(4.4 * len(folders), 2.6), squeeze=False)
     for ax, folder in zip(axes[0], folders):
         summary = json.loads((folder / "summary.json").read_text())
-        rows = [row for row in summary if row.get("speed_up_step", {}).get("n")]
+        rows = [row for row in summary if "speed_up_step" in row]
         _draw_speed_ups(ax, rows, 0, "speed_up_step", "steps", "#555555", "")
         _draw_speed_ups(ax, rows, 1, "speed_up_seconds", "seconds", "#d0d0d0", "//")
         ax.axvline(1, color=BLACK, lw=0.8)
-        ax.set_yticks(np.arange(len(rows)) + 0.18, [row["arm"] for row in rows])
-        ax.set(xlabel="times sooner than static (> 1: better)", xlim=(0, None),
-               title=TITLES[folder.name].split(":")[0].split(" (")[0])
-        ax.invert_yaxis()
+        names = [f"{row['arm']}\n{row['speed_up_step']['n']} of {row['speed_up_step']['of']} seeds"
+                 for row in rows]
+        ax.set_yticks(np.arange(len(rows)) + 0.18, names)
+        ax.set(xlabel="speed-up over static (> 1: faster)", xlim=(0, None),
+               title=TITLES[folder.name].split(":")[0].split(" (")[0], ylim=(len(rows) - 0.35, -0.35))
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncol=2)
     return fig
 
 
 def _draw_speed_ups(ax, rows: list[dict], k: int, key: str, label: str, face: str, hatch: str) -> None:
-    """The k-th bar of each arm. An arm that ran on another day has no seconds to compare, and gets none."""
+    """The k-th bar of each arm, or why there is none."""
     y = np.arange(len(rows)) + 0.36 * k
     unknown = {"ratio": np.nan, "interval": [np.nan, np.nan]}
     ratio = np.array([row.get(key, unknown)["ratio"] for row in rows], float)
     ends = np.array([row.get(key, unknown)["interval"] for row in rows], float)                # (arms, 2)
+    for at, row in zip(y, rows):
+        why = "never in reach of static" if key in row else "run on another day: not compared"
+        if not row.get(key, {}).get("n"):
+            ax.text(0.02, at, why, fontsize=7, va="center")
     ax.barh(y, ratio, 0.34, color=face, hatch=hatch, edgecolor=BLACK, lw=0.6, label=label)
     ax.errorbar(ratio, y, xerr=np.abs(ends.T - ratio), fmt="none", ecolor=RED, capsize=2, lw=1)
 
 
 def differences() -> plt.Figure:
-    """Every arm of at least 8 seeds of every recorded experiment minus its reference, 95 %, turned so that
-    better is to the right."""
-    panels = {"captions (event sets right)": [], "super-resolution (minus the energy score)": []}
+    """Every arm of at least 8 seeds of every recorded experiment minus its reference, 95 %, as in the tables:
+    of event sets, where more is better, and of energy scores, where less is."""
+    panels = {"captions: event sets right (right of 0: better)": [],
+              "super-resolution: energy score (left of 0: better)": []}
     for folder in sorted(path.parent for path in RESULTS.glob("e*/summary.json")):
         spec = json.loads((folder / "experiment.json").read_text())
         sr = next(iter(spec["arms"].values()))["task"] == "sr"
-        panels[list(panels)[sr]] += _compared(folder, spec, sr)
+        panels[list(panels)[sr]] += _compared(folder, spec)
     panels = {title: compared for title, compared in panels.items() if compared}
     if not panels:
         raise UserError(f"{RESULTS}: no recorded experiment; make one with: "
@@ -391,24 +398,22 @@ def differences() -> plt.Figure:
             ax.plot(mean, y, "o", ms=5, color=BLACK, mfc=BLACK if without_zero else "white")
         ax.axvline(0, color=RED, lw=0.8)
         ax.set_yticks(range(len(compared)), [name for name, _ in compared])
-        ax.set(xlabel="difference, 95 % (filled: without 0; right: better)", title=title)
+        ax.set(xlabel="difference, 95 % (filled: without 0)", title=title)
         ax.invert_yaxis()
     return fig
 
 
-def _compared(folder: Path, spec: dict, sr: bool) -> list[tuple]:
-    """(name, [difference, its interval's ends]) of each arm of an experiment that has enough seeds. In
-    super-resolution the metric is an energy score, where lower is better."""
+def _compared(folder: Path, spec: dict) -> list[tuple]:
+    """(name, [difference, its interval's ends]) of each arm of an experiment that has enough seeds."""
     if spec["pilot"]:
         return []
     experiment = spec["experiment"] + (" ESC-10" if "esc10" in folder.name else "")
-    sign = -1 if sr else 1
     compared = []
     for row in json.loads((folder / "summary.json").read_text()):
         if "against" in row and row["n"] >= 8:
             reference = row["reference"].rpartition(": ")[2]
             numbers = np.array([row["against"]["difference"], *row["against"]["interval"]], float)
-            compared.append((f"{experiment}: {row['arm']} - {reference}", sign * numbers))
+            compared.append((f"{experiment}: {row['arm']} - {reference}", numbers))
     return compared
 
 

@@ -143,7 +143,7 @@ def _format_speed_up(found: dict) -> str:
         return "never in reach (censored)"
     text = f"{found['ratio']:.2f} {format_interval(found['interval'], sign=False, digits=2)}"
     if found["shared"] < 0.95:
-        text += f", over {100 * found['shared']:.0f} % of its range"
+        text += f", over {100 * found['shared']:.0f} % of its range, {found['n']} of {found['of']} seeds"
     return text
 
 
@@ -178,7 +178,7 @@ def table(name: str, rows: list[dict], arms: dict, seeds: list[int], reference: 
     if any(": " in arm for arm in arms):
         basis += " of the same setting"
     head = (f"{'arm':{width}s} n   mean  95 % interval    difference, 95 %             p  Holm p   "
-            "sooner by, in steps: 95 %     in seconds")
+            "speed-up, in steps: 95 %      in seconds")
 
     lines = [f"{name}: {question}", basis, head]
     lines += [_format_arm(row, width) for row in summarize(rows, arms, seeds, reference)]

@@ -82,7 +82,7 @@ def test_the_figures_of_a_run_are_drawn_from_its_log(name, recorded):
 def test_a_figure_without_its_record_says_which_file(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
     done = in_process(figures, "mechanism", cwd=tmp_path)
-    assert done.returncode == 2 and "regime-sr.jsonl: missing" in done.stderr
+    assert done.returncode == 2 and "regime-t2a.jsonl: missing" in done.stderr
     assert in_process(figures, "portrait", cwd=tmp_path).returncode == 2
 
 
@@ -95,29 +95,16 @@ def test_a_log_without_densities_is_refused_with_its_name(tmp_path, monkeypatch)
 
 # --- what they show
 
-def test_what_r_drives_is_shown_as_shares_of_its_most():
-    """lambda and m are 1 - r, lambda 0 past its end; structure's share is r, ramped in."""
+def test_what_r_drives_is_shown_as_it_was_logged():
+    """lambda = 0.5 (1 - r), 0 past its end; m = 2 - r; structure's share 0.15 r, ramped in, 0 before."""
     rows = [row for row in stage_log() if "density" in row]
-    (steps, lam), (_, m), (of_share, share) = figures.driven_shares(rows).values()
+    (steps, lam), (_, m), (of_share, share) = figures.driven_curves(rows)
     r = np.array([row["r"] for row in rows])
     assert steps == [row["step"] for row in rows]
-    assert np.allclose(lam, np.where(r > 0.9, 0, 1 - r)) and np.allclose(m, 1 - r)
-    ramp = np.minimum(1, (np.array(of_share) - FOUND) / 200)
-    assert len(share) >= 5 and np.allclose(share, ramp * r[np.isin(steps, of_share)])
-
-
-def test_the_ends_of_m_are_those_of_the_settings(monkeypatch):
-    """Negative control: with other defaults the same log is shown otherwise."""
-    rows, shown = [row for row in stage_log() if "density" in row], {}
-    ends = [("m_early", float, 3.0), ("m_late", float, 0.0)]
-    other = dataclasses.make_dataclass("Other", ends, bases=(Config,))
-    for name, settings in (("own", Config), ("other", other)):
-        monkeypatch.setattr(figures, "Config", settings)
-        (label, (_, m)), = [x for x in figures.driven_shares(rows).items() if "centre" in x[0]]
-        shown[name] = m
-        assert f"(1: {settings().m_early:g}, 0: {settings().m_late:g})" in label
-    m_of_log = [row["density"]["m"] for row in rows]
-    assert np.allclose(shown["other"], np.array(m_of_log) / 3) and not np.allclose(*shown.values())
+    assert np.allclose(lam, np.where(r > 0.9, 0, 0.5 * (1 - r))) and np.allclose(m, 2 - r)
+    ramp = np.clip((np.array(of_share) - FOUND) / 200, 0, 1)
+    assert max(share) > 0.1 and np.allclose(share, 0.15 * ramp * r[np.isin(steps, of_share)])
+    assert set(figures.driven_curves([row for row in stage_log(found=None) if "density" in row])[2][1]) == {0}
 
 
 def test_groups_were_found_at_the_check_before_the_structure_loss_has_a_weight():
@@ -126,14 +113,24 @@ def test_groups_were_found_at_the_check_before_the_structure_loss_has_a_weight()
     assert figures.groups_found_at(stage_log(found=None)) is None
 
 
-def test_the_mechanism_figure_shows_structure_only_where_it_was_logged(recorded):
+def test_the_mechanism_figure_shows_one_curve_a_panel_and_says_why_structure_is_off(recorded):
     fig = figures.mechanism()
-    counts = [len(ax.get_lines()) for ax in fig.axes[4:6]]
-    assert counts == [2, 3] and len(fig.legends[0].get_texts()) == 3, "sr has no groups, captions have"
-    texts = [[text.get_text() for text in ax.texts] for ax in fig.axes[4:6]]
-    assert texts == [[], ["groups found"]]
+    counts = [len(ax.get_lines()) for ax in fig.axes]
+    assert counts == [1] * 8 + [2, 1], "a dotted line where groups are found"
+    texts = [[text.get_text() for text in ax.texts] for ax in fig.axes[8:]]
+    assert texts == [["groups found"], ["off: too few blocks to test for groups"]], "captions, sr"
     D = fig.axes[0].get_lines()[0]
     assert D.get_xdata().tolist() == regime.probe_steps(2_000) and D.get_ydata()[0] == pytest.approx(0.9)
+
+
+def test_a_time_to_quality_says_of_how_many_seeds_it_is_and_why_there_is_none():
+    fig = figures.sooner()
+    labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    assert labels[0] == "vanilla\n5 of 8 seeds" and labels[1].endswith("8 of 8 seeds")
+    texts = [text.get_text() for ax in fig.axes for text in ax.texts]
+    assert texts.count("run on another day: not compared") == 1
+    assert texts.count("never in reach of static") == 2, "steps and seconds of vanilla on ESC-10"
+    plt.close(fig)
 
 
 def test_densities_are_scipys_of_the_logged_centre_and_width(recorded):
