@@ -23,7 +23,7 @@ of those that all runs measured (with `--probe auto` a run measures what its own
 judged by the signal that the *other* runs choose (leave one run out). It has to stay within 0.12 in captions
 and 0.15 in super-resolution.
 
-Public: main, record, read, r_of, driven_r, error, back, choose, check, bands, normal, means.
+Public: main, record, read, r_of, driven_r, error, back, choose, check, controls, bands, normal, means.
 """
 from __future__ import annotations
 
@@ -218,8 +218,26 @@ def check(recorded: list[tuple[dict, list[dict]]]) -> dict:
             rates[f"{lr:g}"] = {"seeds": len(many), "mean_error": float(np.mean(errors)), "spread": spread}
         commonest = max(curves, key=lambda lr: len(curves[lr]))
         alike = [rows for header, rows in recorded if header["task"] == task and header["lr"] == commonest]
-        result[task] = {"runs": runs, "rates": rates, "bands": bands(alike)}
+        result[task] = {"runs": runs, "rates": rates, "bands": bands(alike),
+                        "controls": controls(alike)}
     return result
+
+
+def controls(runs: list[list[dict]]) -> dict:
+    """Mean error of what measures nothing, over runs with the same settings: r = k / K; r = log(k / k_0) /
+    log(K / k_0), k_0 the first probe; and the mean progress of the other runs. Both r and progress rise, so
+    an r that says something has to be nearer to progress than the clocks are; the last is a floor."""
+    found: dict[str, list] = {"clock": [], "clock in log k": []}
+    progress = [progress_of(rows) for rows in runs]
+    for at, mine in progress:
+        K, first = at[-1], regime.FIRST
+        found["clock"].append(np.abs(at / K - mine).mean())
+        found["clock in log k"].append(np.abs(np.log(at / first) / np.log(K / first) - mine).mean())
+    every = np.array([values for at, values in progress if len(at) == len(progress[0][0])])
+    if len(every) > 1:
+        others = [np.delete(every, n, 0).mean(0) for n in range(len(every))]
+        found["other seeds' progress"] = list(np.abs(every - others).mean(1))
+    return {name: float(np.mean(errors)) for name, errors in found.items()}
 
 
 def bands(runs: list[list[dict]]) -> dict:
@@ -248,6 +266,8 @@ def check_text(found: dict) -> str:
             lines.append(f"{task:4s} lr {lr}, seeds: {rate['seeds']}: mean error {rate['mean_error']:.3f} "
                          f"(at most {BOUNDS[task]:g}); largest deviation of r over seeds past the first "
                          f"tenth: {spread}")
+        for name, mean_error in result["controls"].items():
+            lines.append(f"{task:4s} control, {name} in the place of r: mean error {mean_error:.3f}")
         for step, band in result["bands"].items():
             ranges = [f"{name} {low:.2f} to {high:.2f}" for name, (low, high) in band.items()]
             lines.append(f"{task:4s} step {step}: {', '.join(ranges)}")

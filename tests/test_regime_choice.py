@@ -96,6 +96,18 @@ def test_check_counts_the_wrong_side_and_the_spread_over_seeds():
     assert "too early at 1, too late at 1" in C.check_text({"sr": found})
 
 
+def test_controls_are_the_clocks_errors_and_those_of_the_other_runs():
+    """A clock is right where progress is k / K, and wrong where all is done at once."""
+    at = [64, 256, 1_024]
+    linear = [{"step": k, "progress": k / 1_024} for k in at]
+    at_once = [{"step": k, "progress": 1.0} for k in at]
+    assert C.controls([linear, linear]) == pytest.approx(
+        {"clock": 0, "clock in log k": np.mean([0.2 - 0.0625, 0.6 - 0.25, 0]), "other seeds' progress": 0})
+    found = C.controls([linear, at_once])
+    assert found["clock"] == pytest.approx(np.mean([0.9375, 0.75, 0]) / 2)
+    assert found["other seeds' progress"] == pytest.approx(np.mean([0.9375, 0.75, 0]))
+
+
 def test_a_run_folder_becomes_a_small_file(t2a_run, tmp_path):
     """Progress is the event accuracy as a share of the ceiling's; D and r are those of the log."""
     folder = tmp_path / "run"
