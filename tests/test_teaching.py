@@ -90,7 +90,8 @@ def test_the_tour_is_a_notebook_without_outputs_whose_answers_are_folded():
 
 @pytest.mark.parametrize("steps", [33, pytest.param(200, marks=pytest.mark.slow)])
 def test_the_cells_of_the_tour_run_from_top_to_bottom(steps, sr_run, monkeypatch, capsys):
-    """Few steps: the arms of the comparison are the first run again. (The shared run has the clips cached.)"""
+    """With few steps the arms of the comparison are the first run again. (The shared run has the clips
+    cached.)"""
     import matplotlib.pyplot as plt
 
     monkeypatch.chdir(ROOT / "docs")
