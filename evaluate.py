@@ -29,9 +29,10 @@ from model import DiT, VelocityField, flow_matching_loss, integrate, predict
 from parts import checkpoints, previews, scoring
 from parts.audio import RATE, at_level, first_seconds, in_segments, scaled_note, with_added, write_wav
 from parts.audio_files import file_rate, read_channels
+from parts.background import at_once
 from parts.band_limit import find_cutoff
 from parts.commands import evaluate_parser
-from parts.components import open_codec, open_text
+from parts.components import beside_model, open_codec, open_text
 from parts.dashboard import draw_dashboard
 from parts.devices import pick_device
 from parts.errors import UserError, printable, run_cli
@@ -97,7 +98,7 @@ def load_run(path: str | Path, device: str = "cpu", trust: bool = False, pickles
     codec = open_codec(config, device, trust, pickles)
     checkpoints.load_weights(path, codec, codec_state)
     model = model.to(device).eval().requires_grad_(False)
-    return Run(Path(path), config, model, codec, words, checkpoint["step"])
+    return Run(Path(path), config, model, beside_model(codec, device), words, checkpoint["step"])
 
 
 # --- generation -----------------------------------------------------------------------------------------
@@ -212,11 +213,11 @@ def maker(run: Run, steps: int | None = None, iters: int = 32):
     return make
 
 
-def preview(run: Run, val_set) -> dict:
+def preview(run: Run, val_set, background=at_once) -> dict:
     """Write four previews and return quick metrics on validation clips. Quick: 12 steps, and 8 rounds of
     Griffin-Lim for captions; the judge finds the same as in 32, which take three times as long."""
-    quick = maker(run, 12, 32 if run.config["task"] == "sr" else 8)
-    return previews.preview(run.path, run.step, run.config, val_set, maker(run), quick)
+    quick, device = maker(run, 12, 32 if run.config["task"] == "sr" else 8), run.codec.mean.device
+    return previews.preview(run.path, run.step, run.config, val_set, maker(run), quick, device, background)
 
 
 def score(trained: list[Run], clips: int = 500, judge: str = "dev", split: str = "test", cutoff: int = 2_000,

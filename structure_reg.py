@@ -61,17 +61,18 @@ TESTABLE = 6             # blocks; fewer leave no pairs that the model of depth 
 
 # --- what a block is ----------------------------------------------------------------------------------------
 
-def signatures(blocks) -> list[Tensor]:
+def signatures(blocks) -> list:
     """Weights of each block -> [A (L, W, W), M (L, W, W)(, C (L, R, W))], float32, unit norm each.
 
     blocks: [(W_O (W, W), W_V (W, W), W_1 (H, W), W_2 (W, H), C (R, W)) per block]. The direction that all
-    blocks share is projected out."""
+    blocks share is projected out. Arrays, or tensors where the weights are on a GPU."""
     wo, wv, w1, w2, c = (torch.stack([block[k].detach().float() for block in blocks]) for k in range(5))
     # A_l = W_O W_V P,  M_l = W_2 W_1 P                                                            # ASSUMED
     parts = [x - x.mean(-1, keepdim=True) for x in (wo @ wv, w2 @ w1)]
     if c.square().mean((1, 2)).sqrt().min() > C_FLOOR:
         parts.append(c)
-    return [_unit(_without_common(_unit(x))).cpu() for x in parts]
+    parts = [_unit(_without_common(_unit(x))) for x in parts]
+    return parts if wo.is_cuda else [x.cpu().numpy() for x in parts]
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -93,8 +94,8 @@ def _without_common(x: Tensor, iterations: int = 30) -> Tensor:
 
 def similarity(parts: list) -> np.ndarray:
     """S (L, L): mean over the parts, [(L, R, W), ...] of unit norm, of the cosines between blocks."""
-    flat = [np.asarray(x).reshape(len(x), -1) for x in parts]
-    return np.mean([(x @ x.T).astype(np.float64) for x in flat], axis=0)
+    flat = [x.reshape(len(x), -1) for x in parts]
+    return np.mean([torch.as_tensor(x @ x.T).cpu().numpy().astype(np.float64) for x in flat], axis=0)
 
 
 # --- do they group? -----------------------------------------------------------------------------------------
@@ -116,16 +117,18 @@ def contrast(S: np.ndarray, labels: np.ndarray) -> float:
     return float(S[same & different_block].mean() - S[~same].mean())
 
 
-def axes_test(parts: list[Tensor], G: int, seed, draws: int = DRAWS) -> float:
+def axes_test(parts: list, G: int, seed, draws: int = DRAWS) -> float:
     """p of the contrast against blocks whose residual axes are permuted and flipped independently, then
     reclustered. seed: of the null alone, an int or a sequence of ints."""
-    rng, parts = np.random.default_rng(seed), [x.numpy() for x in parts]
-    L, width = len(parts[0]), parts[0].shape[-1]
+    rng, (L, _, width) = np.random.default_rng(seed), parts[0].shape
+    stack = torch.stack if isinstance(parts[0], Tensor) else np.stack      # on a GPU; on a CPU
     observed, reached = _found_contrast(parts, G), 0
     for _ in range(draws):
         # One relabelling of the residual stream a block, the same for its A, M and C.
         axes = [(rng.permutation(width), rng.choice(np.float32([-1, 1]), width)) for _ in range(L)]
-        scrambled = [np.stack([_relabel(block, *how) for block, how in zip(x, axes)]) for x in parts]
+        if stack is torch.stack:
+            axes = [[torch.as_tensor(values, device=parts[0].device) for values in how] for how in axes]
+        scrambled = [stack([_relabel(block, *how) for block, how in zip(x, axes)]) for x in parts]
         reached += _found_contrast(scrambled, G) >= observed
     return (1 + reached) / (1 + draws)
 
@@ -171,13 +174,13 @@ def depth_test(S: np.ndarray, G: int, seed, draws: int = DEPTH_DRAWS) -> float:
     return (1 + reached) / (1 + draws)
 
 
-def _found_contrast(parts: list[np.ndarray], G: int) -> float:
+def _found_contrast(parts: list, G: int) -> float:
     S = similarity(parts)
     return contrast(S, group(S, G))
 
 
-def _relabel(block: np.ndarray, order: np.ndarray, sign: np.ndarray) -> np.ndarray:
-    """One block's signature (R, W) with its residual axes permuted and flipped."""
+def _relabel(block, order, sign):
+    """One block's signature (R, W), array or tensor, with its residual axes permuted and flipped."""
     rows, width = block.shape
     # C (6 W, W) is six outputs (W, W): the rows of each alike. Only A and M also read the stream.
     out = (block.reshape(-1, width, width)[:, order] * sign[:, None]).reshape(block.shape)
@@ -277,14 +280,21 @@ def grouped_loss(hs: list[Tensor], groups, mask: Tensor | None = None, eps: floa
     pooled = torch.stack([_token_mean(h, mask) for h in hs])       # (L + 1, B, W)
     u = pooled[1:] - pooled[:-1]                                   # (L, B, W)
     # U_g = mean over l in g of u_l, less its mean over the batch, as a unit vector
-    names, groups = sorted(set(groups)), list(groups)
-    share = [[(member == name) / groups.count(name) for member in groups] for name in names]
-    U = torch.einsum("gl,lbd->bgd", torch.tensor(share, device=u.device), u - u.mean(1, keepdim=True))
+    share = _shares_of_groups(tuple(groups), u.device)             # (G, L)
+    U = torch.einsum("gl,lbd->bgd", share, u - u.mean(1, keepdim=True))
     U = U / (U.square().sum(-1, keepdim=True) + eps**2).sqrt()     # (B, G, W)
     # L_struct = mean over clips and pairs of groups of cos^2(U_g, U_h)                            # ASSUMED
     cos = U @ U.mT                                                 # (B, G, G)
-    others = 1 - torch.eye(len(names), device=u.device)
+    others = 1 - torch.eye(len(share), device=u.device)
     return (cos.square() * others).sum() / (others.sum() * len(cos))
+
+
+@functools.cache  # a GPU would have to be waited for if the table were copied to it each time
+def _shares_of_groups(groups: tuple, device) -> Tensor:
+    """(G, L): what each block counts in the mean over its group."""
+    names = sorted(set(groups))
+    return torch.tensor([[(member == name) / groups.count(name) for member in groups] for name in names],
+                        device=device)
 
 
 def _token_mean(h: Tensor, mask: Tensor | None) -> Tensor:

@@ -38,6 +38,8 @@ import sampler
 import structure_reg
 from model import block_weights, flow_matching_loss, predict
 from parts import checkpoints, config, devices, peers, runs
+from parts.background import Background
+from parts.batches import to_device
 from parts.components import open_codec, open_teacher, open_text
 from parts.config import Config
 from parts.devices import RANK, WORLD, StopSignal, Timer, broadcast_from_rank0, from_all, ignore
@@ -117,10 +119,11 @@ def add_noise(drawn: dict, token_ids: list, cfg: Config, generator: torch.Genera
     batch of which these are `rows`, so that it is the same on any number of devices."""
     batch = data.to_tensors(drawn, token_ids)
     size = size or len(batch["x0"])
-    batch["eps"] = torch.randn(size, *batch["x0"].shape[1:], generator=generator)[rows]
+    if "eps" not in batch:                                 # else drawn ahead, from the same generator
+        batch["eps"] = torch.randn(size, *batch["x0"].shape[1:], generator=generator)[rows]
     batch["t"] = density.sample(size, generator)[rows]
     batch["drop"] = torch.rand(size, generator=generator)[rows] < cfg.cond_drop
-    return {name: value.to(cfg.device, non_blocking=True) for name, value in batch.items()}
+    return to_device(batch, cfg.device)
 
 
 def losses(cfg: Config, networks: Networks, batch: dict, k: int, driven: Driven, timer=ignore) -> dict:
@@ -153,13 +156,14 @@ def losses(cfg: Config, networks: Networks, batch: dict, k: int, driven: Driven,
     return {"total": total, "fm": fm, "ssl": ssl, "struct": struct, "each": each}
 
 
-def update(cfg: Config, networks: Networks, k: int, timer=ignore) -> torch.Tensor:
-    """Clip the gradients, move weights and average. -> norm before clipping; not finite: nothing moves."""
+def update(cfg: Config, networks: Networks, k: int, timer=ignore) -> float:
+    """Clip the gradients, move weights and average. -> norm before clipping, the one number of a step that a
+    GPU is waited for; not finite: nothing moves."""
     # The projector needs no warm-up: its loss is bounded.
     for optimizer, lr in zip(networks.model_optimizers, (cfg.lr, cfg.muon_lr)):
         optimizer.param_groups[0]["lr"] = lr * rate_factor(k, cfg.steps, cfg.warmup, cfg.cool)
-    norm = torch.nn.utils.clip_grad_norm_(networks.model.parameters(), cfg.grad_clip)
-    finite = bool(torch.isfinite(norm))                    # the one wait for the device in a step
+    norm = float(torch.nn.utils.clip_grad_norm_(networks.model.parameters(), cfg.grad_clip))
+    finite = np.isfinite(norm)
     for optimizer in networks.optimizers:
         if finite:
             optimizer.step()                               # without guidance the projector has no gradients
@@ -277,6 +281,7 @@ class Training:
     val_batches: list[dict]
     draw: data.Prefetcher                      # of the clips of a step
     averaged: evaluate.Run                     # the averaged network, for previews and scores
+    background: Background                           # draws pictures
     step: int = 0                              # steps done
     seconds_before: float = 0.0                # of training that they took
     wall_before: float = 0.0                   # with previews and logs
@@ -307,9 +312,7 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
     cfg.channels = codec.channels                          # a neural codec may have fewer
     pretrained_text = cfg.task == "t2a" and cfg.text != "words"
     words = open_text(asdict(cfg), [], *options) if pretrained_text else None
-    infonoise = None
-    if cfg.timesteps == "infonoise":
-        infonoise = peers.InfoNoise(sampler.LogitNormal(cfg.m, cfg.s))
+    infonoise = peers.InfoNoise(sampler.LogitNormal(cfg.m, cfg.s)) if cfg.timesteps == "infonoise" else None
     probing = cfg.probe == "always" or (cfg.probe == "auto" and stage.source == "slope" and cfg.adaptive)
     teacher = open_teacher(cfg) if cfg.guidance != "off" or probing else None
     clips = data.prepare(cfg, codec, words, teacher, checkpoint, resume, claim)
@@ -337,14 +340,12 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
     out = Path(cfg.out)
     if RANK == 0:
         config.save_config(out, cfg)
-        print(introduction(cfg, len(clips.train_set), networks.model))
-        if cfg.structure == "adaptive" and cfg.depth < structure_reg.TESTABLE:
-            print(f"note: groups among {cfg.depth} blocks can't be told from depth; the structure loss needs "
-                  f"--depth {structure_reg.TESTABLE} or more")
+        print(introduction(cfg, len(clips.train_set), networks.model, structure_reg.TESTABLE))
     past = checkpoint or {"step": 0, "seconds": 0.0, "wall": 0.0}
     averaged = evaluate.Run(out, asdict(cfg), networks.ema, codec, clips.words, past["step"])
-    return Training(cfg, out, clips, networks, stage, detector, infonoise, probe, val_batches,
-                    data.Prefetcher(cfg, clips), averaged, past["step"], past["seconds"], past["wall"])
+    draw, background = data.Prefetcher(cfg, clips, data.choose_crops, data.read_crops), Background(cfg.device)
+    return Training(cfg, out, clips, networks, stage, detector, infonoise, probe, val_batches, draw,
+                    averaged, background, past["step"], past["seconds"], past["wall"])
 
 
 def build_networks(cfg: Config, words, features: int = 0, phi_mean: torch.Tensor | None = None) -> Networks:
@@ -375,8 +376,7 @@ def loop(run: Training) -> Timer:
                 bar.write(line)
 
             # The batch, its noise and noise levels: functions of (seed, step) alone.
-            drawn = run.draw(k, bool(driven.lam))
-            generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + k)
+            drawn, generator = run.draw(k, bool(driven.lam))
             batch = add_noise(drawn, run.data.token_ids, cfg, generator, driven.density, cfg.batch,
                               run.draw.rows)
             timer("data")
@@ -384,7 +384,7 @@ def loop(run: Training) -> Timer:
             # Losses and gradients; then the weights move.
             sums, each, more = gradients(run, j, driven, batch, timer)
             found |= more
-            grad_norm = float(update(cfg, networks, k, timer))
+            grad_norm = update(cfg, networks, k, timer)
             skipped = 0 if np.isfinite(grad_norm) else skipped + 1
             if not skipped and stage.source == "loss":
                 stage.observe(sums["fm"])
@@ -449,11 +449,11 @@ def evaluation_due(cfg: Config, k: int, j: int | None) -> bool:
 def evaluate_and_save(run: Training, log, timer: Timer) -> str:
     """Validation loss and previews of the averaged network, then the checkpoint; -> what there is to say."""
     run.averaged.step, by_t = run.step, evaluate.validation_loss(run.networks.ema, run.val_batches)
-    quick = evaluate.preview(run.averaged, run.data.val_set)
+    quick = evaluate.preview(run.averaged, run.data.val_set, run.background)
     found = {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": run.seconds(timer), **quick}
     log({"step": run.step, "memory_mb": devices.memory_mb(run.cfg.device), "eval": found})
     save(run, log, timer)  # after its line in the log: a kill in between loses steps, never an evaluation
-    draw_pages(run.out, sampler.LogitNormal)
+    run.background(draw_pages, run.out, sampler.LogitNormal)
     said = [f"{name.replace('_', ' ')} {x:.3f}" for name, x in quick.items()
             if x is not None and name != "order_n"]
     return ", ".join([f"validation loss {np.mean(by_t):.4f}", *said])
@@ -483,6 +483,7 @@ def train(given: dict, resume: str = "") -> Path:
         if RANK > 0:
             return run.out
         cfg, out = run.cfg, run.out
+        run.background.finish()
         times = {"prepare_s": round(prepared - began), "train_s": round(run.wall(timer))}
         print(f"trained {run.step} steps; {times['prepare_s']} s of preparation, {times['train_s']} s of "
               "training and previews")

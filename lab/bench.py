@@ -470,10 +470,13 @@ def _measure_shape(cfg: config.Config, tokens: int) -> tuple[float, float]:
         text = None if sr else model.encode_text(ids)
         flow_matching_loss(model(x, t, text), x).mean().backward()
 
-    def decode():
-        griffin_lim(torch.rand(16, 2 * tokens + 1, N_FFT // 2 + 1), 640 * tokens)
+    # The codec is beside the network on a GPU, otherwise on the CPU.
+    codec_device = cfg.device if cfg.device.startswith("cuda") else "cpu"
 
-    return _fastest(forward_and_backward, cfg.device), _fastest(decode, "cpu") / 16
+    def decode():
+        griffin_lim(torch.rand(16, 2 * tokens + 1, N_FFT // 2 + 1, device=codec_device), 640 * tokens)
+
+    return _fastest(forward_and_backward, cfg.device), _fastest(decode, codec_device) / 16
 
 
 def _fastest(function, device: str) -> float:

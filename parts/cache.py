@@ -11,7 +11,7 @@ working on.
 
 Workers are spawned, so this module imports no torch: it would cost each of them seconds.
 
-Public: cache_dir, digest, cores, parallel_map, fill_array.
+Public: cache_dir, digest, cores, can_spawn, start_worker, parallel_map, fill_array.
 """
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def _end_with_parent() -> None:
         time.sleep(1)
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
+    """What a worker process does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -76,7 +77,7 @@ GUARD = ("A script of your own that is not a module must start its work under `i
          "since worker processes read it too")
 
 
-def _can_spawn() -> bool:
+def can_spawn() -> bool:
     """Can worker processes be started? They import the main module: not where it came from a pipe."""
     main = sys.modules["__main__"]
     file = getattr(main, "__file__", None)
@@ -96,13 +97,13 @@ def parallel_map(fn, jobs, args=(), workers: int | None = None, ahead: int = 2, 
     single job is done in this process, unless it must be `apart`."""
     if workers is None:
         workers = min(61, cores())  # Windows allows 61 handles
-    if workers == 0 or len(jobs) <= (0 if apart else 1) or not _can_spawn():
+    if workers == 0 or len(jobs) <= (0 if apart else 1) or not can_spawn():
         for job in jobs:
             yield job, fn(job, *args)
         return
 
     # 'spawn', not 'fork': forking a process whose torch threads have run can deadlock in the child.
-    pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp.get_context("spawn"), initializer=start_worker)
     try:
         job_of = {}  # future -> job
         todo = list(jobs)[::-1]

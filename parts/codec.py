@@ -189,8 +189,8 @@ class Codec(PCA):
         return self
 
     def encode(self, wav: Tensor) -> Tensor:
-        """(B, N) -> z (B, T, C), N is padded with silence to whole tokens."""
-        return self.project(self._frames(wav))
+        """(B, N) -> z (B, T, C) on the input's device; N is padded with silence to whole tokens."""
+        return self.project(self._frames(wav.to(self.mean.device))).to(wav.device)
 
     def decode_mel(self, z: Tensor) -> Tensor:
         """z (B, T, C) -> log-mel (B, 2 T, 64)."""
@@ -211,23 +211,25 @@ class Codec(PCA):
     @torch.no_grad()
     def decode(self, z: Tensor, muffled: Tensor | None = None, cutoff: float | Tensor | None = None,
                seed: int = 0, iters: int = 32) -> Tensor:
-        """z (B, T, C) -> wav (B, 640 T).
+        """z (B, T, C) -> wav (B, 640 T) on the input's device.
 
         With muffled (B, N <= 640 T) and cutoff (Hz), the band under the cutoff is the recording's own, level
         included, and only the band above comes from z; without, peaks over 0.95 are scaled down to it
         (guidance exaggerates levels too, and clipped samples crackle up to 8 kHz). seed: of the phases that
         Griffin-Lim starts from."""
-        mag = self.magnitude(self.decode_mel(z))
+        device = self.mean.device
+        mag = self.magnitude(self.decode_mel(z.to(device)))
         mag = torch.cat([mag, mag[:, -1:]], 1)                     # the frame centred on the very end
         n = z.shape[1] * PER_TOKEN * HOP
         generator = torch.Generator().manual_seed(seed)
         if muffled is None:
-            return limit_peak(griffin_lim(mag, n, iters, generator=generator))
+            return limit_peak(griffin_lim(mag, n, iters, generator=generator)).to(z.device)
 
         # Bins under the cutoff that are not reset to the recording's are at least as loud as it is there.
-        low = stft(F.pad(muffled, (0, n - muffled.shape[-1])))     # (B, 2 T + 1, 513)
-        mag = torch.where(_bin_frequencies(z.device) < cutoff, torch.maximum(mag, low.abs()), mag)
-        return griffin_lim(mag, n, iters, low=low, keep=_known_bins(cutoff, z.device), generator=generator)
+        low = stft(F.pad(muffled.to(device), (0, n - muffled.shape[-1])))          # (B, 2 T + 1, 513)
+        mag = torch.where(_bin_frequencies(device) < cutoff, torch.maximum(mag, low.abs()), mag)
+        keep = _known_bins(cutoff, device)
+        return griffin_lim(mag, n, iters, low=low, keep=keep, generator=generator).to(z.device)
 
 
 # --- levels and bands -----------------------------------------------------------------------------------

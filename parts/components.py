@@ -10,7 +10,7 @@ The rest of the project calls what it gets from here and does not know which of 
 `config` is a dict of settings as a run folder holds it (older ones lack some), `cfg` the dataclass
 config.Config. All raise UserError where a pretrained part can't be loaded.
 
-Public: open_codec, open_text, open_teacher.
+Public: open_codec, beside_model, open_text, open_teacher.
 """
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ def open_codec(config: dict, device: str = "cpu", trust: bool = False,
     if config.get("codec", "mel") == "mel":
         return Codec(config["channels"])
     return PretrainedCodec(config["codec"], config["channels"], trust=trust, pickles=pickles, device=device)
+
+
+def beside_model(codec: nn.Module, device: str) -> nn.Module:
+    """The codec on the GPU of the model, where sound is made from then on; elsewhere it stays on the CPU.
+    (Once data is prepared: worker processes do that.)"""
+    return codec.to(device) if str(device).startswith("cuda") else codec
 
 
 def open_text(config: dict, words: list[str], device: str = "cpu", trust: bool = False,

@@ -6,8 +6,8 @@
 each. A new setting is one line of `Config`; a new combination of mechanisms is one line of RECIPES. What a
 value must satisfy stands in the check of its group, below.
 
-Public: Config, PRESETS, RECIPES, CHOICES, parse, resolve, validate_config, save_config, load_config,
-settings_not_default, NOT_OF_ITS_KIND.
+Public: Config, PRESETS, RECIPES, CHOICES, parse, resolve, compiles_by_default, validate_config, save_config,
+load_config, settings_not_default, NOT_OF_ITS_KIND.
 """
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ class Config:
     batch: int = 32              # clips a step, over all devices
     accumulate: int = 1          # parts that a batch is cut into: less memory, the same gradient
     checkpointing: bool = False  # recompute each block in the backward pass: less memory, a third more time
-    compile: bool = False        # torch.compile the network: a minute or more at the start
+    compile: bool = False        # torch.compile the network, a minute or more at the start; on CUDA
+    #                              always, but for --no-compile
     optimizer: str = "muon"      # muon: matrices inside blocks, AdamW the rest | adamw: everything
     lr: float = 2e-3             # rate after warm-up; --cool 0 keeps it where times to quality are compared
     muon_lr: float = 5e-3        # the same for Muon, in units of AdamW's rate (update RMS 0.2 lr)
@@ -354,6 +355,12 @@ def parse(argv: list[str], description: str = __doc__) -> tuple[dict, str]:
     return given, resume
 
 
+def compiles_by_default(device: str) -> bool:
+    """On CUDA a small network's step is bound by starting some two thousand kernels; compiled, there are
+    fewer; elsewhere it costs a minute and gains little."""
+    return device.startswith("cuda")
+
+
 def resolve(given: dict) -> Config:
     """Defaults < preset < recipe < what the user typed. UserError for a value that can't be."""
     cfg = Config(**{name: given[name] for name in ("task", "device", "preset") if name in given})
@@ -368,6 +375,8 @@ def resolve(given: dict) -> Config:
     cfg = dataclasses.replace(cfg, **{**preset, **recipe, **typed})
     if cfg.precision == "auto":
         cfg.precision = pick_precision(cfg.device)
+    if "compile" not in given:
+        cfg.compile = compiles_by_default(cfg.device)
     cfg.out = os.path.expanduser(cfg.out)
     if not cfg.out:
         cfg.out = free_folder(f"runs/{cfg.task}")

@@ -172,7 +172,7 @@ def pick_precision(device: str) -> str:
 
     (fp16 overflows where bf16 does not, so it is no candidate; emulated bf16 is slower than fp32.)"""
     if device.startswith("cuda"):
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     if device.startswith("cpu"):
         return "bf16" if {"avx512_bf16", "amx_bf16"} & set(cpu()[1]) else "fp32"
     return "fp32"  # mps: autocast to bf16 is partial there

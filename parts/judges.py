@@ -145,13 +145,13 @@ def load_judge(kind: str) -> Judge:
 
 @torch.no_grad()
 def judge_clips(judge: Judge, waves, batch: int = 64) -> dict:
-    """Judge an iterable of equally long (N,) waveforms -> dict of numpy arrays, a row for each clip (see
-    Judge)."""
-    waves = list(waves)
+    """Judge an iterable of equally long (N,) waveforms, where the judge is -> dict of numpy arrays, a row for
+    each clip (see Judge)."""
+    waves, device = list(waves), judge.presence.weight.device
     answers = []
     for i in range(0, len(waves), batch):
-        answers.append(judge(torch.as_tensor(np.stack(waves[i : i + batch]))))
-    return {name: torch.cat([answer[name] for answer in answers]).numpy() for name in answers[0]}
+        answers.append(judge(torch.as_tensor(np.stack(waves[i : i + batch])).to(device)))
+    return {name: torch.cat([answer[name] for answer in answers]).cpu().numpy() for name in answers[0]}
 
 
 def judged_events(judge: Judge, x: np.ndarray) -> list[tuple[str, float]]:

@@ -3,7 +3,7 @@
 Nothing here knows what the network is; train.py builds it, says what is lost (`losses`) and when it moves
 (`update`).
 
-Public: Networks.
+Public: Networks, Compiled.
 """
 from __future__ import annotations
 
@@ -15,7 +15,29 @@ from torch import Tensor, nn
 from parts.checkpoints import load_weights
 from parts.config import Config
 from parts.devices import WORLD
+from parts.errors import out_of_memory
 from parts.optim import make_optimizers
+
+
+class Compiled:
+    """A network, compiled; where that fails, as it is, and one line says so."""
+
+    def __init__(self, net: nn.Module):
+        # Shapes are few (parts/batches.py): each gets code of its own.
+        self.net, self.compiled = net, torch.compile(net, dynamic=False)
+
+    def __call__(self, *args):
+        if self.compiled is None:
+            return self.net(*args)
+        try:
+            return self.compiled(*args)
+        except Exception as e:  # of the compiler's many kinds; the network's own come again below
+            if out_of_memory(e):
+                raise
+            self.compiled = None
+            why = (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
+            print(f"note: the network can't be compiled here ({why}); it runs as it is, slower on a GPU")
+        return self.net(*args)
 
 
 class Networks:
@@ -42,7 +64,9 @@ class Networks:
             if projector is not None:
                 self.project = nn.parallel.DistributedDataParallel(projector, devices)
         if cfg.compile:
-            self.net = torch.compile(self.net)
+            self.net = Compiled(self.net)
+        if cfg.device.startswith("cuda"):
+            torch.set_float32_matmul_precision("high")     # TF32 for what stays in float32
 
     @property
     def lr(self) -> float:

@@ -65,7 +65,9 @@ class Muon(torch.optim.Optimizer):
         grads = [param.grad for param in params]
         averages = []
         for param in params:
-            averages.append(self.state[param].setdefault("momentum", torch.zeros_like(param)))
+            if "momentum" not in self.state[param]:
+                self.state[param]["momentum"] = torch.zeros_like(param)
+            averages.append(self.state[param]["momentum"])
 
         # m <- beta m + (1 - beta) g, then Nesterov's step ahead: G = beta m + (1 - beta) g
         torch._foreach_lerp_(averages, grads, 1 - group["momentum"])

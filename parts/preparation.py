@@ -24,6 +24,7 @@ from torch import Tensor
 from parts.audio import ACTIVE_RMS, CLIP_S, RATE, at_level
 from parts.cache import cache_dir
 from parts.checkpoints import load_weights
+from parts.components import beside_model
 from parts.config import Config, save_config
 from parts.devices import RANK
 from parts.errors import UserError, printable
@@ -127,11 +128,14 @@ def prepare(cfg: Config, codec, words, teacher, checkpoint: dict | None, resume:
     extract = phi = phi_mean = None
     if teacher is not None:
         extract = TeacherFeatures(codec, teacher)
+        if cfg.device.startswith("cuda"):                          # seconds there, minutes on a CPU
+            extract = extract.to(cfg.device)
         if cfg.guidance != "off":
             phi = LatentCache(train_set, extract)
         phi_mean = feature_mean(extract, latents, train_set, cfg.device)
         extract = extract.to(cfg.device)
     T = codec.tokens(round(cfg.seconds * RATE))
+    codec = beside_model(codec, cfg.device)
     return TrainingData(train_set, val_set, codec, words, T, latents, muffled, val_latents, val_muffled,
                         token_ids, val_token_ids, extract, phi_mean, phi)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from parts.audio import first_seconds
+from parts.background import at_once
 from parts.band_limit import band_limit
 from parts.scoring import preview_clips, quick_caption_metrics, quick_superresolution_metric
 from parts.spectrograms import draw_previews
@@ -33,12 +34,14 @@ def shown_clips(val_set, config: dict, n: int = 4) -> tuple[list[str], np.ndarra
     return shown, real, shown
 
 
-def preview(folder: Path, step: int, config: dict, val_set, make, make_quick) -> dict:
+def preview(folder: Path, step: int, config: dict, val_set, make, make_quick, device="cpu",
+            background=at_once) -> dict:
     """Write four previews (wav + spectrograms), always from the same noise, and return quick metrics:
-    event-set accuracy by the development judge and the texture score, or LSD-HF and the energy score. Rough:
-    for curves, not for tables."""
+    event-set accuracy by the development judge (on `device`) and the texture score, or LSD-HF and the energy
+    score. Rough: for curves, not for tables. background: see parts/background.py."""
     captions, real, inputs = shown_clips(val_set, config)
-    draw_previews(folder, step, list(zip(captions, real, make(inputs, list(range(len(real)))))))
+    made = make(inputs, list(range(len(real))))
+    background(draw_previews, folder, step, list(zip(captions, real, made)))
 
     clips = min(preview_clips(config), len(val_set))
     if config["task"] == "sr":
@@ -52,4 +55,4 @@ def preview(folder: Path, step: int, config: dict, val_set, make, make_quick) ->
     made = make_quick(captions, list(range(clips)))
     twice = min(clips, SAMPLED_TWICE)
     again = make_quick(captions[:twice], list(range(clips, clips + twice)))
-    return quick_caption_metrics(val_set, made, clips, again)
+    return quick_caption_metrics(val_set, made, clips, again, device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.distributed as dist
 
 from parts.checkpoints import CHECKPOINTS
@@ -17,12 +18,18 @@ REFINES = 0.6      # r from which training is said to refine
 MAX_SKIPPED = 10  # steps in a row without a finite gradient, after which a run ends
 
 
-def introduction(cfg, clips: int, model) -> str:
-    """What is about to be trained, on what, where. clips: how many."""
+def introduction(cfg, clips: int, model, testable: int) -> str:
+    """What is about to be trained, on what, where. clips: how many; testable: blocks that it takes to tell
+    groups from depth."""
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     where = cfg.device if WORLD == 1 else f"{WORLD} x {cfg.device}"
-    return (f"{cfg.task} on {cfg.data}: {clips} clips, {parameters:.2f} M parameters, recipe {cfg.recipe}, "
-            f"{cfg.steps} steps of {cfg.batch} on {where} in {cfg.precision}, run folder {cfg.out}")
+    compiled = ", compiled" if cfg.compile else ""
+    said = (f"{cfg.task} on {cfg.data}: {clips} clips, {parameters:.2f} M parameters, recipe {cfg.recipe}, "
+            f"{cfg.steps} steps of {cfg.batch} on {where} in {cfg.precision}{compiled}, run folder {cfg.out}")
+    if cfg.structure == "adaptive" and cfg.depth < testable:
+        said += (f"\nnote: groups among {cfg.depth} blocks can't be told from depth; the structure loss "
+                 f"needs --depth {testable} or more")
+    return said
 
 
 class Phases:
@@ -59,8 +66,8 @@ class Phases:
 
 def nonfinite_clips(drawn: dict, train_set) -> list[str]:
     """Names of the clips of a batch that are not finite themselves, or of all of them; of all devices."""
-    arrays = [drawn[name] for name in ("x0", "cond", "phi") if name in drawn]
-    finite = np.all([np.isfinite(array).all((1, 2)) for array in arrays], 0)
+    inputs = [torch.as_tensor(drawn[name]) for name in ("x0", "cond", "phi") if name in drawn]
+    finite = np.all([torch.isfinite(x).all(2).all(1).cpu().numpy() for x in inputs], 0)
     broken = [train_set.name(int(i)) for i in drawn["i"][~finite]]
     everyone = [train_set.name(int(i)) for i in drawn["i"]]
     found = [(broken, everyone)] * WORLD

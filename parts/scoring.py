@@ -130,12 +130,12 @@ def factor_scores(world: SoundWorld, truth: dict, predicted: dict, hit: np.ndarr
     }
 
 
-def quick_caption_metrics(world: SoundWorld, made, clips: int, again) -> dict:
+def quick_caption_metrics(world: SoundWorld, made, clips: int, again, device="cpu") -> dict:
     """Clips 0..clips-1 of a split, generated as `made` -> {"event_accuracy", and what factor_scores gives},
-    by the development judge; and texture_score, the energy score of metrics.texture, of the first clips, of
-    which `again` (m, N) is a second sample."""
+    by the development judge, on a device; and texture_score, the energy score of metrics.texture, of the
+    first clips, of which `again` (m, N) is a second sample."""
     truth = factor_table(world, clips)
-    predicted = judge_clips(load_judge("dev"), made)
+    predicted = judge_clips(load_judge("dev").to(device), made)
     hit = event_match(truth["presence"], predicted["presence"])
     scores = [energy_score(texture(world.wave(i)), [texture(made[i]), texture(second)])
               for i, second in enumerate(again)]
@@ -243,7 +243,7 @@ def score_captions(
 ) -> list[dict]:
     """Rows of the caption-to-sound table on unseen SoundWorld captions: real clips, their codec round trip
     (the ceiling), the model. make(captions, seeds) -> waves (n, N); clip i is made from seed i."""
-    judge = load_judge(judge_kind)
+    judge = load_judge(judge_kind).to(codec.mean.device)
 
     def references() -> UnseenClips:
         return unseen_clips(codec, config, clips, judge, split)
@@ -261,7 +261,7 @@ def score_recordings(
     """Caption-to-sound on recordings: no true factors, so KID, in an embedding trained on other (synthetic)
     sounds, and what pretrained models say. The reference clips are of the training set. make: see
     score_captions."""
-    judge = load_judge(judge_kind)
+    judge = load_judge(judge_kind).to(codec.mean.device)
     seconds = config["seconds"]
     n = min(clips, len(test_set))
     real = np.stack([first_seconds(test_set.wave(i), seconds) for i in range(n)])  # (n, N)

@@ -213,7 +213,8 @@ def feature_mean(extract: TeacherFeatures, latents, data, device: str) -> Tensor
         z = z[np.isfinite(z).all(1)]  # one broken clip must not spoil every distance
         # One minute at a time.
         chunks = np.array_split(z, max(1, len(z) // 1_500))
-        phi = [extract(torch.from_numpy(chunk)[None])[0] for chunk in chunks]
+        where = extract.codec.mean.device
+        phi = [extract(torch.from_numpy(chunk)[None].to(where))[0] for chunk in chunks]
     else:
         phi = [extract.encode(torch.from_numpy(data.wave(int(i)))[None])[0] for i in some]
     return torch.cat(phi).mean(0).to(device)

@@ -87,45 +87,6 @@ def test_a_split_batch_is_the_batch_in_equal_parts():
     assert all(torch.equal(torch.cat([part[name] for part in parts]), batch[name]) for name in batch)
 
 
-# --- ahead of time, and by several processes
-
-def seeded_numbers(latents, muffled, batch, length, rng, phi, rows) -> dict:
-    """A stand-in for draw_batch: what the generator says, and whether phi was asked for."""
-    return {"x": rng.integers(0, 1 << 30, batch)[rows], "phi": phi is not None}
-
-
-def prefetcher(device) -> data.Prefetcher:
-    nothing = SimpleNamespace(latents=None, muffled=None, T=4, phi="phi")
-    return data.Prefetcher(Config(batch=8, device=device), nothing)
-
-
-def test_what_is_drawn_ahead_is_what_would_have_been_drawn(monkeypatch):
-    """The thread that a GPU run uses gives each step the same clips, also where guidance is switched on in
-    between."""
-    monkeypatch.setattr(data, "draw_batch", seeded_numbers)
-    plain, ahead = prefetcher("cpu"), prefetcher("cuda")
-    plain.rows = ahead.rows = slice(2, 5)
-    assert plain.pool is None and ahead.pool is not None
-    for step, with_phi in ((1, False), (2, False), (3, True), (4, True), (9, True)):
-        now, before = plain(step, with_phi), ahead(step, with_phi)
-        assert np.array_equal(now["x"], before["x"]) and len(now["x"]) == 3
-        assert now["phi"] == before["phi"] == with_phi
-    ahead.pool.shutdown()
-
-
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_the_processes_of_a_job_share_the_rows_of_a_batch(monkeypatch, world):
-    monkeypatch.setattr(data, "draw_batch", seeded_numbers)
-    whole = prefetcher("cpu")(1, False)["x"]
-    monkeypatch.setattr(data, "WORLD", world)
-    shares = []
-    for rank in range(world):
-        monkeypatch.setattr(data, "RANK", rank)
-        shares.append(prefetcher("cpu")(1, False)["x"])
-    assert {len(share) for share in shares} == {8 // world}
-    assert np.array_equal(np.concatenate(shares), whole)
-
-
 # --- what is not finite
 
 def test_clips_that_are_not_finite_are_named_or_else_all_of_them():

@@ -185,7 +185,8 @@ def test_precision_follows_from_the_processor(monkeypatch, flags, choice):
     assert devices.pick_precision("cpu") == choice
     assert devices.pick_precision("mps") == "fp32"
     for device in ("cuda", "cuda:1"):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: choice == "bf16")
+        capability = (8, 0) if choice == "bf16" else (7, 5)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert devices.pick_precision(device) == choice
 
 

@@ -1,4 +1,5 @@
 """Claims about what learns: accumulation, checkpointing, the average, what is saved."""
+import numpy as np
 import pytest
 import torch
 
@@ -121,7 +122,7 @@ def test_a_step_without_a_finite_gradient_moves_nothing():
     batch = batch_of()
     batch["x0"][0, 0, 0] = float("nan")
     train.losses(networks.cfg, networks, batch, 2, PLAIN)["total"].backward()
-    assert not torch.isfinite(train.update(networks.cfg, networks, 2))
+    assert not np.isfinite(train.update(networks.cfg, networks, 2))
     assert all(torch.equal(weight, before[name]) for name, weight in networks.model.state_dict().items())
     one_step(networks, 3)
     after = networks.model.state_dict()
@@ -198,3 +199,26 @@ def test_captions_build_a_network_that_reads_them():
     again = train.build_networks(cfg, words)
     for a, b in zip(networks.model.parameters(), again.model.parameters()):
         assert torch.equal(a, b), "initial weights are a function of the seed"
+
+
+def test_a_network_that_cannot_be_compiled_runs_as_it_is_and_one_line_says_so(monkeypatch, capsys):
+    """Out of memory is no reason to go on."""
+    def broken(net, **how):
+        def fail(*args):
+            raise RuntimeError("no compiler\nand a page of details")
+        return fail
+    monkeypatch.setattr(torch, "compile", broken)
+    networks, plain = networks_of(compile=True), networks_of()
+    for k in (1, 2):
+        one_step(networks, k)
+        one_step(plain, k)
+    a, b = networks.model.state_dict(), plain.model.state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    said = capsys.readouterr().out
+    assert said.count("can't be compiled here (no compiler)") == 1 and len(said.splitlines()) == 1
+
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    networks.net.compiled = full
+    with pytest.raises(torch.OutOfMemoryError):
+        one_step(networks, 3)
