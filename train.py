@@ -281,7 +281,7 @@ class Training:
     val_batches: list[dict]
     draw: data.Prefetcher                      # of the clips of a step
     averaged: evaluate.Run                     # the averaged network, for previews and scores
-    background: Background                           # draws pictures
+    background: Background                     # draws pictures
     step: int = 0                              # steps done
     seconds_before: float = 0.0                # of training that they took
     wall_before: float = 0.0                   # with previews and logs

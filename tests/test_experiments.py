@@ -44,7 +44,7 @@ def small(monkeypatch):
     monkeypatch.setattr(experiments, "estimate_hours", lambda options: 0.0)  # it measures for seconds
     monkeypatch.setattr(train, "draw_pages", lambda *a: None)
     monkeypatch.setattr(train, "write_moment", lambda *a: None)
-    monkeypatch.setattr(evaluate, "preview", lambda run, val_set: {"event_accuracy": quality(run)})
+    monkeypatch.setattr(evaluate, "preview", lambda run, *more: {"event_accuracy": quality(run)})
     monkeypatch.setattr(evaluate, "score", score)
 
 

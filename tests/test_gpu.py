@@ -65,7 +65,7 @@ def test_a_pretended_apple_gpu_has_no_float64():
 @pytest.fixture
 def quiet(monkeypatch):
     """Without the pictures, which take longer than all the rest."""
-    monkeypatch.setattr(train, "draw_dashboard", lambda *a: None)
+    monkeypatch.setattr(train, "draw_pages", lambda *a: None)
     monkeypatch.setattr("parts.previews.draw_previews", lambda *a: None)
 
 
