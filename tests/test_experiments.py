@@ -267,7 +267,8 @@ def test_the_parent_of_packed_runs_on_a_gpu_never_touches_it(
         return fabricated_run(*a)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name in ("_lazy_init", "is_bf16_supported", "get_device_name", "synchronize", "mem_get_info"):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: touch() and (9, 0))
+    for name in ("_lazy_init", "get_device_name", "synchronize", "mem_get_info"):
         monkeypatch.setattr(torch.cuda, name, touch)
     monkeypatch.setattr(experiments, "parallel_map", workers)
     monkeypatch.setattr(experiments, "estimate_hours", lambda options: float(touch()))

@@ -69,7 +69,7 @@ def quiet(monkeypatch):
     monkeypatch.setattr("parts.previews.draw_previews", lambda *a: None)
 
 
-@pytest.mark.parametrize("task", ["t2a", pytest.param("sr", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("task", [pytest.param("t2a", marks=pytest.mark.slow), "sr"])
 def test_a_run_its_continuation_and_its_use(task, tmp_path, quiet):
     settings = {"structure": "constant", "guidance": "constant", "probe": "always", "steps": 33,
                 "eval_every": 33, "score_clips": 4}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from browser import browser
-from conftest import in_process
+from conftest import ROOT, in_process
 from PIL import Image
 
 import evaluate
@@ -92,6 +92,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(folder):
     return Page(folder / "index.html")
+
+
+def test_the_page_that_is_shipped_is_of_a_finished_default_run_and_small_enough_to_clone():
+    path = ROOT / "docs/training.html"
+    shipped = path.read_text(encoding="utf-8")
+    assert path.stat().st_size <= 3_000_000
+    assert "3,000 of 3,000 steps" in shipped and "None: this is the default run." in shipped
 
 
 def test_a_page_asks_nobody_for_anything(page):

@@ -84,6 +84,7 @@ def test_recordings_with_folds_are_probed_too(folds):
         assert report["esc10"][features]["mean"] > 0.9, features
 
 
+@pytest.mark.slow
 def test_the_probe_is_a_command_that_runs(tmp_path, monkeypatch):
     """In small, on another file than the shipped one."""
     probe = functools.partial(probe_teacher.probe_teacher, clips=200, inits=1)

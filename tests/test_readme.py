@@ -114,7 +114,7 @@ def test_every_command_runs(command, workplace, request, monkeypatch):
     name, argv = module_and_arguments(command)
     if name == "train":  # what a run ends with has tests of its own
         request.getfixturevalue("bare")
-        monkeypatch.setattr(torch, "compile", lambda net: net)
+        monkeypatch.setattr(torch, "compile", lambda net, **options: net)
     if name == "lab.experiments":  # test_a_dry_run_tells_arms_and_hours_and_leaves_nothing measures them
         monkeypatch.setattr(experiments, "estimate_hours", lambda options: float(len(options)))
     done = in_process(importlib.import_module(name), *in_small(name, argv, workplace), cwd=workplace)
@@ -169,6 +169,7 @@ def test_commands_that_do_not_run_here_are_few_and_their_flags_exist():
     assert sum(any(word in command for word in ELSEWHERE) for command in COMMANDS) <= 14
 
 
+@pytest.mark.slow
 def test_the_teacher_and_the_judges_that_are_shipped_are_made_by_commands_that_run(tmp_path, monkeypatch):
     """In small, into another folder than assets/."""
     report, probe = train_judges.judge_report, probe_teacher.probe_teacher
