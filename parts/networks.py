@@ -66,7 +66,7 @@ class Networks:
         if cfg.compile:
             self.net = Compiled(self.net)
         if cfg.device.startswith("cuda"):
-            torch.set_float32_matmul_precision("high")     # TF32 for what stays in float32
+            torch.backends.cuda.matmul.fp32_precision = "tf32"   # for what stays in float32, on the GPU alone
 
     @property
     def lr(self) -> float:
