@@ -32,9 +32,24 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Several processes side by side: their threads would fight over the cores.
     os.environ["OMP_NUM_THREADS"] = "1"
 
+from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: E402
+
 # cool=0: at constant rates a run that is extended is the run that was longer.
 TINY = dict(clips=100, width=32, depth=2, heads=2, batch=8, steps=12, eval_every=6, warmup=4, cool=0.0,
             score_clips=8, sample_steps=3, precision="fp32", device="cpu", workers=0, variants=1, channels=16)
+
+
+# Placing the panels of a figure takes half of the time of drawing it, and only tests of pictures need it.
+PLACE = ConstrainedLayoutEngine.execute
+OF_PICTURES = ("test_dashboard", "test_figures", "test_spectrograms")
+ConstrainedLayoutEngine.execute = lambda engine, fig: None
+
+
+@pytest.fixture(autouse=True)
+def placed_panels(request, monkeypatch):
+    """Pictures as users get them, in the tests of pictures."""
+    if request.module.__name__ in OF_PICTURES:
+        monkeypatch.setattr(ConstrainedLayoutEngine, "execute", PLACE)
 
 
 def in_process(module, *argv, cwd):

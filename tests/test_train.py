@@ -216,7 +216,7 @@ def shares_of_structure(settings: dict) -> dict:
     return {row["step"]: row["struct_share"] for row in rows if "struct_share" in row}
 
 
-@pytest.mark.parametrize("task", ["t2a", "sr"])
+@pytest.mark.parametrize("task", [pytest.param("t2a", marks=pytest.mark.slow), "sr"])
 def test_the_structure_loss_gets_its_share_of_the_gradient_where_it_is_constant(
         tiny, tmp_path, monkeypatch, task, bare):
     """Measured at each probe step, and near the 0.15 that was asked for: the weight follows the
