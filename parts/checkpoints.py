@@ -23,6 +23,7 @@ from torch import nn
 
 from parts.config import Config, load_config, save_config
 from parts.errors import UserError
+from parts.files import write_bytes
 
 # Raised when saved weights or settings change their meaning.
 VERSION = 4
@@ -86,13 +87,10 @@ def _save_exported(path: Path, ema: dict, codec: dict, **about) -> None:
     for part, state in (("ema", ema), ("codec", codec)):
         tensors |= {f"{part}.{name}": value.contiguous() for name, value in state.items()}
     metadata = {"format": "pt", **{name: json.dumps(value) for name, value in about.items()}}
-    temporary = path.with_suffix(".tmp")
     try:
-        temporary.write_bytes(save(tensors, metadata))
+        write_bytes(path, save(tensors, metadata))
     except OSError as e:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: can't be written ({e.strerror})") from None
-    os.replace(temporary, path)
 
 
 def _check_same_run(folder: Path, name: str, fields: dict, checkpoint: dict) -> None:
@@ -128,9 +126,9 @@ def save_checkpoint(path: Path, **state) -> None:
     os.replace(temporary, path)
 
 
-def export(run: Path, folder: Path) -> tuple[dict, int]:
+def export(run: Path, folder: Path) -> tuple[dict, dict]:
     """EMA weights in half precision, codec, vocabulary and settings: everything that using a run needs, as
-    safetensors. -> settings, step. UserError where the folder holds a run that can still be trained."""
+    safetensors. -> load_checkpoint(run). UserError where the folder holds a run that can still be trained."""
     fields, checkpoint = load_checkpoint(run)
     if has_checkpoint(folder) and "optimizer" in load_checkpoint(folder)[1]:
         raise UserError(f"{folder}: holds a run that can still be trained; export to another folder")
@@ -142,7 +140,7 @@ def export(run: Path, folder: Path) -> tuple[dict, int]:
     for name in CHECKPOINTS:                               # of an export by earlier code that stood here
         (folder / name).unlink(missing_ok=True)
     save_config(folder, cfg)
-    return fields, checkpoint["step"]
+    return fields, checkpoint
 
 
 def not_written(path: Path, why: str) -> UserError:

@@ -1,6 +1,6 @@
-"""Text files that are whole or absent, JSON that every program reads, and locks between processes.
+"""Files that are whole or absent, JSON that every program reads, and locks between processes.
 
-Public: write_text, to_json, file_lock.
+Public: write_text, write_bytes, to_json, file_lock.
 """
 from __future__ import annotations
 
@@ -16,11 +16,20 @@ from parts.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, and its folder where there is none. A reader, or a crash, finds the old file or the
-    new one and never half of one."""
+    """write_bytes of a text in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, and its folder where there is none. A reader, or a crash, finds the old file or the new
+    one and never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    try:
+        temporary.write_bytes(content)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
 
 

@@ -213,14 +213,13 @@ def model_card(config: dict, step: int, scores: dict | None, parameters: int) ->
 
 def export_with_card(run: Path, folder: Path) -> None:
     """Export a run (checkpoints.export) with its model card; prints what was written."""
-    config, step = checkpoints.export(run, folder)
+    config, checkpoint = checkpoints.export(run, folder)
     scores = None
     try:
         scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         print(f"note: {run} has no readable scores.json; the card says that no results are recorded")
-    ema = checkpoints.load_checkpoint(folder)[1]["ema"]
-    parameters = sum(weight.numel() for weight in ema.values())
-    write_text(folder / "README.md", model_card(config, step, scores, parameters))
+    parameters = sum(weight.numel() for weight in checkpoint["ema"].values())
+    write_text(folder / "README.md", model_card(config, checkpoint["step"], scores, parameters))
     size = (folder / checkpoints.EXPORTED).stat().st_size / 1e6
     print(f"{folder}: {checkpoints.EXPORTED} ({size:.1f} MB), config.json, README.md (its model card)")
