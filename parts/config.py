@@ -145,7 +145,8 @@ RECIPES = {  # who drives what; the other settings are the same in every row
 # Asked anew each time: a run folder from elsewhere must not answer for the user.
 TRUST = ("trust_remote_code", "allow_pickle")
 WITH_RESUME = ("steps", "device", "workers", "profile", *TRUST)  # what may be typed beside --resume
-NOT_OF_ITS_KIND = ("out", "preset", "device", "precision", "workers", "profile")  # two such runs compare
+# What may differ between two runs that are compared: where a run is written and computed, and how.
+NOT_OF_ITS_KIND = ("out", "preset", "device", "precision", "compile", "workers", "profile")
 MODES = ("off", "constant", "adaptive")
 REGIMES = ("slope", "loss", "agreement", "clock")  # sources of r without a file
 PREDICTIONS = ("levels", "t1.0", "t0.9", "t0.7", "t0.5", "sample")  # compared frame by frame, or pooled
@@ -305,9 +306,9 @@ def load_config(folder: Path) -> dict:
 def settings_not_default(config: dict) -> list[tuple[str, str, str]]:
     """(setting, its value, the default) of the settings that are not those of the default run of this task
     and preset; without those that say nothing about its kind."""
-    preset, preset_for_sr = PRESETS.get(config["preset"], ({}, {}))
-    default = dataclasses.asdict(Config()) | preset | (preset_for_sr if config["task"] == "sr" else {})
-    default |= {"task": config["task"], "align_block": max(1, round(0.4 * config["depth"]))}
+    preset = _of_preset(config["preset"], config["task"]) if config["preset"] in PRESETS else {}
+    default = dataclasses.asdict(Config()) | preset
+    default |= {"task": config["task"], "align_block": _align_block(config["depth"])}
     return [(name, str(value), str(default[name])) for name, value in config.items()
             if name not in NOT_OF_ITS_KIND and value != default[name]]
 
@@ -355,6 +356,17 @@ def parse(argv: list[str], description: str = __doc__) -> tuple[dict, str]:
     return given, resume
 
 
+def _of_preset(name: str, task: str) -> dict:
+    """The settings that a preset changes for a task."""
+    both, only_sr = PRESETS[name]
+    return {**both, **only_sr} if task == "sr" else both
+
+
+def _align_block(depth: int) -> int:
+    """The aligned block where none is given: at two fifths of the depth."""
+    return max(1, round(0.4 * depth))
+
+
 def compiles_by_default(device: str) -> bool:
     """On CUDA a small network's step is bound by starting some two thousand kernels; compiled, there are
     fewer; elsewhere it costs a minute and gains little."""
@@ -367,9 +379,7 @@ def resolve(given: dict) -> Config:
     cfg.device = pick_device(cfg.device)
     if cfg.preset == "auto":
         cfg.preset = "smoke"  # on a GPU too: the quality of `small` is not known, since none has run it
-    preset, preset_for_sr = PRESETS[cfg.preset]
-    if cfg.task == "sr":
-        preset = {**preset, **preset_for_sr}
+    preset = _of_preset(cfg.preset, cfg.task)
     recipe = RECIPES[given.get("recipe", cfg.recipe)]
     typed = {name: value for name, value in given.items() if name not in ("device", "preset")}
     cfg = dataclasses.replace(cfg, **{**preset, **recipe, **typed})
@@ -384,7 +394,7 @@ def resolve(given: dict) -> Config:
     if wrong:
         raise UserError("--{}: must be {}".format(*wrong))
     if not cfg.align_block:
-        cfg.align_block = max(1, round(0.4 * cfg.depth))
+        cfg.align_block = _align_block(cfg.depth)
     return cfg
 
 

@@ -220,7 +220,7 @@ def test_a_default_run_differs_in_no_setting_and_another_in_what_was_typed(task,
     """Also with other blocks, whose aligned one is chosen for them; where it is written and computed says
     nothing about its kind."""
     given = {**CPU, "task": task, "preset": preset}
-    moved = dataclasses.asdict(resolve({**given, "workers": 1, "out": "elsewhere"}))
+    moved = dataclasses.asdict(resolve({**given, "workers": 1, "out": "elsewhere", "compile": True}))
     assert settings_not_default(moved) == []
     other = dataclasses.asdict(resolve({**given, "recipe": "static", "depth": 10}))
     assert settings_not_default(other) == [
