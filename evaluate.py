@@ -201,15 +201,15 @@ def validation_loss(model: DiT, batches: list[dict], bins: int = 10) -> list[flo
     return by_t
 
 
-def maker(run: Run, steps: int | None = None, iters: int = 32):
-    """-> make(inputs, seeds) of parts/previews.py, in so many Euler steps and rounds of Griffin-Lim."""
+def maker(run: Run, steps: int | None = None, iters: int = 32, w: float | None = None):
+    """-> make(inputs, seeds) of parts/previews.py: Euler steps, rounds of Griffin-Lim, guidance scale w."""
     assert not run.model.training, "previews come from EMA weights in eval mode"
     decoding = {"iters": iters} if run.config["codec"] == "mel" else {}
 
     def make(inputs, seeds: list[int]) -> np.ndarray:
         if run.config["task"] == "sr":
             return upsample(run, inputs, CUTOFF, seeds, steps, decoding=decoding)
-        return generate(run, inputs, seeds, steps=steps, decoding=decoding)
+        return generate(run, inputs, seeds, steps=steps, w=w, decoding=decoding)
     return make
 
 

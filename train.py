@@ -282,6 +282,7 @@ class Training:
     draw: data.Prefetcher                      # of the clips of a step
     averaged: evaluate.Run                     # the averaged network, for previews and scores
     background: Background                     # draws pictures
+    quick: object = evaluate.preview           # what is measured on validation clips
     step: int = 0                              # steps done
     seconds_before: float = 0.0                # of training that they took
     wall_before: float = 0.0                   # with previews and logs
@@ -449,13 +450,12 @@ def evaluation_due(cfg: Config, k: int, j: int | None) -> bool:
 def evaluate_and_save(run: Training, log, timer: Timer) -> str:
     """Validation loss and previews of the averaged network, then the checkpoint; -> what there is to say."""
     run.averaged.step, by_t = run.step, evaluate.validation_loss(run.networks.ema, run.val_batches)
-    quick = evaluate.preview(run.averaged, run.data.val_set, run.background)
+    quick = run.quick(run.averaged, run.data.val_set, run.background)
     found = {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": run.seconds(timer), **quick}
     log({"step": run.step, "memory_mb": devices.memory_mb(run.cfg.device), "eval": found})
     save(run, log, timer)  # after its line in the log: a kill in between loses steps, never an evaluation
     run.background(draw_pages, run.out, sampler.LogitNormal)
-    said = [f"{name.replace('_', ' ')} {x:.3f}" for name, x in quick.items()
-            if x is not None and name != "order_n"]
+    said = [f"{name.replace('_', ' ')} {x:.3f}" for name, x in quick.items() if isinstance(x, float)]
     return ", ".join([f"validation loss {np.mean(by_t):.4f}", *said])
 
 
@@ -471,14 +471,14 @@ def save(run: Training, log, timer: Timer) -> None:
         **run.networks.state_dict())
 
 
-def train(given: dict, resume: str = "") -> Path:
-    """Run a configuration to its end -> its folder. given: settings; with `resume`, of that folder's run."""
+def train(given: dict, resume: str = "", quick=evaluate.preview) -> Path:
+    """A configuration -> the folder of its finished run. given: settings; with `resume`, of that one."""
     began = time.time()
     with runs.RunLock() as lock:
         if RANK == 0 and resume and (Path(resume) / "config.json").is_file():
             lock.claim(Path(resume))
         run = prepare(*runs.open_settings(given, resume), resume, lock.claim)
-        prepared = time.time()
+        run.quick, prepared = quick, time.time()
         timer = loop(run)
         if RANK > 0:
             return run.out

@@ -93,6 +93,14 @@ def _settings_and_clocks() -> dict:
     return arms
 
 
+def _densities() -> dict:
+    """Constant densities of timesteps: centres m from the plain one to nearly noise, two widths s."""
+    arms = {}
+    for s, m in itertools.product((1.0, 2.0), (0.0, 0.75, 1.5, 2.0)):
+        arms[f"m {m:g}, s {s:g}"] = {"recipe": "static", "m": m, "s": s}
+    return arms
+
+
 EXPERIMENTS = {
     "E1": Experiment("Does stage-aware training beat the static baseline?", {
         **_recipes("vanilla", "static", "stop", "clock", "stage"),
@@ -124,4 +132,7 @@ EXPERIMENTS = {
     "E7": Experiment("Does it transfer where a frozen clock does not?", _settings_and_clocks(), "stage"),
     "E8": Experiment("Do other people's adaptive samplers do better?",
                      _recipes("static", "stage", "infonoise", "curriculum"), "static"),
+    # Were the best constant density the same at all steps, no schedule of it could win.
+    "E9": Experiment("Does the best density of timesteps change with the steps?", _densities(), "m 1.5, s 1",
+                     {**CONSTANT_RATE, "eval_every": 0}),
 }

@@ -32,6 +32,7 @@ import torch
 
 import regime
 import train
+from lab.axes import both_axes
 from parts import config
 from parts.cache import cores
 from parts.devices import hardware
@@ -228,13 +229,13 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
 
     if (path / "config.json").is_file():
         # Begun; also if it died before its first checkpoint.
-        train.train({}, str(path))
+        train.train({}, str(path), both_axes)
     else:
         if path.exists():
             shutil.rmtree(path)
         if derived(options):
             options = {**options, "regime": source_file(options["regime"], options, out, arm, seed, seeds)}
-        train.train({**options, "seed": seed, "out": str(path)})
+        train.train({**options, "seed": seed, "out": str(path)}, quick=both_axes)
     device = config.load_config(path)["device"]
     write_text(path / "made.json", to_json(provenance(device)) + "\n")
     return path
@@ -310,7 +311,7 @@ def _rows_of_run(path: Path, name: str, arm: str, seed: int, options: dict) -> l
     for line in evaluations:
         step = line["step"]
         row = {"experiment": name, "arm": arm, "seed": seed, "step": step}
-        row |= {metric: value for metric, value in line["eval"].items() if metric != "val_loss_t"}
+        row |= line["eval"]
         row["r"] = float(regime.hold_last(steps_of_r, r, step))
         if probes:
             row["D"] = float(np.interp(np.log2(step), *zip(*probes)))
