@@ -282,10 +282,10 @@ class Training:
     draw: data.Prefetcher                      # of the clips of a step
     averaged: evaluate.Run                     # the averaged network, for previews and scores
     background: Background                     # draws pictures
-    quick: object = evaluate.preview           # what is measured on validation clips
     step: int = 0                              # steps done
     seconds_before: float = 0.0                # of training that they took
     wall_before: float = 0.0                   # with previews and logs
+    quick: object = evaluate.preview           # what is measured on validation clips
 
     def seconds(self, timer: Timer) -> float:
         """What training itself took so far, without previews and logs."""
