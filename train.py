@@ -285,7 +285,7 @@ class Training:
     step: int = 0                              # steps done
     seconds_before: float = 0.0                # of training that they took
     wall_before: float = 0.0                   # with previews and logs
-    quick: object = evaluate.preview           # what is measured on validation clips
+    quick: object = None                       # in place of evaluate.preview: the experiments' measurements
 
     def seconds(self, timer: Timer) -> float:
         """What training itself took so far, without previews and logs."""
@@ -450,7 +450,7 @@ def evaluation_due(cfg: Config, k: int, j: int | None) -> bool:
 def evaluate_and_save(run: Training, log, timer: Timer) -> str:
     """Validation loss and previews of the averaged network, then the checkpoint; -> what there is to say."""
     run.averaged.step, by_t = run.step, evaluate.validation_loss(run.networks.ema, run.val_batches)
-    quick = run.quick(run.averaged, run.data.val_set, run.background)
+    quick = (run.quick or evaluate.preview)(run.averaged, run.data.val_set, run.background)
     found = {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": run.seconds(timer), **quick}
     log({"step": run.step, "memory_mb": devices.memory_mb(run.cfg.device), "eval": found})
     save(run, log, timer)  # after its line in the log: a kill in between loses steps, never an evaluation
@@ -471,7 +471,7 @@ def save(run: Training, log, timer: Timer) -> None:
         **run.networks.state_dict())
 
 
-def train(given: dict, resume: str = "", quick=evaluate.preview) -> Path:
+def train(given: dict, resume: str = "", quick=None) -> Path:
     """A configuration -> the folder of its finished run. given: settings; with `resume`, of that one."""
     began = time.time()
     with runs.RunLock() as lock:

@@ -5,8 +5,8 @@
                        (names that end in _w1), since a scale above 1 buys event sets with variety
     super-resolution   energy score of the high band and LSD-HF (lower is better)
 
-More clips than a run's own quick metrics, and no previews: curves of an experiment are compared, those of a
-run are looked at. Comes in: a run with its averaged weights (evaluate.Run), a validation set. Goes out: a
+Of more clips than a run's own quick metrics: curves of an experiment are compared, those of a run are looked
+at. Comes in: a run with its averaged weights (evaluate.Run), a validation set. Goes out: a
 dict for the log.
 
 Public: both_axes, CLIPS, SAMPLED_TWICE.
@@ -14,7 +14,8 @@ Public: both_axes, CLIPS, SAMPLED_TWICE.
 from __future__ import annotations
 
 from evaluate import maker
-from parts.previews import quick_metrics
+from parts.background import at_once
+from parts.previews import quick_metrics, write_previews
 
 CLIPS = {"t2a": 96, "sr": 48}
 SAMPLED_TWICE = 48  # captions: clips whose texture is compared
@@ -22,9 +23,10 @@ STEPS = 12          # Euler steps, as in a run's own quick metrics
 AT_W1 = ("event_accuracy", "recall", "texture_score")
 
 
-def both_axes(run, val_set, background=None) -> dict:
-    """-> metrics of parts/previews.quick_metrics, and those of AT_W1 at w = 1. background: not used; as in
-    evaluate.preview, in whose place this stands."""
+def both_axes(run, val_set, background=at_once) -> dict:
+    """In place of evaluate.preview: writes previews; -> metrics of parts/previews.quick_metrics, and those of
+    AT_W1 at w = 1."""
+    write_previews(run.path, run.step, run.config, val_set, maker(run), background)
     task, device = run.config["task"], run.codec.mean.device
     rounds = 32 if task == "sr" else 8                     # of Griffin-Lim
 

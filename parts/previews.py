@@ -3,7 +3,7 @@
 The network is handed in as `make(inputs, seeds) -> waves (n, N)`: inputs are captions, or band-limited waves
 (n, N) in super-resolution; `make_quick` takes fewer steps.
 
-Public: preview, quick_metrics, shown_clips, CUTOFF.
+Public: preview, write_previews, quick_metrics, shown_clips, CUTOFF.
 """
 from __future__ import annotations
 
@@ -39,11 +39,15 @@ def preview(folder: Path, step: int, config: dict, val_set, make, make_quick, de
     """Write four previews (wav + spectrograms), always from the same noise, and return quick metrics:
     event-set accuracy by the development judge (on `device`) and the texture score, or LSD-HF and the energy
     score. Rough: for curves, not for tables. background: see parts/background.py."""
+    write_previews(folder, step, config, val_set, make, background)
+    return quick_metrics(config, val_set, make_quick, preview_clips(config), SAMPLED_TWICE, device)
+
+
+def write_previews(folder: Path, step: int, config: dict, val_set, make, background=at_once) -> None:
+    """Four previews, always of the same clips and from the same noise: wav and spectrograms."""
     captions, real, inputs = shown_clips(val_set, config)
     made = make(inputs, list(range(len(real))))
     background(draw_previews, folder, step, list(zip(captions, real, made)))
-
-    return quick_metrics(config, val_set, make_quick, preview_clips(config), SAMPLED_TWICE, device)
 
 
 def quick_metrics(config: dict, val_set, make, clips: int, twice: int, device="cpu") -> dict:
