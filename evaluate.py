@@ -123,28 +123,29 @@ def generate_latents(run: Run, captions: list[str], seeds: list[int], tokens: in
 
 
 def generate(run: Run, captions: list[str], seeds: list[int], batch: int = 16, progress: str = "",
-             decoding: dict | None = None, **how) -> np.ndarray:
-    """Captions -> waveforms (B, N) float32. `decoding`: see codec.decode, `how`: see generate_latents. Of
-    longer clips fewer are made at a time, so that memory does not grow with their number."""
+             **how) -> np.ndarray:
+    """Captions -> waveforms (B, N) float32. `how`: see generate_latents. Of longer clips fewer are made at a
+    time, so that memory does not grow with their number."""
     batch = max(1, batch * run.tokens // max(run.tokens, how.get("tokens") or 0))
     waves = []
     starts = range(0, len(captions), batch)
     for i in tqdm(starts, desc=progress, disable=not progress, unit="batch", dynamic_ncols=True):
         z = generate_latents(run, captions[i : i + batch], seeds[i : i + batch], **how)
-        waves.append(run.codec.decode(z, **decoding or {}).numpy())
+        waves.append(run.codec.decode(z, seeds=seeds[i : i + batch]).numpy())
     return np.concatenate(waves)
 
 
 def upsample(run: Run, muffled: np.ndarray, cutoff: float, seeds: list[int], steps: int | None = None,
-             batch: int = 16, decoding: dict | None = None) -> np.ndarray:
+             batch: int = 16) -> np.ndarray:
     """Band-limited waves (B, N), one cutoff (Hz) -> full band (B, N); under the cutoff it is the input's.
     See upsample_long, which does the same for one recording of any length."""
     x, gains = at_level(muffled)
     waves = []
     for i in range(0, len(x), batch):
         part = torch.from_numpy(x[i : i + batch])
-        z = restore_latents(run, run.codec.encode(part), seeds[i : i + batch], steps)
-        waves.append(run.codec.decode(z, part, cutoff, **decoding or {})[:, : x.shape[1]].numpy())
+        some = seeds[i : i + batch]
+        z = restore_latents(run, run.codec.encode(part), some, steps)
+        waves.append(run.codec.decode(z, part, cutoff, some)[:, : x.shape[1]].numpy())
     return with_added(muffled, np.concatenate(waves) - x, gains)
 
 
@@ -179,7 +180,7 @@ def upsample_long(run: Run, x: np.ndarray, cutoff: float, seed: int = 0, steps: 
     def added(start: int, stop: int) -> np.ndarray:
         first, last = round(start / RATE * run.codec.rate), round(stop / RATE * run.codec.rate)
         part = padded[None, start:stop]
-        y = run.codec.decode(z[:, first:last], part, cutoff)[0, : stop - start]
+        y = run.codec.decode(z[:, first:last], part, cutoff, [seed])[0, : stop - start]
         return first_seconds(y.numpy(), (stop - start) / RATE) - part[0].numpy()
     made = in_segments(added, samples(T), samples(segment), samples(fade), "upsampling" if progress else "")
     return with_added(x[None], made[None, : len(x)], gains)[0]
@@ -201,23 +202,21 @@ def validation_loss(model: DiT, batches: list[dict], bins: int = 10) -> list[flo
     return by_t
 
 
-def maker(run: Run, steps: int | None = None, iters: int = 32, w: float | None = None):
-    """-> make(inputs, seeds) of parts/previews.py: Euler steps, rounds of Griffin-Lim, guidance scale w."""
+def maker(run: Run, steps: int | None = None, w: float | None = None):
+    """-> make(inputs, seeds) of parts/previews.py, in so many Euler steps, at guidance scale w."""
     assert not run.model.training, "previews come from EMA weights in eval mode"
-    decoding = {"iters": iters} if run.config["codec"] == "mel" else {}
 
     def make(inputs, seeds: list[int]) -> np.ndarray:
         if run.config["task"] == "sr":
-            return upsample(run, inputs, CUTOFF, seeds, steps, decoding=decoding)
-        return generate(run, inputs, seeds, steps=steps, w=w, decoding=decoding)
+            return upsample(run, inputs, CUTOFF, seeds, steps)
+        return generate(run, inputs, seeds, steps=steps, w=w)
     return make
 
 
 def preview(run: Run, val_set, background=at_once) -> dict:
-    """Write four previews and return quick metrics on validation clips. Quick: 12 steps, and 8 rounds of
-    Griffin-Lim for captions; the judge finds the same as in 32, which take three times as long."""
-    quick, device = maker(run, 12, 32 if run.config["task"] == "sr" else 8), run.codec.mean.device
-    return previews.preview(run.path, run.step, run.config, val_set, maker(run), quick, device, background)
+    """Write four previews and return quick metrics on validation clips. Quick: 12 steps."""
+    return previews.preview(run.path, run.step, run.config, val_set, maker(run), maker(run, 12),
+                            run.codec.mean.device, background)
 
 
 def score(trained: list[Run], clips: int = 500, judge: str = "dev", split: str = "test", cutoff: int = 2_000,

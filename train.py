@@ -408,7 +408,7 @@ def loop(run: Training) -> Timer:
                 stop.agree()
             bar.update()
             if RANK == 0 and moment_due(k, cfg.steps):
-                write_moment(run.averaged, k, run.data.val_set, evaluate.maker(run.averaged, 8, 8))
+                write_moment(run.averaged, k, run.data.val_set, evaluate.maker(run.averaged, 8))
             if RANK == 0 and evaluation_due(cfg, k, j):
                 bar.write(f"step {k}: {evaluate_and_save(run, log, timer)}, r {r:.2f}")
             timer("log and evaluation")

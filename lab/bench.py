@@ -50,13 +50,15 @@ from model import DiT, block_weights, flow_matching_loss
 from parts import config
 from parts.arguments import Parser, whole
 from parts.audio import CLIP_S, RATE
-from parts.codec import N_FFT, Codec, griffin_lim
+from parts.codec import Codec
+from parts.decoder import Decoder
 from parts.devices import Timer, hardware, pick_device, pick_precision
 from parts.errors import UserError, run_cli
 from parts.files import to_json, write_text
 from parts.metrics import mean_interval
 from parts.scoring import preview_clips
 from parts.soundworld import SoundWorld
+from parts.spectra import N_MELS
 from parts.teacher import TeacherFeatures, load_teacher
 from parts.text import Words
 
@@ -472,9 +474,10 @@ def _measure_shape(cfg: config.Config, tokens: int) -> tuple[float, float]:
 
     # The codec is beside the network on a GPU, otherwise on the CPU.
     codec_device = cfg.device if cfg.device.startswith("cuda") else "cpu"
+    decoder = Decoder().to(codec_device)
 
     def decode():
-        griffin_lim(torch.rand(16, 2 * tokens + 1, N_FFT // 2 + 1, device=codec_device), 640 * tokens)
+        decoder.decode(torch.rand(16, 2 * tokens, N_MELS, device=codec_device), list(range(16)))
 
     return _fastest(forward_and_backward, cfg.device), _fastest(decode, codec_device) / 16
 

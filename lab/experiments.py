@@ -37,6 +37,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lab.bench import estimate_hours
+from lab.best_by_step import best_by_step, best_figure, best_table
 from lab.questions import CLOCK, EXPERIMENTS, HOME, reference_of
 from lab.runner import (
     DERIVED,
@@ -47,6 +48,7 @@ from lab.runner import (
     folder_of,
     job,
     other_settings,
+    recorded_runs,
     resolve_arm,
     share,
 )
@@ -316,7 +318,11 @@ def cmd_run(args) -> None:
     spec = {"experiment": args.experiment, "arms": arms, "seeds": seeds, "reference": reference,
             "pilot": args.pilot}
     _write_spec(out, spec, bool(args.shard))
-    if not runs:
+    recorded = recorded_runs(out, arms, seeds, runs)
+    if recorded:
+        print(f"{len(recorded)} of them stand in {out / 'rows.jsonl'} and are not made again")
+        runs = [run for run in runs if run not in recorded]
+    if not runs and args.shard:
         print("no run is left to this shard")
         return
     began = time.time()
@@ -335,7 +341,7 @@ def cmd_table(args) -> None:
 
 def show(out: Path) -> None:
     """Print the table of an experiment's folder; write table.txt, summary.json, figure.png, rows.jsonl and,
-    for E5, track.json. UserError where there is nothing to show."""
+    for E5, track.json, for E9, best.json and best.png. UserError where there is nothing to show."""
     not_one = f"{out}: no experiment.json; not the folder of an experiment"
     _read_experiment(out, not_one)
     # One process at a time: several shards may end together. Rows are read from the runs' own folders, so the
@@ -357,6 +363,11 @@ def _write_tables(out: Path, spec: dict) -> str:
     if name == "E5":
         text += "\n\n" + track_table(rows)
         write_text(out / "track.json", to_json(track(rows), indent=1) + "\n")
+    if name == "E9":
+        found = best_by_step(rows)
+        text += "\n\n" + best_table(found)
+        write_text(out / "best.json", to_json(found, indent=1) + "\n")
+        best_figure(out / "best.png", rows, list(arms), len(seeds))
     write_text(out / "summary.json", to_json(summarize(rows, arms, seeds, reference), indent=1) + "\n")
     write_text(out / "table.txt", text + "\n")
     figure(out, name, rows, arms, seeds)

@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 from parts.arguments import Parser, whole
 from parts.checkpoints import save_half
-from parts.codec import log_mel
 from parts.devices import pick_precision
 from parts.errors import run_cli
 from parts.patches import RandomPatches
+from parts.spectra import log_mel
 from parts.teacher import WEIGHTS, Teacher, pool
 
 # --- what is asked of the teacher -----------------------------------------------------------------------

@@ -32,11 +32,11 @@ from tqdm import tqdm
 from parts.arguments import Parser
 from parts.audio_files import read_audio
 from parts.caption_tables import find_metadata, read_rows
-from parts.codec import log_mel
 from parts.errors import UserError, run_cli
 from parts.files import to_json, write_text
 from parts.metrics import mean_interval
 from parts.soundworld import SoundWorld, factor_table
+from parts.spectra import log_mel
 from parts.teacher import WEIGHTS, load_teacher, pool
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # of the logistic regression, to choose from

@@ -12,7 +12,7 @@ Arms may name five sources of r that train.py does not know (lab/questions.py). 
 from other runs' logs, as a file that the run replays; so the runs that they are made of must come first.
 
 Public: DERIVED, derived, slug, folder_of, share, resolve_arm, provenance, other_settings, find_finished_run,
-run_arm, job, collect.
+run_arm, job, recorded_runs, collect.
 """
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import evaluate
 import regime
 import train
-from lab.axes import both_axes
+from lab.axes import both_axes, final_axes
 from parts import config
 from parts.cache import cores
 from parts.devices import hardware
@@ -131,13 +132,18 @@ def share(arms: dict, seeds: list[int], k: int, n: int) -> list[tuple[str, int]]
     return runs
 
 
+def _replayed_by(arm: str, seed: int, arms: dict, seeds: list[int]) -> tuple[str, int] | None:
+    """The run whose r this one replays; None: it replays none."""
+    kind = derived(arms.get(arm, {}))
+    if not kind or kind == "ramp":
+        return None
+    return arms[arm]["regime"].partition(":")[2], _seed_replayed(kind, seed, seeds)
+
+
 def _origin(arm: str, seed: int, arms: dict, seeds: list[int]) -> tuple[str, int]:
     """The run whose r this one replays, or that one's, and so on; itself where it replays none."""
     for _ in arms:
-        kind = derived(arms.get(arm, {}))
-        if not kind or kind == "ramp":
-            break
-        arm, seed = arms[arm]["regime"].partition(":")[2], _seed_replayed(kind, seed, seeds)
+        arm, seed = _replayed_by(arm, seed, arms, seeds) or (arm, seed)
     return arm, seed
 
 
@@ -220,7 +226,7 @@ def _copy_or_link(source: str, target: str) -> None:
 def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> Path:
     """Train one arm x seed, or continue it, or find it finished, here or beside. Returns its folder."""
     path = folder_of(out, arm, seed)
-    if (path / "scores.json").is_file():
+    if (path / "made.json").is_file():
         return path
     same = None if path.exists() else find_finished_run(out, options, seed)
     if same:
@@ -229,7 +235,8 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
 
     if (path / "config.json").is_file():
         # Begun; also if it died before its first checkpoint.
-        train.train({}, str(path), both_axes)
+        if not (path / "scores.json").is_file():
+            train.train({}, str(path), both_axes)
     else:
         if path.exists():
             shutil.rmtree(path)
@@ -237,6 +244,7 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
             options = {**options, "regime": source_file(options["regime"], options, out, arm, seed, seeds)}
         train.train({**options, "seed": seed, "out": str(path)}, quick=both_axes)
     device = config.load_config(path)["device"]
+    write_text(path / "axes.json", to_json(final_axes(evaluate.load_run(path, device))) + "\n")
     write_text(path / "made.json", to_json(provenance(device)) + "\n")
     return path
 
@@ -285,6 +293,20 @@ def _made_with(row: dict, options: dict) -> bool:
     return True
 
 
+def recorded_runs(out: Path, arms: dict, seeds: list[int], runs: list[tuple]) -> set[tuple]:
+    """Of these runs (arm, seed) those that need not be made: their folders are gone, on another machine say,
+    but all their rows stand in rows.jsonl, made with the same settings. A run that one of the others replays
+    must be at hand itself."""
+    done = set()
+    for (arm, seed), rows in _recorded_rows(out).items():
+        asked = (arm, seed) in runs and not folder_of(out, arm, seed).exists()
+        if asked and "final" in rows[-1] and all(_made_with(row, arms[arm]) for row in rows):
+            done.add((arm, seed))
+    for _ in arms:                                         # what replays may be replayed
+        done -= {_replayed_by(arm, seed, arms, seeds) for arm, seed in runs if (arm, seed) not in done}
+    return done
+
+
 def _final_scores(path: Path) -> dict:
     """The model's row of a run's final table, {metric: number}."""
     score = next(iter(json.loads((path / "scores.json").read_text()).values()))
@@ -317,6 +339,8 @@ def _rows_of_run(path: Path, name: str, arm: str, seed: int, options: dict) -> l
             row["D"] = float(np.interp(np.log2(step), *zip(*probes)))
         if line is evaluations[-1]:
             row["final"] = _final_scores(path)
+            if (path / "axes.json").is_file():
+                row["axes"] = json.loads((path / "axes.json").read_text())
         rows.append(row | {"config": settings, **made})
     return rows
 

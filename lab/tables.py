@@ -180,6 +180,9 @@ def table(name: str, rows: list[dict], arms: dict, seeds: list[int], reference: 
     head = (f"{'arm':{width}s} n   mean  95 % interval    difference, 95 %             p  Holm p   "
             "speed-up, in steps: 95 %      in seconds")
 
+    commits = sorted({r["commit"] for r in rows if "commit" in r})
+    if len(commits) > 1:
+        basis += f"\nrows of {len(commits)} commits, {', '.join(commits)}: subtract within a seed only"
     lines = [f"{name}: {question}", basis, head]
     lines += [_format_arm(row, width) for row in summarize(rows, arms, seeds, reference)]
 

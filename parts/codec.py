@@ -1,19 +1,18 @@
-"""The embedded codec: log-mel frames and their principal components; decoding by Griffin-Lim.
+"""The embedded codec: log-mel frames and their principal components; decoding by a small network.
 
 Idea.  A latent space that is fitted in seconds and can be read: the best *linear* autoencoder of log-mel
-frames. Two frames make a token, PCA leaves C numbers of each, and the inverse is a matrix product, a
-non-negative fit of the spectrum and a search for phases.
+frames. Two frames make a token, PCA leaves C numbers of each, and the inverse is a matrix product and a
+vocoder (parts/decoder.py).
 
     wav (B, N) --log_mel--> (B, F, 64) --two frames a token, PCA--> z (B, T, C)          N = 640 T, F = 2 T
-    z (B, T, C) --decode_mel--> (B, F, 64) --magnitude--> (B, F, 513) --griffin_lim--> wav (B, N)
+    z (B, T, C) --decode_mel--> (B, F, 64) --Decoder--> wav (B, N)
 
 Waveforms are float32 in [-1, 1] at 16 kHz; 50 frames and 25 tokens a second. `key` names the latent space:
 caches of latents are stored under it.
 
 B batch, N samples, F frames, T tokens, C latent channels, 64 mel bands, 513 STFT bins.
 
-Public: N_FFT, HOP, N_MELS, PER_TOKEN, FLOOR, stft, istft, mel_filters, log_mel, griffin_lim, PCA, Codec,
-limit_peak, keep_low_band.
+Public: PER_TOKEN, PCA, Codec, limit_peak, keep_low_band.
 """
 from __future__ import annotations
 
@@ -22,78 +21,14 @@ import hashlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchaudio.functional as TAF
 from einops import rearrange
 from torch import Tensor, nn
 
 from parts.audio import RATE
+from parts.decoder import load_decoder
+from parts.spectra import FLOOR, HOP, N_FFT, N_MELS, istft, log_mel, stft
 
-N_FFT = 1_024  # samples of an STFT window
-HOP = 320      # samples from one frame to the next
-N_MELS = 64    # mel bands
 PER_TOKEN = 2  # frames of a token
-# STFT magnitude under which everything is silence; 80 dB under a full-scale tone's main lobe and more.
-FLOOR = 1e-4
-
-# --- spectra --------------------------------------------------------------------------------------------
-
-
-def stft(wav: Tensor, n_fft: int = N_FFT, hop: int = HOP) -> Tensor:
-    """(B, N) -> complex (B, N // hop + 1, n_fft // 2 + 1); Hann window, frame j centred on sample j hop."""
-    window = torch.hann_window(n_fft, device=wav.device)
-    # A clip shorter than half a window can't be reflected.
-    pad = "reflect" if wav.shape[-1] > n_fft // 2 else "constant"
-    return torch.stft(wav, n_fft, hop, window=window, return_complex=True, pad_mode=pad).mT
-
-
-def istft(spec: Tensor, n: int, n_fft: int = N_FFT, hop: int = HOP) -> Tensor:
-    """Inverse of `stft`: complex (B, frames, bins) -> (B, n)."""
-    window = torch.hann_window(n_fft, device=spec.device)
-    return torch.istft(spec.mT, n_fft, hop, window=window, length=n)
-
-
-def mel_filters(n_fft: int = N_FFT, n_mels: int = N_MELS) -> Tensor:
-    """(bins, n_mels) triangular filters whose columns sum to 1, so that a mel value is a weighted mean STFT
-    magnitude."""
-    filters = TAF.melscale_fbanks(n_fft // 2 + 1, 0.0, RATE / 2, n_mels, RATE, norm=None, mel_scale="slaney")
-    return filters / filters.sum(0).clamp_min(1e-8)
-
-
-def log_mel(wav: Tensor, n_fft: int = N_FFT, hop: int = HOP, n_mels: int = N_MELS) -> Tensor:
-    """Log-mel magnitude: (B, N) -> (B, N // hop, n_mels), natural log, floored at log FLOOR."""
-    magnitude = stft(wav, n_fft, hop)[:, :-1].abs()                # (B, N // hop, bins)
-    mel = magnitude @ mel_filters(n_fft, n_mels).to(wav)           # (B, N // hop, n_mels)
-    return mel.clamp_min(FLOOR).log()
-
-
-def griffin_lim(mag: Tensor, n: int, iters: int = 32, momentum: float = 0.99, low: Tensor | None = None,
-                keep: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-    """Waveform (B, n) whose STFT magnitude is near mag (B, frames, bins).
-
-    All rows start from the same random phases, so a clip sounds the same whatever batch it is decoded in.
-
-    With `low` (complex STFT of a known signal) and `keep` (bins,) True where it is known, those bins are
-    reset to their known complex values in each iteration, so that the phases of the other bins come to agree
-    with them."""
-    phase = 2 * torch.pi * torch.rand(mag.shape[1:], generator=generator).to(mag.device)
-    spec = torch.polar(mag, phase.expand_as(mag))                  # (B, frames, bins)
-    last = None
-    for _ in range(iters):
-        if low is not None:
-            spec = torch.where(keep, low, spec)
-        # Fast Griffin-Lim: Perraudin et al. 2013, alg. 2
-        #   new  = the nearest spectrum that a waveform has
-        #   step = new + momentum (new - last)
-        #   spec = mag step / |step|
-        new = stft(istft(spec, n))
-        step = new.clone() if last is None else torch.lerp(last, new, 1 + momentum)
-        last = new
-        # In place: these passes over memory are most of the time.
-        spec = step.mul_(mag / step.abs().clamp_min(1e-9))
-    if low is not None:
-        spec = torch.where(keep, low, spec)
-    return istft(spec, n)
-
 
 # --- latent spaces --------------------------------------------------------------------------------------
 
@@ -197,39 +132,22 @@ class Codec(PCA):
         mel = rearrange(self.restore(z), "b t (p m) -> b (t p) m", p=PER_TOKEN)
         return mel.clamp(np.log(FLOOR), 7.0)
 
-    def magnitude(self, mel: Tensor) -> Tensor:
-        """Log-mel (B, F, 64) -> STFT magnitude S (B, F, 513), not negative."""
-        # min |S fb - m|, S >= 0, by multiplicative updates S <- S (m fb') / (S fb fb')
-        fb = mel_filters().to(mel)                                 # (513, 64)
-        m = mel.exp()
-        s = m @ (fb / fb.sum(1, keepdim=True).clamp_min(1e-8)).T   # (B, F, 513): between band centres
-        gram = fb @ fb.T                                           # (513, 513)
-        for _ in range(12):
-            s = s * (m @ fb.T) / (s @ gram).clamp_min(1e-12)
-        return s
-
     @torch.no_grad()
     def decode(self, z: Tensor, muffled: Tensor | None = None, cutoff: float | Tensor | None = None,
-               seed: int = 0, iters: int = 32) -> Tensor:
+               seeds: list[int] | None = None) -> Tensor:
         """z (B, T, C) -> wav (B, 640 T) on the input's device.
 
         With muffled (B, N <= 640 T) and cutoff (Hz), the band under the cutoff is the recording's own, level
         included, and only the band above comes from z; without, peaks over 0.95 are scaled down to it
-        (guidance exaggerates levels too, and clipped samples crackle up to 8 kHz). seed: of the phases that
-        Griffin-Lim starts from."""
-        device = self.mean.device
-        mag = self.magnitude(self.decode_mel(z.to(device)))
-        mag = torch.cat([mag, mag[:, -1:]], 1)                     # the frame centred on the very end
-        n = z.shape[1] * PER_TOKEN * HOP
-        generator = torch.Generator().manual_seed(seed)
+        (guidance exaggerates levels too, and clipped samples crackle up to 8 kHz). seeds: of the decoder's
+        noise, one a clip; None: 0 for all."""
+        mel = self.decode_mel(z.to(self.mean.device))
+        decoder, seeds = load_decoder(str(mel.device)), seeds or [0] * len(z)
         if muffled is None:
-            return limit_peak(griffin_lim(mag, n, iters, generator=generator)).to(z.device)
-
-        # Bins under the cutoff that are not reset to the recording's are at least as loud as it is there.
-        low = stft(F.pad(muffled.to(device), (0, n - muffled.shape[-1])))          # (B, 2 T + 1, 513)
-        mag = torch.where(_bin_frequencies(device) < cutoff, torch.maximum(mag, low.abs()), mag)
-        keep = _known_bins(cutoff, device)
-        return griffin_lim(mag, n, iters, low=low, keep=keep, generator=generator).to(z.device)
+            return limit_peak(decoder.decode(mel, seeds)).to(z.device)
+        missing = mel.shape[1] * HOP - muffled.shape[-1]
+        low = stft(F.pad(muffled.to(mel.device), (0, missing)))    # (B, 2 T + 1, 513)
+        return decoder.decode(mel, seeds, low=low, keep=_known_bins(cutoff, mel.device)).to(z.device)
 
 
 # --- levels and bands -----------------------------------------------------------------------------------

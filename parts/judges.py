@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from parts.audio import CLIP_S, RATE, first_seconds
 from parts.checkpoints import load_frozen
-from parts.codec import log_mel
 from parts.errors import UserError
 from parts.soundworld import NAMES, SOUNDS
+from parts.spectra import log_mel
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"  # shipped weights: judge-KIND.safetensors
 

@@ -12,7 +12,7 @@ A small distance is not always good sound: the blurred centre of a distribution 
 draw from it (see lsd), and only the energy score is smallest for the true distribution (see energy_score).
 
 Public: wilson, mean_interval, event_match, bernoulli_kl, kid, frechet, log_power, lsd, si_sdr,
-high_band_mel, texture, energy_score, describe.
+high_band_mel, texture, fine_texture, energy_score, describe.
 """
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import torch
 import torchaudio.functional as TAF
 
 from parts.audio import RATE
-from parts.codec import log_mel
+from parts.spectra import log_mel
 
 # --- intervals ----------------------------------------------------------------------------------------------
 
@@ -170,6 +170,21 @@ def texture(x: np.ndarray) -> np.ndarray:
     mel = log_mel(torch.as_tensor(np.ascontiguousarray(x))[None])[0].numpy()              # (frames, 64)
     in_time, in_frequency = np.abs(np.diff(mel, axis=0)).mean(0), np.abs(np.diff(mel, axis=1)).mean(0)
     return np.concatenate([mel.mean(0), mel.std(0), in_time, in_frequency])[None]
+
+
+def fine_texture(x: np.ndarray, bands: int = 32) -> np.ndarray:
+    """What mel frames can't say: (N,) -> (3, bands) statistics in nats of log power in equal bands of an STFT
+    of 2,048 points: crest (by how much the largest bin of a band exceeds its mean), roughness in time and in
+    frequency (mean size of the change from frame to frame, from bin to bin).  # ASSUMED
+
+    Crest tells tones from noise, roughness a noise from a smooth spectrum. Frames 60 dB below the loudest
+    are left out: what is silent has no texture."""
+    power = np.log(10.0) * log_power(x)[:, 1:]                     # (frames, 1024), nats
+    loud = power.mean(1)
+    power = power[loud > loud.max() - 6 * np.log(10)].reshape(-1, bands, 1_024 // bands)
+    crest = (power.max(2) - power.mean(2)).mean(0)
+    in_time = np.abs(np.diff(power, axis=0)).mean((0, 2)) if len(power) > 1 else np.zeros(bands)
+    return np.stack([crest, in_time, np.abs(np.diff(power, axis=2)).mean((0, 2))])
 
 
 def _frame_norm(a: np.ndarray) -> float:

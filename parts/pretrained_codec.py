@@ -33,9 +33,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from parts.audio import RATE
-from parts.codec import PCA, keep_low_band, limit_peak, log_mel
+from parts.codec import PCA, keep_low_band, limit_peak
 from parts.errors import UserError
 from parts.pretrained import CLIPS_PER_CALL, fingerprint, has_own, load
+from parts.spectra import log_mel
 
 # How each family is called:
 #     hop(config) -> samples a latent frame
@@ -205,9 +206,10 @@ class PretrainedCodec(PCA):
         y = F.pad(y, (max(0, lost // 2), max(0, lost - lost // 2)))[:, :samples]
         return TAF.resample(y, self.rate_in, RATE)
 
-    def decode(self, z: Tensor, muffled: Tensor | None = None, cutoff: float | None = None) -> Tensor:
+    def decode(self, z: Tensor, muffled: Tensor | None = None, cutoff: float | None = None,
+               seeds: list[int] | None = None) -> Tensor:
         """z (B, T, C) -> wav; with muffled (B, N) and cutoff (Hz) the band under the cutoff is the
-        recording's own."""
+        recording's own. seeds: for nothing, these decoders draw no noise."""
         y = self.wave(self.restore(z.to(self.mean.device))).to(z.device)
         return limit_peak(y) if muffled is None else keep_low_band(y, muffled, cutoff)
 

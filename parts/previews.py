@@ -50,8 +50,8 @@ def write_previews(folder: Path, step: int, config: dict, val_set, make, backgro
     background(draw_previews, folder, step, list(zip(captions, real, made)))
 
 
-def quick_metrics(config: dict, val_set, make, clips: int, twice: int, device="cpu") -> dict:
-    """Of the first clips of a validation set: event-set accuracy, factors and, of `twice` of them, the
+def quick_metrics(config: dict, val_set, make, clips: int, twice: int, device="cpu", judge="dev") -> dict:
+    """Of the first clips of a set: event-set accuracy by a judge, factors and, of `twice` of them, the
     texture score; or LSD-HF and the energy score, of all. {}: recordings, whose events nobody knows."""
     clips = min(clips, len(val_set))
     if config["task"] == "sr":
@@ -65,4 +65,4 @@ def quick_metrics(config: dict, val_set, make, clips: int, twice: int, device="c
     made = make(captions, list(range(clips)))
     twice = min(clips, twice)
     again = make(captions[:twice], list(range(clips, clips + twice)))
-    return quick_caption_metrics(val_set, made, clips, again, device)
+    return quick_caption_metrics(val_set, made, clips, again, device, judge)

@@ -130,12 +130,12 @@ def factor_scores(world: SoundWorld, truth: dict, predicted: dict, hit: np.ndarr
     }
 
 
-def quick_caption_metrics(world: SoundWorld, made, clips: int, again, device="cpu") -> dict:
+def quick_caption_metrics(world: SoundWorld, made, clips: int, again, device="cpu", judge="dev") -> dict:
     """Clips 0..clips-1 of a split, generated as `made` -> {"event_accuracy", and what factor_scores gives},
-    by the development judge, on a device; and texture_score, the energy score of metrics.texture, of the
+    by a judge, on a device; and texture_score, the energy score of metrics.texture, of the
     first clips, of which `again` (m, N) is a second sample."""
     truth = factor_table(world, clips)
-    predicted = judge_clips(load_judge("dev").to(device), made)
+    predicted = judge_clips(load_judge(judge).to(device), made)
     hit = event_match(truth["presence"], predicted["presence"])
     scores = [energy_score(texture(world.wave(i)), [texture(made[i]), texture(second)])
               for i, second in enumerate(again)]

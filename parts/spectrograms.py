@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from parts.audio import RATE, write_wav
-from parts.codec import N_FFT, stft
+from parts.spectra import N_FFT, stft
 
 
 def pyplot():

@@ -19,7 +19,7 @@ def test_both_axes_are_measured_at_the_scale_of_the_run_and_at_1(t2a_run, monkey
     monkeypatch.setattr(evaluate, "generate", few_steps)
     monkeypatch.setitem(axes.CLIPS, "t2a", 3)
     found = axes.both_axes(evaluate.load_run(t2a_run), SoundWorld("val", 5), drawn_elsewhere)
-    assert asked == [(4, None), (3, None), (3, None), (3, 1.0), (3, 1.0)], "previews; two samples at each scale"
+    assert asked == [(4, None), (3, None), (3, None), (3, 1.0), (3, 1.0)], "previews; two samples each"
     assert {"event_accuracy", "texture_score", *(f"{name}_w1" for name in axes.AT_W1)} <= set(found)
     assert found["texture_score"] != found["texture_score_w1"]
 

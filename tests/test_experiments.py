@@ -44,7 +44,8 @@ def small(monkeypatch):
     monkeypatch.setattr(experiments, "estimate_hours", lambda options: 0.0)  # it measures for seconds
     monkeypatch.setattr(train, "draw_pages", lambda *a: None)
     monkeypatch.setattr(train, "write_moment", lambda *a: None)
-    monkeypatch.setattr(evaluate, "preview", lambda run, *more: {"event_accuracy": quality(run)})
+    monkeypatch.setattr(runner, "both_axes", lambda run, *more: {"event_accuracy": quality(run)})
+    monkeypatch.setattr(runner, "final_axes", lambda run: {})
     monkeypatch.setattr(evaluate, "score", score)
 
 
@@ -54,9 +55,9 @@ def trained(monkeypatch):
     calls = []
     right = train.train
 
-    def counted(given, resume=""):
+    def counted(given, resume="", quick=None):
         calls.append(given)
-        return right(given, resume)
+        return right(given, resume, quick)
 
     monkeypatch.setattr(train, "train", counted)
     return calls
@@ -84,7 +85,7 @@ def test_an_experiment_continues_where_it_stopped_and_gives_the_same_rows(
     run again."""
     whole, half = tmp_path / "elsewhere" / "whole", tmp_path / "half"
     run("run", "E1", "--seeds", 2, "--out", whole, *SMALL)
-    preview = evaluate.preview
+    preview = runner.both_axes
     trained.clear()
 
     def stopping_preview(*a):
@@ -93,7 +94,7 @@ def test_an_experiment_continues_where_it_stopped_and_gives_the_same_rows(
         return preview(*a)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "preview", stopping_preview)
+        patch.setattr(runner, "both_axes", stopping_preview)
         with pytest.raises(UserError, match="the same command continues"):
             run("run", "E1", "--seeds", 2, "--out", half, *SMALL)
     trained.clear()

@@ -3,9 +3,9 @@ import numpy as np
 import torch
 
 from parts import patches, synths
-from parts.codec import log_mel
 from parts.patches import RandomPatches
 from parts.soundworld import SOUNDS
+from parts.spectra import log_mel
 from parts.teacher import pool
 
 

@@ -7,8 +7,8 @@ from conftest import in_process
 
 from lab import pretrain_teacher
 from lab.pretrain_teacher import augment, info_nce, pretrain
-from parts.codec import log_mel
 from parts.patches import RandomPatches
+from parts.spectra import log_mel
 from parts.teacher import Teacher, load_teacher, pool
 
 

@@ -101,3 +101,26 @@ def test_a_commit_is_marked_where_code_differs_from_it_in_any_folder(tmp_path, m
 def test_a_source_of_r_that_can_not_be_is_an_error_before_anything_runs(tmp_path):
     with pytest.raises(UserError, match="--regime replay:"):
         runner.resolve_arm({"regime": f"replay:{tmp_path / 'none.jsonl'}"})
+
+
+def test_runs_whose_rows_are_at_hand_are_not_made_again_unless_another_replays_them(tmp_path):
+    arms = {"stage": {"lr": 1.0}, "static": {"lr": 1.0}, "permuted": {"regime": "permuted:stage"}}
+    runs = [(arm, seed) for arm in arms for seed in (0, 1)]
+
+    def record(*rows):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def row(arm, seed, lr=1.0, **more):
+        settings = {"lr": lr, "regime": arms[arm].get("regime", "slope")}
+        return {"arm": arm, "seed": seed, "config": settings, **more}
+    ended = {"final": {"exact": 0.5}}
+    record(row("static", 0), row("static", 0, **ended), row("static", 1), row("stage", 0, **ended),
+           row("stage", 1, **ended), row("permuted", 1, **ended))
+    found = runner.recorded_runs(tmp_path, arms, [0, 1], runs)
+    # static, seed 1, has no end; stage, seed 0, is replayed by a run that is still to be made.
+    assert found == {("static", 0), ("stage", 1), ("permuted", 1)}
+    record(row("static", 0, lr=2.0, **ended))
+    assert not runner.recorded_runs(tmp_path, arms, [0, 1], runs), "other settings"
+    record(row("static", 0, **ended))
+    runner.folder_of(tmp_path, "static", 0).mkdir(parents=True)
+    assert not runner.recorded_runs(tmp_path, arms, [0, 1], runs), "its folder says more than its rows"

@@ -1,0 +1,50 @@
+"""Spectra: the STFT, its inverse, and log-mel frames, which all parts that look at sound share.
+
+    wav (B, N) --stft--> complex (B, N / 320 + 1, 513) --istft--> wav (B, N)
+    wav (B, N) --log_mel--> (B, N / 320, 64), natural log, floored
+
+Waveforms are float32 in [-1, 1] at 16 kHz. B batch, N samples, 513 STFT bins, 64 mel bands.
+
+Public: N_FFT, HOP, N_MELS, FLOOR, stft, istft, mel_filters, log_mel.
+"""
+from __future__ import annotations
+
+import torch
+import torchaudio.functional as TAF
+from torch import Tensor
+
+from parts.audio import RATE
+
+N_FFT = 1_024  # samples of an STFT window
+HOP = 320      # samples from one frame to the next
+N_MELS = 64    # mel bands
+# STFT magnitude under which everything is silence; 80 dB under a full-scale tone's main lobe and more.
+FLOOR = 1e-4
+
+
+def stft(wav: Tensor, n_fft: int = N_FFT, hop: int = HOP) -> Tensor:
+    """(B, N) -> complex (B, N // hop + 1, n_fft // 2 + 1); Hann window, frame j centred on sample j hop."""
+    window = torch.hann_window(n_fft, device=wav.device)
+    # A clip shorter than half a window can't be reflected.
+    pad = "reflect" if wav.shape[-1] > n_fft // 2 else "constant"
+    return torch.stft(wav, n_fft, hop, window=window, return_complex=True, pad_mode=pad).mT
+
+
+def istft(spec: Tensor, n: int, n_fft: int = N_FFT, hop: int = HOP) -> Tensor:
+    """Inverse of `stft`: complex (B, frames, bins) -> (B, n)."""
+    window = torch.hann_window(n_fft, device=spec.device)
+    return torch.istft(spec.mT, n_fft, hop, window=window, length=n)
+
+
+def mel_filters(n_fft: int = N_FFT, n_mels: int = N_MELS) -> Tensor:
+    """(bins, n_mels) triangular filters whose columns sum to 1, so that a mel value is a weighted mean STFT
+    magnitude."""
+    filters = TAF.melscale_fbanks(n_fft // 2 + 1, 0.0, RATE / 2, n_mels, RATE, norm=None, mel_scale="slaney")
+    return filters / filters.sum(0).clamp_min(1e-8)
+
+
+def log_mel(wav: Tensor, n_fft: int = N_FFT, hop: int = HOP, n_mels: int = N_MELS) -> Tensor:
+    """Log-mel magnitude: (B, N) -> (B, N // hop, n_mels), natural log, floored at log FLOOR."""
+    magnitude = stft(wav, n_fft, hop)[:, :-1].abs()                # (B, N // hop, bins)
+    mel = magnitude @ mel_filters(n_fft, n_mels).to(wav)           # (B, N // hop, n_mels)
+    return mel.clamp_min(FLOOR).log()
