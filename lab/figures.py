@@ -16,6 +16,7 @@ grey.
 | sooner | results/e1*/summary.json: times fewer steps and seconds than `static`, of how many seeds |
 | differences | results/e*/summary.json: every arm against its control, in one picture |
 | sounds | assets/demo: captions nobody trained on, real clip beside the model's |
+| decoder | assets/demo, assets/decoder.safetensors: round trips of clips by Griffin-Lim and by the decoder |
 
 Each function below is one figure: it reads its files, and returns the matplotlib figure. A file that is
 missing is a UserError with its name. Nothing is drawn at random, so the same results give the same pixels.
@@ -36,6 +37,7 @@ from matplotlib import pyplot as plt
 import evaluate
 import guidance
 import sampler
+from lab.griffin_lim import decode_by_griffin_lim
 from lab.regime_choice import driven_r, r_of, read
 from lab.statistics import interval
 from lab.tables import QUALITY, curves
@@ -43,7 +45,7 @@ from parts.arguments import Parser
 from parts.config import Config
 from parts.dashboard import steps_and_values
 from parts.errors import UserError, run_cli
-from parts.soundworld import SoundWorld
+from parts.soundworld import SOUNDS, SoundWorld
 from parts.spectrograms import draw_spectrogram
 from regime import hold_last
 
@@ -441,11 +443,32 @@ def sounds() -> plt.Figure:
     return fig
 
 
+def decoder() -> plt.Figure:
+    """Test clips of four classes, each alone: real, and the same latents decoded by two means."""
+    codec, world = evaluate.load_run(ROOT / "assets" / "demo").codec, SoundWorld("test", 200).prepare()
+    alone = [i for i in range(200) if len(world.scene(i).events) == 1]
+    sound_of = {SOUNDS[world.scene(i).events[0].sound].name: i for i in reversed(alone)}
+    chosen = [sound_of[name] for name in ("cricket", "dog", "glass", "rain")]
+    real = torch.from_numpy(np.stack([world.wave(i) for i in chosen]))
+    z = codec.encode(real)
+    rows = {"real": real, "Griffin-Lim": decode_by_griffin_lim(codec, z), "decoder": codec.decode(z)}
+
+    fig, axes = plt.subplots(3, 4, figsize=(12, 6), sharex=True, sharey=True)
+    for line, (name, waves) in zip(axes, rows.items()):
+        line[0].set_ylabel(f"{name}\nfrequency (kHz)")
+        for ax, i, wave in zip(line, chosen, waves):
+            image = draw_spectrogram(ax, wave.numpy(), world.caption(i) if name == "real" else "")
+    for ax in axes[-1]:
+        ax.set_xlabel("time (s)")
+    fig.colorbar(image, ax=axes, label="dB", shrink=0.7)
+    return fig
+
+
 # --- command ------------------------------------------------------------------------------------------------
 
 FIGURES = {"mechanism": mechanism, "density": density, "blocks": blocks, "regime": regime_band,
            "agreement": agreement, "work": work, "curves": learning_curves, "sooner": sooner,
-           "differences": differences, "sounds": sounds}
+           "differences": differences, "sounds": sounds, "decoder": decoder}
 
 
 def main() -> None:
