@@ -15,7 +15,8 @@ children (a parent's own context would take their memory, and bars them from a c
 An experiment is a list of arms, each a name and options of train.py (lab/questions.py). An interrupted one
 goes on with the same command; what is finished is not run again (lab/runner.py). The folder then holds
 experiment.json (arms, seeds, reference), rows.jsonl (one row an arm x seed x evaluation), summary.json,
-table.txt and figure.png (lab/tables.py).
+table.txt and figure.png (lab/tables.py), plane.json and plane.png (lab/plane.py). Runs whose rows stand there
+are not made again, on whichever machine they were made.
 
 Intervals are Student's t over seeds, of paired differences; fewer than 8 seeds are labelled descriptive.
 p-values are exact sign-flip tests; the smallest p that n seeds can reach (2 / 2^n) is printed
@@ -38,6 +39,7 @@ from tqdm import tqdm
 
 from lab.bench import estimate_hours
 from lab.best_by_step import best_by_step, best_figure, best_table
+from lab.plane import plane, plane_figure, plane_table
 from lab.questions import CLOCK, EXPERIMENTS, HOME, reference_of
 from lab.runner import (
     DERIVED,
@@ -340,8 +342,9 @@ def cmd_table(args) -> None:
 
 
 def show(out: Path) -> None:
-    """Print the table of an experiment's folder; write table.txt, summary.json, figure.png, rows.jsonl and,
-    for E5, track.json, for E9, best.json and best.png. UserError where there is nothing to show."""
+    """Print the table of an experiment's folder; write table.txt, summary.json, figure.png, rows.jsonl, where
+    runs have both axes plane.json and plane.png; for E5 track.json, for E9 best.json and best.png. UserError
+    where there is nothing to show."""
     not_one = f"{out}: no experiment.json; not the folder of an experiment"
     _read_experiment(out, not_one)
     # One process at a time: several shards may end together. Rows are read from the runs' own folders, so the
@@ -363,6 +366,11 @@ def _write_tables(out: Path, spec: dict) -> str:
     if name == "E5":
         text += "\n\n" + track_table(rows)
         write_text(out / "track.json", to_json(track(rows), indent=1) + "\n")
+    both = plane(rows, arms, reference)
+    if both:
+        text += "\n\n" + plane_table(both)
+        write_text(out / "plane.json", to_json(both, indent=1) + "\n")
+        plane_figure(out / "plane.png", both)
     if name == "E9":
         found = best_by_step(rows)
         text += "\n\n" + best_table(found)
