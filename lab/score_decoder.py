@@ -66,12 +66,13 @@ def _event_sets(world):
     return hit
 
 
-def compare(config: dict, clips: int, rounds: int = 5) -> dict:
-    """Settings of a data set -> {"data", "n", "rows", "ms"}: a row a decoder, and their difference."""
-    train_set, test_set = data.open_set(config, "train", 2_000), data.open_set(config, "test", clips)
+def compare(config: dict, clips: int, fitted_on: int = 2_000, rounds: int = 5) -> dict:
+    """Settings of a data set -> {"data", "n", "rows", "ms"}: a row a decoder, and their difference.
+    fitted_on: training clips that the latent space is fitted on."""
+    train_set, test_set = data.open_set(config, "train", fitted_on), data.open_set(config, "test", clips)
     n = min(clips, len(test_set))
     codec = Codec(config["channels"])
-    codec.fit(first_seconds(train_set.wave(i), CLIP_S) for i in range(min(2_000, len(train_set))))
+    codec.fit(first_seconds(train_set.wave(i), CLIP_S) for i in range(min(fitted_on, len(train_set))))
     real = np.stack([first_seconds(test_set.wave(i), CLIP_S) for i in range(n)])       # (n, N)
     decoders = {"Griffin-Lim": lambda z: decode_by_griffin_lim(codec, z),
                 "learned": lambda z: codec.decode(z, seeds=list(range(len(z))))}
