@@ -366,10 +366,10 @@ def test_your_own_arm_joins_the_table_and_a_failing_one_costs_nothing_else(
     (tmp_path / "arms.json").write_text(json.dumps({"from a file": {**OWN, "lr": 1e-3}}))
     right = train.train
 
-    def fails(given, resume=""):
+    def fails(given, resume="", quick=None):
         if given.get("recipe") == "vanilla":
             raise RuntimeError("out of luck")
-        return right(given, resume)
+        return right(given, resume, quick)
 
     monkeypatch.setattr(train, "train", fails)
     out = tmp_path / "x"
