@@ -20,9 +20,9 @@ from lab.statistics import paired
 from parts.spectrograms import pyplot
 
 AXES = {  # metric of rows -> (+1: higher is better, -1: lower is better; how it reads)
-    "event_accuracy": (1, "event sets, guidance scale of the run"),
-    "event_accuracy_w1": (1, "event sets, w = 1"),
-    "texture_score": (-1, "energy score of texture, guidance scale of the run"),
+    "event_accuracy": (1, "event sets at the run's w"),
+    "event_accuracy_w1": (1, "event sets at w = 1"),
+    "texture_score": (-1, "energy score of texture, the run's w"),
     "texture_score_w1": (-1, "energy score of texture, w = 1"),
     "energy_score": (-1, "energy score of the high band"),
     "lsd_hf": (-1, "LSD-HF"),
