@@ -46,6 +46,7 @@ from parts.previews import CUTOFF
 from parts.prompts import check_prompt
 from parts.soundworld import list_sounds
 
+QUICK_STEPS = 12  # Euler steps of metrics while a run is trained
 RESCALE = 1.0  # model.VelocityField's; without it guided clips are several times too loud.  # ASSUMED
 
 
@@ -214,8 +215,8 @@ def maker(run: Run, steps: int | None = None, w: float | None = None):
 
 
 def preview(run: Run, val_set, background=at_once) -> dict:
-    """Write four previews and return quick metrics on validation clips. Quick: 12 steps."""
-    return previews.preview(run.path, run.step, run.config, val_set, maker(run), maker(run, 12),
+    """Write four previews and return quick metrics on validation clips."""
+    return previews.preview(run.path, run.step, run.config, val_set, maker(run), maker(run, QUICK_STEPS),
                             run.codec.mean.device, background)
 
 

@@ -12,7 +12,7 @@ Public: both_axes, final_axes, CLIPS, SAMPLED_TWICE, SCALES.
 """
 from __future__ import annotations
 
-from evaluate import maker
+from evaluate import QUICK_STEPS, maker
 from parts.background import at_once
 from parts.previews import quick_metrics, write_previews
 from parts.soundworld import SoundWorld
@@ -21,7 +21,6 @@ CLIPS = {"t2a": 96, "sr": 48}
 SAMPLED_TWICE = 48            # captions: clips whose texture is compared
 FINAL = 200                   # clips of final_axes, at most
 SCALES = (1.0, 1.75, 2.5, 4.0)  # w that is chosen among
-STEPS = 12                    # Euler steps while a run is trained, as in its own quick metrics
 AT_W1 = ("event_accuracy", "recall", "texture_score")
 
 
@@ -33,7 +32,7 @@ def both_axes(run, val_set, background=at_once) -> dict:
     clips = min(run.config["score_clips"], CLIPS[task])
 
     def at(w: float | None) -> dict:
-        make = maker(run, STEPS, w)
+        make = maker(run, QUICK_STEPS, w)
         return quick_metrics(run.config, val_set, make, clips, SAMPLED_TWICE, device)
     found = at(None)
     if task == "t2a" and found:
@@ -54,7 +53,7 @@ def final_axes(run) -> dict:
     val_set = SoundWorld("val", tuning, seconds=seconds)
     by_w = {}
     for w in SCALES:
-        found = quick_metrics(config, val_set, maker(run, STEPS, w), tuning, 1, device)
+        found = quick_metrics(config, val_set, maker(run, QUICK_STEPS, w), tuning, 1, device)
         by_w[w] = found["event_accuracy"]
     tuned = max(by_w, key=by_w.get)
     unseen = SoundWorld(config["score_split"], n, seconds=seconds)

@@ -76,9 +76,9 @@ def best_table(found: dict) -> str:
     return "\n".join(lines)
 
 
-def best_figure(path: Path, rows: list[dict], arms: list[str], seeds: int) -> None:
-    """How far each arm's mean is behind the best at each step, one panel an axis."""
-    found, plt = best_by_step(rows), pyplot()
+def best_figure(path: Path, found: dict, arms: list[str], seeds: int) -> None:
+    """How far each arm's mean is behind the best at each step, one panel an axis. found: of best_by_step."""
+    plt = pyplot()
     columns = min(3, len(found))
     lines = -(-len(found) // columns)
     fig, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.4 * lines), layout="constrained",

@@ -375,7 +375,7 @@ def _write_tables(out: Path, spec: dict) -> str:
         found = best_by_step(rows)
         text += "\n\n" + best_table(found)
         write_text(out / "best.json", to_json(found, indent=1) + "\n")
-        best_figure(out / "best.png", rows, list(arms), len(seeds))
+        best_figure(out / "best.png", found, list(arms), len(seeds))
     write_text(out / "summary.json", to_json(summarize(rows, arms, seeds, reference), indent=1) + "\n")
     write_text(out / "table.txt", text + "\n")
     figure(out, name, rows, arms, seeds)

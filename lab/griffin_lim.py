@@ -13,7 +13,7 @@ from torch import Tensor
 
 from parts.codec import Codec, limit_peak
 from parts.decoder import griffin_lim
-from parts.spectra import HOP, mel_filters
+from parts.spectra import HOP, mel_filters, mel_spread
 
 
 def magnitude(mel: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def magnitude(mel: Tensor) -> Tensor:
     # min |S fb - m|, S >= 0, by multiplicative updates S <- S (m fb') / (S fb fb')
     fb = mel_filters().to(mel)                                 # (513, 64)
     m = mel.exp()
-    s = m @ (fb / fb.sum(1, keepdim=True).clamp_min(1e-8)).T   # (B, F, 513): between band centres
+    s = m @ mel_spread(fb).T                                   # (B, F, 513): between band centres
     gram = fb @ fb.T                                           # (513, 513)
     for _ in range(12):
         s = s * (m @ fb.T) / (s @ gram).clamp_min(1e-12)

@@ -28,16 +28,11 @@ from parts.errors import run_cli
 from parts.files import to_json, write_text
 from parts.judges import judge_clips, load_judge
 from parts.metrics import event_match, fine_texture, log_power, lsd, mean_interval, texture
+from parts.scoring import round_trip
 from parts.soundworld import factor_table
 
 AT_ONCE = 20  # clips in one call
 METRICS = ("fine", "crest", "rough_time", "rough_frequency", "texture", "lsd", "event_set")
-
-
-def _round_trip(decode, codec: Codec, waves: np.ndarray) -> np.ndarray:
-    made = [decode(codec.encode(torch.from_numpy(waves[i : i + AT_ONCE]))).numpy()
-            for i in range(0, len(waves), AT_ONCE)]
-    return np.concatenate(made)[:, : waves.shape[1]]
 
 
 def _measure(real: np.ndarray, made: np.ndarray, hit) -> dict:
@@ -77,7 +72,10 @@ def compare(config: dict, clips: int, fitted_on: int = 2_000, rounds: int = 5) -
     decoders = {"Griffin-Lim": lambda z: decode_by_griffin_lim(codec, z),
                 "learned": lambda z: codec.decode(z, seeds=list(range(len(z))))}
     hit = _event_sets(test_set) if config["data"] == "soundworld" else None
-    found = {name: _measure(real, _round_trip(decode, codec, real), hit) for name, decode in decoders.items()}
+    found = {}
+    for name, decode in decoders.items():
+        made = round_trip(codec, real, decode, AT_ONCE)[:, : real.shape[1]]
+        found[name] = _measure(real, made, hit)
     found["learned - Griffin-Lim"] = {name: found["learned"][name] - found["Griffin-Lim"][name]
                                       for name in found["learned"]}
     if hit:

@@ -46,6 +46,7 @@ from parts.spectra import HOP, stft
 
 SECONDS = 1.28                                             # of a training crop
 FLOOR = 1e-3       # STFT magnitude that is silence: 108 dB below a full-scale tone's
+RATES = (1e-3, 4e-3)                # of AdamW and Muon, after warm-up
 PATCHES = ((1, 8), (8, 1), (4, 8))  # frames x bins whose distance is one Euclidean norm
 
 
@@ -125,7 +126,7 @@ def train_decoder(codec: Codec, banks: list[np.ndarray], steps: int, batch: int 
     when stopped, and read with resume. Stopped: the user stopped it."""
     torch.manual_seed(seed)
     decoder = Decoder()
-    optimizers = make_optimizers(decoder, "muon", 1e-3, 4e-3, 0.0)
+    optimizers = make_optimizers(decoder, "muon", *RATES, 0.0)
     first = 0
     if resume:
         if not checkpoint.is_file():
@@ -150,18 +151,17 @@ def train_decoder(codec: Codec, banks: list[np.ndarray], steps: int, batch: int 
             loss = energy_loss(decoder, mel, wav, generator)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-            for optimizer, rate in zip(optimizers, (1e-3, 4e-3)):
+            for optimizer, rate in zip(optimizers, RATES):
                 optimizer.param_groups[0]["lr"] = rate * rate_factor(k + 1, steps, 100, 0.4)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             if k % 20 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
-            if stop.now or (k + 1) % 200 == 0:
-                state = {"decoder": decoder.state_dict(), "step": k + 1,
-                         "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
-                if checkpoint:
-                    _save(state, checkpoint)
-            if stop.now:
+            stopped = stop.now
+            if checkpoint and (stopped or (k + 1) % 200 == 0):
+                _save({"decoder": decoder.state_dict(), "step": k + 1,
+                       "optimizers": [optimizer.state_dict() for optimizer in optimizers]}, checkpoint)
+            if stopped:
                 raise Stopped(f"stopped at step {k + 1}; continue with --resume")
     return decoder.eval().requires_grad_(False)
 

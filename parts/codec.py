@@ -145,8 +145,7 @@ class Codec(PCA):
         decoder, seeds = load_decoder(str(mel.device)), seeds or [0] * len(z)
         if muffled is None:
             return limit_peak(decoder.decode(mel, seeds)).to(z.device)
-        missing = mel.shape[1] * HOP - muffled.shape[-1]
-        low = stft(F.pad(muffled.to(mel.device), (0, missing)))    # (B, 2 T + 1, 513)
+        low = _padded_stft(muffled.to(mel.device), mel.shape[1] * HOP)             # (B, 2 T + 1, 513)
         return decoder.decode(mel, seeds, low=low, keep=_known_bins(cutoff, mel.device)).to(z.device)
 
 
@@ -161,16 +160,17 @@ def limit_peak(y: Tensor) -> Tensor:
 def keep_low_band(y: Tensor, muffled: Tensor, cutoff: float) -> Tensor:
     """y (B, N) with everything under cutoff (Hz) replaced by that of muffled (B, <= N), level included."""
     n = y.shape[-1]
-    low = stft(F.pad(muffled, (0, n - muffled.shape[-1])))         # (B, N // 320 + 1, 513)
+    low = _padded_stft(muffled, n)                                 # (B, N // 320 + 1, 513)
     return istft(torch.where(_known_bins(cutoff, y.device), low, stft(y)), n)
 
 
-def _bin_frequencies(device) -> Tensor:
-    """(513,) Hz."""
-    return torch.linspace(0, RATE / 2, N_FFT // 2 + 1, device=device)
+def _padded_stft(wav: Tensor, n: int) -> Tensor:
+    """The STFT of (B, <= n), continued by silence to n samples."""
+    return stft(F.pad(wav, (0, n - wav.shape[-1])))
 
 
 def _known_bins(cutoff: float | Tensor, device) -> Tensor:
     """(513,) True at the bins that a recording with this cutoff (Hz) still holds. A low-pass is already
     falling near its cutoff: the last 4 % are the model's.  # ASSUMED: 4 %"""
-    return _bin_frequencies(device) < 0.96 * cutoff
+    frequencies = torch.linspace(0, RATE / 2, N_FFT // 2 + 1, device=device)   # Hz
+    return frequencies < 0.96 * cutoff

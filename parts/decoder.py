@@ -30,7 +30,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from parts.checkpoints import load_frozen
-from parts.spectra import FLOOR, HOP, N_FFT, N_MELS, istft, mel_filters, stft
+from parts.spectra import FLOOR, HOP, N_FFT, N_MELS, istft, mel_filters, mel_spread, stft
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "assets" / "decoder.safetensors"
 BINS = N_FFT // 2 + 1
@@ -70,9 +70,8 @@ class Decoder(nn.Module):
         with torch.no_grad():
             self.head.bias[:BINS] = -1.0
         filters = mel_filters()                                    # (513, 64)
-        spread = filters / filters.sum(1, keepdim=True).clamp_min(1e-8)
         self.register_buffer("filters", filters, persistent=False)
-        self.register_buffer("spread", spread, persistent=False)
+        self.register_buffer("spread", mel_spread(filters), persistent=False)
 
     def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
         h = self.norm(self.embed(((mel + 4) / 2.5).mT).mT)         # (B, F, W)
@@ -98,10 +97,10 @@ class Decoder(nn.Module):
         the same whatever batch it is decoded in. low, keep: see griffin_lim."""
         n = mel.shape[1] * HOP
         noise = np.stack([np.random.default_rng([seed, 7]).standard_normal(n, np.float32) for seed in seeds])
-        tones, gain = self(torch.cat([mel, mel[:, -1:]], 1))       # and the frame centred on the very end
+        mel = torch.cat([mel, mel[:, -1:]], 1)                     # and the frame centred on the very end
+        tones, gain = self(mel)
         spec = torch.polar(tones, phases(tones)) + gain * unit_noise(torch.from_numpy(noise).to(mel.device))
-        spec = self.fit(spec, torch.cat([mel, mel[:, -1:]], 1))
-        return griffin_lim(spec, n, rounds, low, keep)
+        return griffin_lim(self.fit(spec, mel), n, rounds, low, keep)
 
 
 def unit_noise(white: Tensor) -> Tensor:

@@ -66,11 +66,12 @@ def preview_clips(config: dict) -> int:
     return min(config["score_clips"], 16 if config["task"] == "sr" else 96)
 
 
-def round_trip(codec, waves: np.ndarray) -> np.ndarray:
-    """(n, N) -> (n, N): what the latent space leaves of sounds, the ceiling of any model in it."""
-    decoded = []
-    for i in range(0, len(waves), AT_ONCE):
-        decoded.append(codec.decode(codec.encode(torch.as_tensor(waves[i : i + AT_ONCE]))).numpy())
+def round_trip(codec, waves: np.ndarray, decode=None, at_once: int = AT_ONCE) -> np.ndarray:
+    """(n, N) -> (n, N): what the latent space leaves of sounds, the ceiling of any model in it. decode: of
+    latents, the codec's own by default."""
+    decode, decoded = decode or codec.decode, []
+    for i in range(0, len(waves), at_once):
+        decoded.append(decode(codec.encode(torch.as_tensor(waves[i : i + at_once]))).numpy())
     return np.concatenate(decoded)
 
 
@@ -132,8 +133,8 @@ def factor_scores(world: SoundWorld, truth: dict, predicted: dict, hit: np.ndarr
 
 def quick_caption_metrics(world: SoundWorld, made, clips: int, again, device="cpu", judge="dev") -> dict:
     """Clips 0..clips-1 of a split, generated as `made` -> {"event_accuracy", and what factor_scores gives},
-    by a judge, on a device; and texture_score, the energy score of metrics.texture, of the
-    first clips, of which `again` (m, N) is a second sample."""
+    by a judge, on a device; and texture_score, the energy score of metrics.texture, of the first clips, of
+    which `again` (m, N) is a second sample."""
     truth = factor_table(world, clips)
     predicted = judge_clips(load_judge(judge).to(device), made)
     hit = event_match(truth["presence"], predicted["presence"])

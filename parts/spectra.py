@@ -5,7 +5,7 @@
 
 Waveforms are float32 in [-1, 1] at 16 kHz. B batch, N samples, 513 STFT bins, 64 mel bands.
 
-Public: N_FFT, HOP, N_MELS, FLOOR, stft, istft, mel_filters, log_mel.
+Public: N_FFT, HOP, N_MELS, FLOOR, stft, istft, mel_filters, mel_spread, log_mel.
 """
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ def mel_filters(n_fft: int = N_FFT, n_mels: int = N_MELS) -> Tensor:
     magnitude."""
     filters = TAF.melscale_fbanks(n_fft // 2 + 1, 0.0, RATE / 2, n_mels, RATE, norm=None, mel_scale="slaney")
     return filters / filters.sum(0).clamp_min(1e-8)
+
+
+def mel_spread(filters: Tensor) -> Tensor:
+    """Weights (bins, n_mels) of mel_filters that carry values of bands to the bins between their centres."""
+    return filters / filters.sum(1, keepdim=True).clamp_min(1e-8)
 
 
 def log_mel(wav: Tensor, n_fft: int = N_FFT, hop: int = HOP, n_mels: int = N_MELS) -> Tensor:

@@ -39,5 +39,5 @@ def test_one_seed_has_no_intervals_and_an_unfinished_arm_is_not_compared():
 
 
 def test_the_figure_has_a_panel_an_axis(tmp_path):
-    best_figure(tmp_path / "best.png", planted(0.01), ["a", "b"], 4)
+    best_figure(tmp_path / "best.png", best_by_step(planted(0.01)), ["a", "b"], 4)
     assert (tmp_path / "best.png").stat().st_size > 5_000

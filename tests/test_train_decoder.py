@@ -56,7 +56,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path, waves, 
     banks = [np.round(waves[:32] * 32_767).astype(np.int16)]
     through = trained.train_decoder(codec, banks, 4, batch=2)
     monkeypatch.setattr(trained, "StopSignal", StopAfter)
-    StopAfter.looks = 3                                            # two looks a step: during the second one
+    StopAfter.looks = 2                                            # one look a step: in the second one
     with pytest.raises(trained.Stopped, match="stopped at step 2"):
         trained.train_decoder(codec, banks, 4, batch=2, checkpoint=tmp_path / "d.pt")
     StopAfter.looks = 100
