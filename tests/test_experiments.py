@@ -426,7 +426,7 @@ def test_a_dry_run_tells_arms_and_hours_and_leaves_nothing(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("argv, message", [
-    (("run", "E9"), "invalid choice: 'E9'"),
+    (("run", "E99"), "invalid choice: 'E99'"),
     (("run", "E1", "--arm", "mine"), "must be NAME={...}"),
     (("run", "E1", "--arm", 'mine={"lambda9": 1}'), "train.py has no option 'lambda9'"),
     (("run", "E1", "--arm", 'mine={"batch": 0}'), "--batch 0: must be positive"),
