@@ -36,7 +36,7 @@ class Config:
     recipe: str = "stage"        # a row of RECIPES; flags overrule it
     out: str = ""                # run folder; empty: runs/<task>, numbered when taken
     seed: int = 0                # everything random derives from it
-    steps: int = 3_000           # optimizer steps, K
+    steps: int = 6_000           # optimizer steps, K
     device: str = "auto"         # cpu | cuda | mps
     precision: str = "auto"      # fp32 | bf16; auto: bf16 where the processor multiplies it
     workers: int = -1            # processes that prepare data; -1: one a core
@@ -110,7 +110,7 @@ class Config:
     # --- evaluation
     guidance_scale: float = 2.5  # w of classifier-free guidance in previews and scores (t2a; sr uses 1)
     sample_steps: int = 16       # Euler steps of previews and scores
-    eval_every: int = 600        # steps between validation, previews and checkpoints; 0: half a doubling
+    eval_every: int = 1_000      # steps between validation, previews and checkpoints; 0: half a doubling
     score_clips: int = 500       # clips of the final table
     score_split: str = "test"    # test | val: development must not use the test split
     judge: str = "dev"           # dev | final: the judge of the final table
@@ -124,7 +124,7 @@ class Config:
 
 
 PRESETS = {  # what differs from the defaults above; a second entry is laid over it for super-resolution
-    "smoke": ({}, {"clips": 2_500, "score_clips": 100}),
+    "smoke": ({}, {"clips": 2_500, "score_clips": 100, "steps": 3_000, "eval_every": 600}),
     # As many clips a step as a card of 8 GB takes: it is the launches of its kernels that take the time.
     "small": ({"steps": 8_000, "batch": 192, "width": 384, "depth": 12, "heads": 6, "clips": 40_000,
                "lr": 5e-4, "muon_lr": 2e-3, "eval_every": 1_000}, {}),

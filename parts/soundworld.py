@@ -384,6 +384,12 @@ class SoundWorld:
     def scene(self, i: int) -> Scene:
         return draw_scene(self._rng(i), self.split, self.seconds)
 
+    def p_by_events(self) -> np.ndarray:
+        """(n,) probabilities of the clips in proportion to their number of events: drawn so, every *event* is
+        drawn equally often, and one that stands alone no more often than one among others."""
+        events = np.array([len(self.scene(i).events) for i in range(self.n)])
+        return events / events.sum()
+
     def name(self, i: int) -> str:
         return f"SoundWorld {self.split} clip {i}"
 
