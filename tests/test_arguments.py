@@ -47,7 +47,7 @@ def test_each_setting_is_explained_in_the_help_under_its_heading(capsys):
     with pytest.raises(SystemExit):
         parse(["--help"], "text")
     text = " ".join(capsys.readouterr().out.split())
-    assert "optimizer steps, K (default 3000)" in text
+    assert "optimizer steps, K (default 6000)" in text
     assert "controls: random (not trained), shuffled (the shipped one's features of other clips)" in text
     headings = ("the run:", "data:", "model:", "optimizer:", "mechanism 1: SSL guidance:", "evaluation:")
     places = [text.index(heading) for heading in headings]

@@ -98,7 +98,7 @@ def test_the_page_that_is_shipped_is_of_a_finished_default_run_and_small_enough_
     path = ROOT / "docs/training.html"
     shipped = path.read_text(encoding="utf-8")
     assert path.stat().st_size <= 3_000_000
-    assert "3,000 of 3,000 steps" in shipped and "None: this is the default run." in shipped
+    assert "6,000 of 6,000 steps" in shipped and "None: this is the default run." in shipped
 
 
 def test_a_page_asks_nobody_for_anything(page):

@@ -21,7 +21,7 @@ def test_a_run_says_what_it_trains_on_what_and_where():
     said, note = introduction(cfg, 6_000, torch.nn.Linear(999, 1_000), 6).split("\n")
     assert note.startswith("note: groups among 4 blocks can't be told from depth")
     assert "\n" not in introduction(cfg, 6_000, torch.nn.Linear(999, 1_000), 4), "four would do"
-    assert said == ("t2a on soundworld: 6000 clips, 1.00 M parameters, recipe stage, 3000 steps of 32 on cpu "
+    assert said == ("t2a on soundworld: 6000 clips, 1.00 M parameters, recipe stage, 6000 steps of 32 on cpu "
                     "in fp32, run folder runs/x")
 
 

@@ -127,6 +127,18 @@ def test_the_factor_table_stacks_the_clips():
     assert len(soundworld.factor_table(world)["presence"]) == 5
 
 
+def test_drawn_by_events_every_event_is_drawn_equally_often():
+    """Negative control: drawn evenly, an event among three is drawn as often as one alone, so clips of one
+    have their share of the data."""
+    world = SoundWorld("train", 300)
+    events = np.array([len(world.scene(i).events) for i in range(300)])
+    p = world.p_by_events()
+    assert p.sum() == pytest.approx(1) and np.ptp(p / events) < 1e-12
+    for k in (1, 2, 3):
+        assert p[events == k].sum() == pytest.approx(events[events == k].sum() / events.sum())
+    assert p[events == 1].sum() < 0.8 * (events == 1).mean()
+
+
 def test_sequences_do_not_start_together():
     world = SoundWorld("train", 300)
     for i in range(300):

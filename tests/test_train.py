@@ -112,6 +112,8 @@ def plain_loop(tiny: dict, steps: int, task: str) -> dict:
     z, muffled = data.LatentCache(world, codec), None
     if task == "sr":
         muffled = data.LatentCache(world, codec, tiny["variants"], 0)
+    else:
+        z.p = world.p_by_events()
     captions = [[world.caption(i, k) for k in range(4)] for i in range(len(world))]
     words = Words.fit(caption for wordings in captions for caption in wordings)
 
