@@ -8,7 +8,7 @@ arm by the mean over seeds, its value, and the arms that can't be told from it: 
 paired difference holds 0. With one seed there are no intervals, and nothing is said to be like it. The best
 of several is flattered by chance: its lead over the next is an upper end.
 
-Public: AXES, best_by_step, best_table, best_figure.
+Public: best_by_step, best_table, best_figure.
 """
 from __future__ import annotations
 
@@ -17,22 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from lab.statistics import paired
+from lab.tables import METRICS
 from parts.spectrograms import pyplot
-
-AXES = {  # metric of rows -> (+1: higher is better, -1: lower is better; how it reads)
-    "event_accuracy": (1, "event sets at the run's w"),
-    "event_accuracy_w1": (1, "event sets at w = 1"),
-    "texture_score": (-1, "energy score of texture, the run's w"),
-    "texture_score_w1": (-1, "energy score of texture, w = 1"),
-    "energy_score": (-1, "energy score of the high band"),
-    "lsd_hf": (-1, "LSD-HF"),
-    "val_loss": (-1, "validation loss, uniform t"),
-}
 
 
 def _values(rows: list[dict], metric: str) -> dict:
     """{step: {arm: {seed: value}}} of the rows that have a metric, turned so that higher is better."""
-    sign, values = AXES[metric][0], {}
+    sign, values = METRICS[metric][0], {}
     for row in rows:
         if row.get(metric) is not None:
             values.setdefault(row["step"], {}).setdefault(row["arm"], {})[row["seed"]] = sign * row[metric]
@@ -50,7 +41,7 @@ def _alike(best: dict, other: dict) -> bool:
 def best_by_step(rows: list[dict]) -> dict:
     """See the top of this file. Only arms that have all seeds of the arm with the most are compared."""
     found = {}
-    for metric, (sign, _) in AXES.items():
+    for metric, (sign, _) in METRICS.items():
         for step, arms in sorted(_values(rows, metric).items()):
             seeds = max(map(len, arms.values()))
             whole = {arm: by_seed for arm, by_seed in arms.items() if len(by_seed) == seeds}
@@ -67,7 +58,7 @@ def best_table(found: dict) -> str:
     """best_by_step as text: a line an axis and step."""
     lines = ["best arm at each evaluation step; in brackets how many of the others can't be told from it"]
     for metric, steps in found.items():
-        lines.append(f"{AXES[metric][1]}:")
+        lines.append(f"{METRICS[metric][1]}:")
         for at in steps:
             second = sorted(at["behind"].values())[1:2]
             ahead = f", {second[0]:.3f} ahead of the next" if second else ""
@@ -92,7 +83,7 @@ def best_figure(path: Path, found: dict, arms: list[str], seeds: int) -> None:
                 ax.plot(*zip(*points), color=colours[k % half], ls="-" if k < half else "--", marker="o",
                         ms=3, lw=1.2, label=arm)
         ax.set_xscale("log", base=2)
-        ax.set(title=AXES[metric][1], xlabel="training step", ylabel="behind the best (0: best)")
+        ax.set(title=METRICS[metric][1], xlabel="training step", ylabel="behind the best (0: best)")
         ax.axhline(0, color="0.6", lw=0.6)
     for ax in axes.flat[len(found):]:
         ax.axis("off")

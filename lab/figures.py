@@ -40,7 +40,7 @@ import sampler
 from lab.griffin_lim import decode_by_griffin_lim
 from lab.regime_choice import driven_r, r_of, read
 from lab.statistics import interval
-from lab.tables import QUALITY, curves
+from lab.tables import METRICS, curve_metric, curves
 from parts.arguments import Parser
 from parts.config import Config
 from parts.dashboard import steps_and_values
@@ -324,14 +324,14 @@ def learning_curves() -> plt.Figure:
     for ax, folder in zip(axes[0], folders):
         rows = rows_of(folder / "rows.jsonl")
         spec = json.loads((folder / "experiment.json").read_text())
-        metric = next(name for name in QUALITY if name in rows[0])
+        metric = curve_metric(rows)
         for arm in spec["arms"]:
             of_seeds = list(curves(rows, arm, spec["seeds"], metric).values())
             if not of_seeds:
                 continue
             # `curves` turns quality so that higher is better; the second sign turns it back.
             steps = of_seeds[0][0]                                                             # (n,)
-            quality = QUALITY[metric] * np.array([y for _, y in of_seeds])                     # (seeds, n)
+            quality = METRICS[metric][0] * np.array([y for _, y in of_seeds])                  # (seeds, n)
             low, high = np.array([interval(column)[1:] for column in quality.T]).T             # (n,) each
             color, dash = ARMS.get(arm, ("#444444", "-"))
             ax.plot(steps, quality.mean(0), "o", ms=3, color=color)

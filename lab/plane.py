@@ -20,10 +20,10 @@ import numpy as np
 
 from lab.questions import reference_of
 from lab.statistics import format_interval, interval, paired
+from lab.tables import METRICS
 from parts.spectrograms import pyplot
 
-CAPTIONS = (("event_accuracy", 1, "event sets"), ("texture_score", -1, "energy score of texture"))
-RESTORED = (("energy_score", -1, "energy score"), ("lsd_hf", -1, "LSD-HF"))
+CAPTIONS, RESTORED = ("event_accuracy", "texture_score"), ("energy_score", "lsd_hf")
 VIEWS = {"w1": "w = 1", "tuned": "tuned w", "final": "final table"}
 
 
@@ -36,7 +36,7 @@ def _points(rows: list[dict]) -> dict:
             found["final"] = RESTORED, row["final"]
         for view, (axes, values) in found.items():
             points = views.setdefault(view, (axes, {}))[1]
-            points.setdefault(row["arm"], {})[row["seed"]] = tuple(values[name] for name, _, _ in axes)
+            points.setdefault(row["arm"], {})[row["seed"]] = tuple(values[name] for name in axes)
     return views
 
 
@@ -62,14 +62,14 @@ def plane(rows: list[dict], arms: dict, reference: str) -> list[dict]:
             mine, other = points[arm], reference_of(arm, arms, reference)
             row = {"view": view, "arm": arm, "n": len(mine), "axes": []}
             both = sorted(set(mine) & set(points.get(other, {}))) if other != arm else []
-            for k, (name, _, _) in enumerate(axes):
+            for k, name in enumerate(axes):
                 mean, low, high = interval([point[k] for point in mine.values()])
                 axis = {"name": name, "mean": mean, "interval": [low, high]}
                 if len(both) > 1:
                     axis["against"] = paired([mine[s][k] for s in both], [points[other][s][k] for s in both])
                 row["axes"].append(axis)
             if len(both) > 1:
-                signs = [sign for _, sign, _ in axes]
+                signs = [METRICS[name][0] for name in axes]
                 row["reference"] = other
                 row["verdict"] = verdict([(axis["against"]["interval"], sign)
                                           for axis, sign in zip(row["axes"], signs)])
@@ -108,8 +108,9 @@ def plane_figure(path: Path, found: list[dict]) -> None:
             ax.errorbar(a["mean"], b["mean"], errors[1], errors[0], fmt="osD^v<>"[k % 7], color=color, ms=5,
                         lw=1, label=f"{row['arm']} (n = {row['n']})")
         axes = RESTORED if view == "final" else CAPTIONS
-        for (name, sign, label), turn, set_label in zip(axes, (ax.invert_xaxis, ax.invert_yaxis),
-                                                        (ax.set_xlabel, ax.set_ylabel)):
+        for name, turn, set_label in zip(axes, (ax.invert_xaxis, ax.invert_yaxis),
+                                         (ax.set_xlabel, ax.set_ylabel)):
+            sign, label = METRICS[name]
             set_label(f"{label} ({'higher' if sign > 0 else 'lower'} is better)")
             if sign < 0:
                 turn()

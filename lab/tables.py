@@ -8,7 +8,8 @@ Every arm is compared with its reference over the seeds that both have finished:
 metric (paired interval, sign-flip p, Holm's p over all arms of the table) and time to quality on the learning
 curves. A table of fewer than 8 seeds is labelled descriptive.
 
-Public: QUALITY, curves, final_metric, summarize, secondary_metrics, table, track, track_table, figure.
+Public: METRICS, curves, curve_metric, final_metric, summarize, secondary_metrics, table, track, track_table,
+figure.
 """
 from __future__ import annotations
 
@@ -21,8 +22,16 @@ from lab.questions import EXPERIMENTS, reference_of
 from lab.statistics import format_interval, holm, interval, paired, rate_correlation, smallest_p, speed_up
 from parts.spectrograms import pyplot
 
-# Learning curves are of the first of these that a run has -> +1: higher is better, -1: lower is better.
-QUALITY = {"event_accuracy": 1, "lsd_hf": -1, "val_loss": -1}
+METRICS = {  # measured while a run is trained, at its w -> (+1: higher is better, -1: lower; how it reads)
+    "event_accuracy": (1, "event sets"),
+    "event_accuracy_w1": (1, "event sets at w = 1"),
+    "texture_score": (-1, "energy score of texture"),
+    "texture_score_w1": (-1, "energy score of texture at w = 1"),
+    "energy_score": (-1, "energy score of the high band"),
+    "lsd_hf": (-1, "LSD-HF"),
+    "val_loss": (-1, "validation loss, uniform t"),
+}
+CURVES = ("event_accuracy", "lsd_hf", "val_loss")  # learning curves are of the first of these that a run has
 FINAL = {  # the table is of the first of these that a run has, in its final scores -> how it reads
     "exact": "event-set accuracy",
     "clap_score": "CLAP score",
@@ -46,13 +55,13 @@ def curves(rows: list[dict], arm: str, seeds: list[int], metric: str, clock: str
         if mine:
             x = np.array([r[clock] for r in mine], float)
             y = np.array([r[metric] for r in mine], float)
-            out[seed] = x, QUALITY[metric] * y
+            out[seed] = x, METRICS[metric][0] * y
     return out
 
 
 def curve_metric(rows: list[dict]) -> str | None:
-    """The key of QUALITY that the learning curves are of; None: the rows have none."""
-    for metric in QUALITY:
+    """The metric of CURVES that the learning curves are of; None: the rows have none."""
+    for metric in CURVES:
         if rows and metric in rows[0]:
             return metric
     return None
