@@ -7,6 +7,7 @@ from conftest import ROOT, in_process
 from tiny_models import tiny_model
 
 import evaluate
+from parts.checkpoints import load_checkpoint
 from parts.errors import UserError
 from parts.judges import judge_clips, load_judge
 from parts.pretrained_text import PretrainedText
@@ -18,8 +19,7 @@ from parts.text import MAX_WORDS, Words
 @pytest.fixture(scope="module")
 def demo():
     """The vocabulary of the shipped model."""
-    checkpoint = torch.load(ROOT / "assets/demo/checkpoint.pt", weights_only=True)
-    return Words(checkpoint["words"])
+    return Words(load_checkpoint(ROOT / "assets/demo")[1]["words"])
 
 
 MET = {  # prompt: (caption that the model is given, a part of the notes; "": no notes)

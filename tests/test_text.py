@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from parts.checkpoints import load_checkpoint
 from parts.errors import printable
 from parts.soundworld import SoundWorld
 from parts.text import MAX_WORDS, TextAdapter, TextEncoder, TextLayer, Words
@@ -35,7 +36,7 @@ def test_soundworld_has_the_vocabulary_and_ids_of_lower_case_ascii_words():
 
 
 def test_the_shipped_model_gives_soundworld_the_ids_of_its_vocabulary():
-    vocabulary = torch.load(ROOT / "assets/demo/checkpoint.pt", weights_only=True)["words"]
+    vocabulary = load_checkpoint(ROOT / "assets/demo")[1]["words"]
     captions = [SoundWorld("test", 300).caption(i) for i in range(300)]
     assert torch.equal(Words(vocabulary).encode(captions), oracle_ids(vocabulary, captions))
 
