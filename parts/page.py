@@ -2,7 +2,7 @@
 
 At each moment (parts/moments.py) one hears what the network makes of the same captions and noise, and sees
 where training is: losses, D, r and what r drives, both axes of quality, the density of timesteps, the
-similarity of the blocks. Below: the run over the band of five default runs, the final scores, the settings.
+similarity of the blocks. Below: the run over the band of default runs, the final scores, the settings.
 
 One file that asks no server for anything: sounds, pictures and curves are in it. It is made from the files of
 the run folder alone, so it can be written again at any time, except the density of training timesteps, which
@@ -87,7 +87,7 @@ def write_page(path: Path, logit_normal) -> None:
         cost=cost_of(moments, evals),
         phases=[phase_line(step, text, r, train[0]["step"]) for step, text, r in phases],
         marks=[(axis.x(max(step, axis.first)), chr(ord("A") + k)) for k, (step, _, _) in enumerate(phases)],
-        panels=panels, missing=missing, band_note="a sixth default run, 95 %",
+        panels=panels, missing=missing, band_note="a further default run, 95 %",
         box=BOX,
         density=densities(steps, train, logit_normal),
         similarity=spans([similarity_at(step, train) for step in steps], skip_none=True),

@@ -4,7 +4,7 @@ them, the density of timesteps and the similarity of the blocks at each position
 They are made from the lines of log.jsonl: `train`, those of steps, and `evals`, those of evaluations. Paths
 are those of parts/curves.py.
 
-The band: where a further default run lies with 95 % probability, from five recorded ones; results/bands.json
+The band: where a further default run lies with 95 % probability, from recorded ones; results/bands.json
 is made by `python -m lab.regime_choice normal`.
 
 Public: AXES, BOX, Span, spans, last_value, panels_of, densities, similarity_at, why_no_similarity,
@@ -212,7 +212,7 @@ def compare_with_band(config: dict, train: list[dict]) -> tuple[dict, str]:
         if rows:
             counts.append(f"{name} lies inside at {inside} of {len(rows)} probes")
     said = ("The grey bands are where a further default run lies with 95 % probability at each probe, from "
-            f"{found['runs']} seeds of {found['setting']['steps']:,} steps (results/regime/default). ")
+            f"{found['runs']} seeds of {found['setting']['steps']:,} steps (docs/normal.md). ")
     said += f"In this run {' and '.join(counts)}. " if counts else "This run measured neither D nor r. "
     others = [name for name, _, _ in settings_not_default(config) if name not in NOT_OF_TRAINING]
     if others:
