@@ -8,7 +8,7 @@ doubling of the step. On the run's page (parts/page.py) they are the positions o
                                 absent
 
 They are in small, 8 integration steps (train.loop): in the default run a moment takes about as long as a
-training step, nine of 3,000; the run's page says what its own took. Each sound has a generator of its own, so
+training step, ten of 6,000; the run's page says what its own took. Each sound has a generator of its own, so
 training is bitwise what it would be without them; a resumed run writes a moment again only if it comes past
 it again.
 
