@@ -194,7 +194,7 @@ def test_captioned_recordings_are_scored_on_the_split_that_was_asked_for_and_on_
 
 @pytest.mark.parametrize("folder", ["demo", "demo-sr"])
 def test_shipped_demos_load_and_are_small(folder):
-    assert (ASSETS / folder / "checkpoint.pt").stat().st_size <= 8e6
+    assert (ASSETS / folder / "model.safetensors").stat().st_size <= 8e6
     assert evaluate.load_run(ASSETS / folder).step > 0
 
 

@@ -36,6 +36,7 @@ from parts.latents import LatentCache
 from parts.preparation import open_data
 from parts.progress import MAX_SKIPPED
 from parts.recordings import LONGEST_CAPTION, AudioFolder, _decode_chunk
+from parts.soundworld import SoundWorld
 from parts.teacher import TeacherFeatures, load_teacher
 
 EXAMPLES = pytest.mark.parametrize("examples", [50, pytest.param(500, marks=pytest.mark.slow)])
@@ -252,12 +253,18 @@ def poison(monkeypatch, clips) -> None:
     monkeypatch.setattr(LatentCache, "crop", poisoned_crop)
 
 
+def clips_of_step(k: int) -> set[int]:
+    """Which of 100 training clips step k of seed 0 draws, eight by their events."""
+    p = SoundWorld("train", 100).p_by_events()
+    return set(np.random.default_rng([0, 1, k]).choice(100, 8, p=p).tolist())
+
+
 def test_a_poisoned_clip_costs_its_steps_and_is_named(tiny, t2a_run, tmp_path, monkeypatch, bare):
     poison(monkeypatch, {17})
     run = train.train({**tiny, "steps": 24, "eval_every": 24, "out": str(tmp_path / "run")})
     rows = read_log(run)
     skipped = [row for row in rows if "skipped" in row]
-    drawn = [17 in np.random.default_rng([0, 1, k]).integers(0, 100, 8) for k in range(1, 25)]
+    drawn = [17 in clips_of_step(k) for k in range(1, 25)]
     assert [row["step"] for row in skipped] == [k for k, hit in enumerate(drawn, 1) if hit]
     assert 0 < len(skipped) < 12
     assert all(row["clips"] == ["SoundWorld train clip 17"] for row in skipped)
@@ -274,7 +281,7 @@ def test_a_poisoned_clip_costs_its_steps_and_is_named(tiny, t2a_run, tmp_path, m
 def test_a_poisoned_clip_at_a_probe_step_costs_that_step_and_none_after_it(
         tiny, tmp_path, monkeypatch, how, bare):
     """What is measured of its gradients must not drive the steps to come."""
-    drawn = {k: set(np.random.default_rng([0, 1, k]).integers(0, 100, 8).tolist()) for k in range(1, 41)}
+    drawn = {k: clips_of_step(k) for k in range(1, 41)}
     clip = min(drawn[regime.FIRST])
     poison(monkeypatch, {clip})
     run = train.train({**tiny, **how, "steps": 40, "eval_every": 40, "out": str(tmp_path / "run")})
