@@ -1,13 +1,16 @@
 """Run folders of tests: made, read back, compared.
 
-Public: a_run, save, final, log_of, step_rows, same_weights, distance.
+Public: a_run, save, final, log_of, step_rows, same_weights, distance,
+clips_of_step.
 """
 import json
 
+import numpy as np
 import torch
 
 from parts.checkpoints import load_checkpoint, save_checkpoint
 from parts.config import Config, load_config, save_config
+from parts.soundworld import SoundWorld
 
 
 def a_run(folder, **settings):
@@ -49,3 +52,9 @@ def distance(a: dict, b: dict) -> float:
     apart = sum((a[name] - b[name]).square().sum() for name in a)
     size = sum(b[name].square().sum() for name in b)
     return float(apart ** 0.5 / size ** 0.5)
+
+
+def clips_of_step(k: int) -> set[int]:
+    """Which of 100 training clips step k of seed 0 draws, eight by their events."""
+    p = SoundWorld("train", 100).p_by_events()
+    return set(np.random.default_rng([0, 1, k]).choice(100, 8, p=p).tolist())

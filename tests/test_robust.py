@@ -18,6 +18,7 @@ from conftest import ROOT, in_process
 from folders import write_tone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from run_files import clips_of_step
 
 import evaluate
 import guidance
@@ -36,7 +37,6 @@ from parts.latents import LatentCache
 from parts.preparation import open_data
 from parts.progress import MAX_SKIPPED
 from parts.recordings import LONGEST_CAPTION, AudioFolder, _decode_chunk
-from parts.soundworld import SoundWorld
 from parts.teacher import TeacherFeatures, load_teacher
 
 EXAMPLES = pytest.mark.parametrize("examples", [50, pytest.param(500, marks=pytest.mark.slow)])
@@ -253,19 +253,12 @@ def poison(monkeypatch, clips) -> None:
     monkeypatch.setattr(LatentCache, "crop", poisoned_crop)
 
 
-def clips_of_step(k: int) -> set[int]:
-    """Which of 100 training clips step k of seed 0 draws, eight by their events."""
-    p = SoundWorld("train", 100).p_by_events()
-    return set(np.random.default_rng([0, 1, k]).choice(100, 8, p=p).tolist())
-
-
 def test_a_poisoned_clip_costs_its_steps_and_is_named(tiny, t2a_run, tmp_path, monkeypatch, bare):
     poison(monkeypatch, {17})
     run = train.train({**tiny, "steps": 24, "eval_every": 24, "out": str(tmp_path / "run")})
     rows = read_log(run)
     skipped = [row for row in rows if "skipped" in row]
-    drawn = [17 in clips_of_step(k) for k in range(1, 25)]
-    assert [row["step"] for row in skipped] == [k for k, hit in enumerate(drawn, 1) if hit]
+    assert [row["step"] for row in skipped] == [k for k in range(1, 25) if 17 in clips_of_step(k)]
     assert 0 < len(skipped) < 12
     assert all(row["clips"] == ["SoundWorld train clip 17"] for row in skipped)
     assert all(torch.isfinite(v).all() for v in checkpoints.load_checkpoint(run)[1]["ema"].values())
