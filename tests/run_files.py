@@ -1,7 +1,6 @@
 """Run folders of tests: made, read back, compared.
 
-Public: a_run, save, final, log_of, step_rows, same_weights, distance,
-clips_of_step.
+Public: a_run, save, final, log_of, step_rows, same_weights, distance, clips_of_step.
 """
 import json
 

@@ -99,7 +99,8 @@ def test_the_page_that_is_shipped_is_of_a_finished_default_run_and_small_enough_
     shipped = path.read_text(encoding="utf-8")
     assert path.stat().st_size <= 3_000_000
     assert "6,000 of 6,000 steps" in shipped and "r lies inside at" in shipped
-    assert "But it is not a default run" not in shipped, "more evaluations than a default run's are no matter"
+    settings = shipped.split("Settings that differ from the default")[1]
+    assert re.findall(r"<th scope=row>(\w+)</th>", settings) == ["eval_every"]
 
 
 def test_a_page_asks_nobody_for_anything(page):
