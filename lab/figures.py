@@ -40,7 +40,7 @@ import sampler
 from lab.griffin_lim import decode_by_griffin_lim
 from lab.regime_choice import driven_r, r_of, read
 from lab.statistics import interval
-from lab.tables import METRICS, curve_metric, curves
+from lab.tables import METRICS, curve_metrics, curves
 from parts.arguments import Parser
 from parts.config import Config
 from parts.dashboard import steps_and_values
@@ -324,7 +324,7 @@ def learning_curves() -> plt.Figure:
     for ax, folder in zip(axes[0], folders):
         rows = rows_of(folder / "rows.jsonl")
         spec = json.loads((folder / "experiment.json").read_text())
-        metric = curve_metric(rows)
+        metric = curve_metrics(rows)[0]
         for arm in spec["arms"]:
             of_seeds = list(curves(rows, arm, spec["seeds"], metric).values())
             if not of_seeds:
@@ -350,12 +350,12 @@ def sooner() -> plt.Figure:
     fig, axes = plt.subplots(1, len(folders), figsize=(4.4 * len(folders), 2.6), squeeze=False)
     for ax, folder in zip(axes[0], folders):
         summary = json.loads((folder / "summary.json").read_text())
-        rows = [row for row in summary if "speed_up_step" in row]
-        _draw_speed_ups(ax, rows, 0, "speed_up_step", "steps", "#555555", "")
-        _draw_speed_ups(ax, rows, 1, "speed_up_seconds", "seconds", "#d0d0d0", "//")
+        compared = [row for row in summary if "sooner" in row]
+        rows = [{"arm": row["arm"], **next(iter(row["sooner"].values()))} for row in compared]
+        _draw_speed_ups(ax, rows, 0, "step", "steps", "#555555", "")
+        _draw_speed_ups(ax, rows, 1, "seconds", "seconds", "#d0d0d0", "//")
         ax.axvline(1, color=BLACK, lw=0.8)
-        names = [f"{row['arm']}\n{row['speed_up_step']['n']} of {row['speed_up_step']['of']} seeds"
-                 for row in rows]
+        names = [f"{row['arm']}\n{row['step']['n']} of {row['step']['of']} seeds" for row in rows]
         ax.set_yticks(np.arange(len(rows)) + 0.18, names)
         ax.set(xlabel="speed-up over static (> 1: faster)", xlim=(0, None),
                title=TITLES[folder.name].split(":")[0].split(" (")[0], ylim=(len(rows) - 0.35, -0.35))

@@ -12,13 +12,14 @@ is faster than itself.
 Comes in: final values (n,) of n seeds, or curves (x, y), x steps or seconds (n,), y a quality (n,), higher is
 better. Goes out: floats, and dicts of floats that can be written as JSON.
 
-Public: interval, smallest_p, sign_flip, holm, paired, isotonic, passage, time_to_quality, speed_up,
-rate_correlation, format_interval.
+Public: interval, smallest_p, sign_flip, holm, paired, isotonic, passage, time_to_quality, time_to_end,
+speed_up, rate_correlation, format_interval.
 """
 from __future__ import annotations
 
 import functools
 import itertools
+import statistics
 
 import numpy as np
 import scipy.optimize
@@ -123,18 +124,32 @@ def time_to_quality(x_ref, ref, x_arm, arm, grid: int = 20) -> tuple[float, floa
     return float(log_ratio), float(share)
 
 
+def time_to_end(x_ref, ref, x_arm, arm) -> float:
+    """T_ref(q) / T_arm(q) of one seed at q, the quality where the reference ends; 0.0: the arm never reaches
+    it. Of two arms that are alike, one in two never does."""
+    q = isotonic(ref)[-1:]                                             # (1,)
+    if isotonic(arm)[-1] < q[0]:
+        return 0.0
+    return float(np.exp(passage(x_ref, ref, q) - passage(x_arm, arm, q))[0])
+
+
 def speed_up(curves_ref: list[tuple], curves_arm: list[tuple]) -> dict:
     """T_ref / T_arm over seeds, a curve (x, y) a seed: geometric mean with a t interval of the log ratios,
-    seeds that share any quality (n) of all (of), and the share of quality compared."""
+    seeds that share any quality (n) of all (of), and the share of quality compared. Besides, at the quality
+    where the reference ends: the median over all seeds (at_end; None where half of them never reach it), and
+    how many do (reach_end)."""
+    at_end = [time_to_end(*ref, *arm) for ref, arm in zip(curves_ref, curves_arm)]
+    end = {"at_end": statistics.median_low(at_end) or None, "reach_end": int(np.count_nonzero(at_end))}
     found = [time_to_quality(*ref, *arm) for ref, arm in zip(curves_ref, curves_arm)]
     logs = np.array([log_ratio for log_ratio, _ in found])
     shared = [share for _, share in found]
     known = ~np.isnan(logs)
     if known.sum() == 0:
-        return {"ratio": float("nan"), "interval": [float("nan")] * 2, "n": 0, "of": len(logs), "shared": 0.0}
+        return {"ratio": float("nan"), "interval": [float("nan")] * 2, "n": 0, "of": len(logs), "shared": 0.0,
+                **end}
     mean, low, high = interval(logs[known])
     return {"ratio": float(np.exp(mean)), "interval": [float(np.exp(low)), float(np.exp(high))],
-            "n": int(known.sum()), "of": len(logs), "shared": float(np.mean(shared))}
+            "n": int(known.sum()), "of": len(logs), "shared": float(np.mean(shared)), **end}
 
 
 # --- does one curve follow another? -------------------------------------------------------------------------

@@ -6,9 +6,9 @@ the final table. Rows are all that is needed here: the runs themselves may be go
 
 Every arm is compared with its reference over the seeds that both have finished: difference of the final
 metric (paired interval, sign-flip p, Holm's p over all arms of the table) and time to quality on the learning
-curves. A table of fewer than 8 seeds is labelled descriptive.
+curves of each axis. A table of fewer than 8 seeds is labelled descriptive.
 
-Public: METRICS, curves, curve_metric, final_metric, summarize, secondary_metrics, table, track, track_table,
+Public: METRICS, curves, curve_metrics, final_metric, summarize, secondary_metrics, table, track, track_table,
 figure.
 """
 from __future__ import annotations
@@ -31,7 +31,9 @@ METRICS = {  # measured while a run is trained, at its w -> (+1: higher is bette
     "lsd_hf": (-1, "LSD-HF"),
     "val_loss": (-1, "validation loss, uniform t"),
 }
-CURVES = ("event_accuracy", "lsd_hf", "val_loss")  # learning curves are of the first of these that a run has
+# Learning curves are of the first of these that a run has, times to quality of all but the loss, which is
+# taken where there is nothing else.
+CURVES = ("event_accuracy", "texture_score_w1", "energy_score", "lsd_hf", "val_loss")
 FINAL = {  # the table is of the first of these that a run has, in its final scores -> how it reads
     "exact": "event-set accuracy",
     "clap_score": "CLAP score",
@@ -59,12 +61,10 @@ def curves(rows: list[dict], arm: str, seeds: list[int], metric: str, clock: str
     return out
 
 
-def curve_metric(rows: list[dict]) -> str | None:
-    """The metric of CURVES that the learning curves are of; None: the rows have none."""
-    for metric in CURVES:
-        if rows and metric in rows[0]:
-            return metric
-    return None
+def curve_metrics(rows: list[dict]) -> list[str]:
+    """The metrics of CURVES that rows have, the main one first; the loss only where they have no other."""
+    found = [metric for metric in CURVES if rows and metric in rows[0]]
+    return [metric for metric in found if metric != "val_loss"] or found
 
 
 def final_metric(rows: list[dict]) -> tuple[str, str]:
@@ -76,23 +76,25 @@ def final_metric(rows: list[dict]) -> tuple[str, str]:
 
 # --- the table ----------------------------------------------------------------------------------------------
 
-def _speed_ups(rows: list[dict], arm: str, reference: str, seeds: list[int], metric: str) -> dict:
-    """How much sooner than its reference an arm reaches the same quality, in steps and in seconds."""
+def _speed_ups(rows: list[dict], arm: str, reference: str, seeds: list[int]) -> dict:
+    """How much sooner than its reference an arm reaches the same quality: {metric: {"step", "seconds"}}."""
     out = {}
-    for clock in ("step", "seconds"):
-        if any(clock not in r for r in rows if r["arm"] in (arm, reference)):
-            continue  # made on another day or machine: no seconds to compare
-        ref = curves(rows, reference, seeds, metric, clock)
-        mine = curves(rows, arm, seeds, metric, clock)
-        out[f"speed_up_{clock}"] = speed_up([ref[s] for s in seeds], [mine[s] for s in seeds])
+    clocks = ["step", "seconds"]
+    if any("seconds" not in r for r in rows if r["arm"] in (arm, reference)):
+        clocks = ["step"]  # made on another day or machine: no seconds to compare
+    for metric in curve_metrics(rows):
+        out[metric] = {}
+        for clock in clocks:
+            ref = curves(rows, reference, seeds, metric, clock)
+            mine = curves(rows, arm, seeds, metric, clock)
+            out[metric][clock] = speed_up([ref[s] for s in seeds], [mine[s] for s in seeds])
     return out
 
 
 def summarize(rows: list[dict], arms: dict, seeds: list[int], reference: str) -> list[dict]:
     """One row an arm: final metric over seeds, paired difference from its reference with Holm's p, speed-up
-    over it in steps and seconds. An arm without a finished run: {"arm", "n": 0}."""
+    over it on each axis in steps and seconds ("sooner"). An arm without a finished run: {"arm", "n": 0}."""
     key, _ = final_metric(rows)
-    metric = curve_metric(rows)
     final = {arm: {} for arm in arms}  # arm -> {seed: final metric}
     for r in rows:
         if r["arm"] in final and "final" in r:
@@ -111,8 +113,7 @@ def summarize(rows: list[dict], arms: dict, seeds: list[int], reference: str) ->
         if both and arm != other:
             row["reference"] = other
             row["against"] = paired([values[s] for s in both], [final[other][s] for s in both])
-            if metric:
-                row |= _speed_ups(rows, arm, other, both, metric)
+            row["sooner"] = _speed_ups(rows, arm, other, both)
         out.append(row)
 
     # The more arms are tested, the smaller a p must be.
@@ -148,6 +149,7 @@ def secondary_metrics(rows: list[dict], arms: dict, seeds: list[int], reference:
 
 
 def _format_speed_up(found: dict) -> str:
+    """A speed-up, and of how much of the range and how many seeds it is where that is not all."""
     if not found["n"]:
         return "never in reach (censored)"
     text = f"{found['ratio']:.2f} {format_interval(found['interval'], sign=False, digits=2)}"
@@ -166,10 +168,26 @@ def _format_arm(row: dict, width: int) -> str:
         d = row["against"]
         line += f"  {d['difference']:+.3f} {format_interval(d['interval']):16s}"
         line += f"  {d['p']:.3f}   {d['holm_p']:.3f}"
-        for key in ("speed_up_step", "speed_up_seconds"):
-            if key in row:
-                line += f"   {_format_speed_up(row[key])}"
     return line
+
+
+def _format_sooner(summary: list[dict], width: int) -> list[str]:
+    """Times to quality of all arms that are compared, a line an arm and metric."""
+    lines = []
+    for row in summary:
+        for metric, found in row.get("sooner", {}).items():
+            steps = found["step"]
+            line = f"{row['arm']:{width}s} {METRICS[metric][1]}: steps {_format_speed_up(steps)}"
+            if "seconds" in found:
+                line += f"; seconds {_format_speed_up(found['seconds'])}"
+            median = f" {steps['at_end']:.2f}," if steps["at_end"] else ""
+            line += f"; at the end{median} {steps['reach_end']} of {steps['of']} reach it"
+            lines.append(line)
+    if not lines:
+        return []
+    return ["", "sooner: the reference's time to a quality / the arm's, 95 %; above 1 the arm is faster",
+            "at the end: the same in steps, to the quality where the reference ends; median over seeds where "
+            "most reach it", *lines]
 
 
 def table(name: str, rows: list[dict], arms: dict, seeds: list[int], reference: str) -> str:
@@ -186,14 +204,15 @@ def table(name: str, rows: list[dict], arms: dict, seeds: list[int], reference: 
     basis += f"; smallest p that {n} seeds can reach: {smallest_p(n):.2g}; differences from {reference!r}"
     if any(": " in arm for arm in arms):
         basis += " of the same setting"
-    head = (f"{'arm':{width}s} n   mean  95 % interval    difference, 95 %             p  Holm p   "
-            "speed-up, in steps: 95 %      in seconds")
+    head = f"{'arm':{width}s} n   mean  95 % interval    difference, 95 %             p  Holm p"
 
     commits = sorted({r["commit"] for r in rows if "commit" in r})
     if len(commits) > 1:
         basis += f"\nrows of {len(commits)} commits, {', '.join(commits)}: subtract within a seed only"
     lines = [f"{name}: {question}", basis, head]
-    lines += [_format_arm(row, width) for row in summarize(rows, arms, seeds, reference)]
+    summary = summarize(rows, arms, seeds, reference)
+    lines += [_format_arm(row, width) for row in summary]
+    lines += _format_sooner(summary, width)
 
     # What an arm gains in the main metric it may lose in others.
     others = secondary_metrics(rows, arms, seeds, reference)
@@ -259,6 +278,8 @@ def track_table(rows: list[dict]) -> str:
 
 LABELS = {  # of the vertical axes
     "event_accuracy": "event-set accuracy",
+    "texture_score_w1": "energy score of texture, w = 1 (lower is better)",
+    "energy_score": "energy score of the high band (lower is better)",
     "lsd_hf": "LSD-HF at 2 kHz (lower is better)",
     "val_loss": "validation loss (lower is better)",
     "r": "regime r",
@@ -294,13 +315,14 @@ def _draw_arm(ax, rows: list[dict], arm: str, number: int, seeds: list[int], met
 def figure(out: Path, name: str, rows: list[dict], arms: dict, seeds: list[int]) -> None:
     """Write out/figure.png: learning curves by arm, mean and t interval over seeds: quality against steps and
     seconds, r; for captions also each factor alone."""
-    main = curve_metric(rows)
-    if main is None:
+    axes_of_quality = curve_metrics(rows)
+    if not axes_of_quality:
         return
+    main = axes_of_quality[0]
     plt = pyplot()
 
-    # Panels: (what, against what), four in a line.
-    panels = [(main, "step"), (main, "seconds"), ("r", "step")]
+    # Panels: (what, against what), four in a line at most.
+    panels = [(metric, "step") for metric in axes_of_quality] + [(main, "seconds"), ("r", "step")]
     for factor in ("recall", "count", "pitch", "order"):
         if any(r.get(factor) is not None for r in rows):
             panels.append((factor, "step"))
@@ -316,7 +338,8 @@ def figure(out: Path, name: str, rows: list[dict], arms: dict, seeds: list[int])
         for number, arm in enumerate(arms):
             _draw_arm(ax, rows, arm, number, seeds, metric, clock)
         xlabel = "training step" if clock == "step" else "training seconds (evaluation excluded)"
-        ax.set(xlabel=xlabel, ylabel=LABELS[metric], ylim=(-0.03, 1.03) if metric != main else None)
+        bounded = metric not in axes_of_quality
+        ax.set(xlabel=xlabel, ylabel=LABELS[metric], ylim=(-0.03, 1.03) if bounded else None)
 
     # The legend takes the empty place at the end, where there is one.
     handles, labels = axes.flat[0].get_legend_handles_labels()

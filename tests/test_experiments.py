@@ -382,7 +382,7 @@ def test_your_own_arm_joins_the_table_and_a_failing_one_costs_nothing_else(
     assert all(any(line.startswith(name) for line in lines) for name in ("mine", "from a file", "static"))
     assert "vanilla                    0   no finished run" in lines
     mine = next(row for row in json.loads((out / "summary.json").read_text()) if row["arm"] == "mine")
-    ratio = mine["speed_up_step"]["ratio"]
+    ratio = next(iter(mine["sooner"].values()))["step"]["ratio"]
     assert mine["against"]["difference"] == 0, "the same options as the reference"
     assert ratio == 1.0 or np.isnan(ratio)
 

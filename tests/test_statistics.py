@@ -105,6 +105,17 @@ def test_swapping_two_arms_inverts_the_result_and_an_arm_against_itself_is_exact
     assert zero["difference"] == 0 and zero["interval"] == [0, 0] and zero["p"] == 1
 
 
+def test_the_time_to_the_references_end_counts_the_seeds_that_never_reach_it():
+    """Arms twice as fast, and half as fast, without noise; one seed of each as fast as the reference."""
+    rng = np.random.default_rng(0)
+    ref = [noisy(rng, sd=0.0)] * 5
+    fast = S.speed_up(ref, [noisy(rng, 2, sd=0.0)] * 4 + ref[:1])
+    slow = S.speed_up(ref, [noisy(rng, 0.5, sd=0.0)] * 4 + ref[:1])
+    assert abs(fast["at_end"] - 2) < 0.03 and fast["reach_end"] == 5
+    assert slow["at_end"] is None and slow["reach_end"] == 1
+    assert S.time_to_end(*ref[0], *ref[0]) == 1.0
+
+
 def test_a_quality_that_an_arm_never_reaches_is_censored_not_invented():
     k = np.arange(1.0, 11)
     low, high = 0.02 * k, 0.02 * k + 0.5

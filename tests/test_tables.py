@@ -37,6 +37,22 @@ def test_what_a_gain_costs_in_other_metrics_is_in_the_table_and_a_metric_that_on
     assert "kid +0.040 [+0.040, +0.040]" in tables.table("E1", rows, arms, SEEDS, "static")
 
 
+def test_times_to_quality_are_told_of_both_axes_and_of_the_loss_only_where_there_is_nothing_else():
+    arms, faster = {"static": {}, "stage": {}}, {"static": 1.0, "stage": 2.0}
+    def learns(arm, seed, k):
+        return 1 - 2.0 ** (-faster[arm] * k / 40)
+    rows = fabricated_rows(arms, SEEDS, half, learns, texture_score_w1=half,
+                           val_loss=lambda arm, seed, k: 1 - learns(arm, seed, k))
+    sooner = tables.summarize(rows, arms, SEEDS, "static")[1]["sooner"]
+    assert list(sooner) == ["event_accuracy", "texture_score_w1"]
+    text = tables.table("E1", rows, arms, SEEDS, "static")
+    assert "texture at w = 1: steps never in reach (censored)" in text, "a flat curve shares no range"
+    assert "at the end 2.00" in text and "3 of 3 reach it" in text
+    for row in rows:
+        del row["event_accuracy"], row["texture_score_w1"]
+    assert list(tables.summarize(rows, arms, SEEDS, "static")[1]["sooner"]) == ["val_loss"]
+
+
 def test_seconds_are_compared_only_where_every_run_has_some_that_count(tmp_path):
     """An arm that ran on another day keeps its steps and says no seconds."""
     arms = {"static": {}, "clock": {}, "stage": {}}
@@ -45,8 +61,8 @@ def test_seconds_are_compared_only_where_every_run_has_some_that_count(tmp_path)
         if row["arm"] == "clock":
             del row["seconds"]
     _, clock, stage = tables.summarize(rows, arms, SEEDS, "static")
-    assert "speed_up_seconds" in stage
-    assert "speed_up_step" in clock and "speed_up_seconds" not in clock
+    assert set(stage["sooner"]["event_accuracy"]) == {"step", "seconds"}
+    assert set(clock["sooner"]["event_accuracy"]) == {"step"}
     tables.figure(tmp_path, "E1", rows, arms, SEEDS)
     assert (tmp_path / "figure.png").is_file()
 
