@@ -42,6 +42,7 @@ from parts.files import to_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 UNLIKE = ("out", "recipe", "workers", "profile")  # settings that two runs may differ in and still be the same
+R_CHANGES = "r_changes"  # key of a run's last row: [[step, r], ...], each r from that step on
 
 
 # --- names --------------------------------------------------------------------------------------------------
@@ -81,15 +82,29 @@ def _seed_replayed(kind: str, seed: int, seeds: list[int]) -> int:
     return seeds[(seeds.index(seed) + 1) % len(seeds)] if kind == "yoked" else seed
 
 
+def _r_of(out: Path, arm: str, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """(steps, r) of a finished run: of its log, or of its rows where its folder is gone. None: of neither."""
+    log = folder_of(out, arm, seed) / "log.jsonl"
+    if (log.parent / "scores.json").is_file():
+        return regime.read_r(log)
+    recorded = _recorded_rows(out).get((arm, seed))
+    if recorded and R_CHANGES in recorded[-1]:
+        steps, r = zip(*recorded[-1][R_CHANGES])
+        return np.array(steps), np.array(r)
+    return None
+
+
 def _replayed(kind: str, what: str, K: int, out: Path, arm: str, seed: int, seeds: list[int]) -> np.ndarray:
     """r (K,) of another run: the same seed's, warped, permuted or reversed, or the next seed's, as it was."""
     if kind == "yoked" and len(seeds) < 2:
         raise UserError(f"arm {arm!r} replays another seed's regime; give at least --seeds 2")
-    log = folder_of(out, what, _seed_replayed(kind, seed, seeds)) / "log.jsonl"
-    if not (log.parent / "scores.json").is_file():
+    replayed = _seed_replayed(kind, seed, seeds)
+    found = _r_of(out, what, replayed)
+    if found is None:
+        log = folder_of(out, what, replayed) / "log.jsonl"
         raise UserError(f"arm {arm!r} replays {log}, which is missing or of a run that has not ended; "
                         f"run arm {what!r} first")
-    steps, r = regime.read_r(log)
+    steps, r = found
     if kind == "warped":
         return warp(steps, r, K, seed)
     r = regime.hold_last(steps, r, np.arange(1, K + 1))
@@ -295,15 +310,16 @@ def _made_with(row: dict, options: dict) -> bool:
 
 def recorded_runs(out: Path, arms: dict, seeds: list[int], runs: list[tuple]) -> set[tuple]:
     """Of these runs (arm, seed) those that need not be made: their folders are gone, on another machine say,
-    but all their rows stand in rows.jsonl, made with the same settings. A run that one of the others replays
-    must be at hand itself."""
-    done = set()
-    for (arm, seed), rows in _recorded_rows(out).items():
+    but all their rows stand in rows.jsonl, made with the same settings. Of a run that one of the others
+    replays they must hold its r."""
+    done, recorded = set(), _recorded_rows(out)
+    for (arm, seed), rows in recorded.items():
         asked = (arm, seed) in runs and not folder_of(out, arm, seed).exists()
         if asked and "final" in rows[-1] and all(_made_with(row, arms[arm]) for row in rows):
             done.add((arm, seed))
     for _ in arms:                                         # what replays may be replayed
-        done -= {_replayed_by(arm, seed, arms, seeds) for arm, seed in runs if (arm, seed) not in done}
+        replayed = {_replayed_by(arm, seed, arms, seeds) for arm, seed in runs if (arm, seed) not in done}
+        done -= {run for run in replayed & done if R_CHANGES not in recorded[run][-1]}
     return done
 
 
@@ -339,6 +355,8 @@ def _rows_of_run(path: Path, name: str, arm: str, seed: int, options: dict) -> l
             row["D"] = float(np.interp(np.log2(step), *zip(*probes)))
         if line is evaluations[-1]:
             row["final"] = _final_scores(path)
+            changes = np.flatnonzero(np.diff(r, prepend=np.nan))
+            row[R_CHANGES] = [[int(steps_of_r[i]), float(r[i])] for i in changes]
             if (path / "axes.json").is_file():
                 row["axes"] = json.loads((path / "axes.json").read_text())
         rows.append(row | {"config": settings, **made})

@@ -1,9 +1,11 @@
 """Claims about the runner: sources of r that are made of other runs, and what a run says it was made with."""
 import json
+import shutil
 import subprocess
 
 import numpy as np
 import pytest
+from fabricated import fabricated_run
 
 import regime
 from lab import runner
@@ -48,6 +50,19 @@ def test_replayed_sources_are_made_of_the_runs_they_name(tmp_path):
         runner.source_file("warped:fast", options, tmp_path, "x", 0, [0])
     with pytest.raises(UserError, match="at least --seeds 2"):
         runner.source_file("yoked:slope", options, tmp_path, "x", 0, [0])
+
+
+def test_a_run_whose_folder_is_gone_is_replayed_from_its_rows_as_from_its_log(tmp_path):
+    arms, options = {"slope": {"recipe": "stage", "steps": 40}}, {"steps": 40}
+    folder = fabricated_run(tmp_path, "slope", arms["slope"], 0, [0])
+
+    def replayed():
+        made = runner.source_file("reversed:slope", options, tmp_path, "x", 0, [0])
+        return regime.read_r(made.removeprefix("replay:"))[1]
+    from_log = replayed()
+    runner.collect(tmp_path, "E3", arms, [0])
+    shutil.rmtree(folder)
+    assert np.array_equal(replayed(), from_log) and len(set(from_log)) == 3
 
 
 SEEDS = [3, 5, 9]
@@ -119,6 +134,8 @@ def test_runs_whose_rows_are_at_hand_are_not_made_again_unless_another_replays_t
     found = runner.recorded_runs(tmp_path, arms, [0, 1], runs)
     # static, seed 1, has no end; stage, seed 0, is replayed by a run that is still to be made.
     assert found == {("static", 0), ("stage", 1), ("permuted", 1)}
+    record(row("stage", 0, r_changes=[[1, 0.0], [40, 0.5]], **ended))
+    assert runner.recorded_runs(tmp_path, arms, [0, 1], runs) == {("stage", 0)}, "its rows hold its r"
     record(row("static", 0, lr=2.0, **ended))
     assert not runner.recorded_runs(tmp_path, arms, [0, 1], runs), "other settings"
     record(row("static", 0, **ended))
