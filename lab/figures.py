@@ -62,7 +62,8 @@ ARMS = {"vanilla": ("#b0b0b0", ":"), "static": (BLACK, "-"), "stop": (BROWN, "-.
         "clock": (GREEN, (0, (5, 1))), "stage": (RED, "--"), "permuted": ("#c77d9b", (0, (1, 1))),
         "infonoise": ("#4666b0", (0, (4, 1, 1, 1))), "curriculum": ("#7fa3d9", (0, (3, 3)))}
 # Main comparisons: folder of results -> title.
-TITLES = {"e1": "captions: event-set accuracy", "e1-sr": "super-resolution: LSD-HF (lower is better)",
+TITLES = {"e1": "captions: event-set accuracy",
+          "e1-sr-3000": "super-resolution: energy score (lower is better)",
           "e1-esc10": "super-resolution of ESC-10: LSD-HF (lower is better)"}
 
 
@@ -338,7 +339,8 @@ def learning_curves() -> plt.Figure:
             ax.plot(steps, quality.mean(0), color=color, ls=dash, label=arm)
             ax.fill_between(steps, low, high, color=color, alpha=0.12, lw=0)
         ax.set(xlabel="training step")
-        ax.set_title(f"{TITLES[folder.name]}, {len(spec['seeds'])} seeds", fontsize=8.5)
+        steps = max(row["step"] for row in rows)
+        ax.set_title(f"{TITLES[folder.name]}\n{len(spec['seeds'])} seeds, {steps:,} steps", fontsize=8.5)
         ax.legend()
     return fig
 

@@ -157,7 +157,7 @@ def test_commands_that_do_not_run_here_are_few_and_their_flags_exist():
     commands = [(name.removesuffix(".py"), rest) for name, rest in commands]
     labs = ("experiments", "report", "train_judges", "figures", "score_codec", "bench", "estimate",
             "pretrain_teacher", "probe_teacher", "regime_choice", "block_work", "score_cutoff",
-            "check_device", "train_decoder", "score_decoder")
+            "check_device", "train_decoder", "score_decoder", "result_tables")
     assert len(commands) > 30
     assert {name for name, _ in commands} == {"train", "evaluate", *(f"lab.{name}" for name in labs)}
     for name, rest in commands:

@@ -1,0 +1,211 @@
+"""The tables of results in README.md and docs/results.md, written from the files in results/.
+
+    python -m lab.result_tables          # writes them anew, each between its marks
+    python -m lab.result_tables --check  # exit status 1 where a page says something else than the files do
+
+A page marks the place of a table: `<!-- table: NAME -->` before it, `<!-- end -->` after it; NAME is one of
+TABLES. An experiment's own files (summary.json, plane.json) are made of its rows by
+`python -m lab.experiments table FOLDER`.
+
+Public: TABLES, PAGES, filled, main.
+"""
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from lab.plane import VIEWS
+from lab.statistics import format_interval
+from lab.tables import METRICS
+from parts.arguments import Parser
+from parts.errors import UserError, run_cli
+from parts.files import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+PAGES = ("README.md", "docs/results.md")
+CAPTIONS = "captions: event set right"
+RESTORED = "super-resolution: energy score, lower is better"
+FULL = {RESTORED: "e1-sr-3000"}  # E1 with 3,000 steps: label -> folder of results/
+LONGEST = {"text-to-audio": "e1", "super-resolution": "e1-sr-3000"}
+FIRST = {CAPTIONS: "e1", RESTORED: "e1-sr", "the same on ESC-10, fold 5 held out": "e1-esc10"}  # with 400
+
+
+def _read(name: str):
+    path = RESULTS / name
+    if not path.is_file():
+        raise UserError(f"{path}: missing; docs/results.md names the command that makes it")
+    return json.loads(path.read_text())
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table: a line a row, "|" between cells."""
+    lines = ["|" + "".join(f" {cell} |" if cell else " |" for cell in cells) for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+# --- cells --------------------------------------------------------------------------------------------------
+
+def _result(mean: float, ends) -> str:
+    return f"{mean:.3f} {format_interval(ends, sign=False)}"
+
+
+def _difference(against: dict) -> str:
+    return f"{against['difference']:+.3f} {format_interval(against['interval'])}"
+
+
+def _p(against: dict) -> str:
+    return f"p = {against['holm_p']:.3f}".replace("1.000", "1")
+
+
+def _ratio(found: dict) -> str:
+    return f"{found['ratio']:.2f} {format_interval(found['interval'], sign=False, digits=2)}"
+
+
+def _sooner(found: dict) -> str:
+    """Speed-ups of one metric, {"step"[, "seconds"]}: in steps; in seconds; seeds."""
+    steps = found["step"]
+    if not steps["n"]:
+        return f"never in reach; 0 of {steps['of']}"
+    seconds = _ratio(found["seconds"]) if "seconds" in found else "run on another day"
+    return f"{_ratio(steps)}; {seconds}; {steps['n']} of {steps['of']}"
+
+
+def _at_end(steps: dict) -> str:
+    """Where the reference ends: of how many seeds an arm gets there, and in how many times fewer steps."""
+    median = f", {steps['at_end']:.2f} times as fast" if steps["at_end"] else ""
+    return f"{steps['reach_end']} of {steps['of']}{median}"
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+def _score(name: str, row: str = "model") -> dict:
+    """A row of a file that `evaluate.py score` wrote."""
+    (score,) = _read(name).values()
+    return next(each for each in score["rows"] if each["row"] == row)
+
+
+def short() -> str:
+    """README's: both default runs, and the main comparison of each task."""
+    # Captions: event sets. One model with its interval over clips, the codec's ceiling, other seeds.
+    model, ceiling = _score("t2a-shipped.json"), _score("t2a-shipped.json", "codec ceiling")
+    seeds = [each["exact"] for each in _read("t2a-seeds.json")["seeds"]]
+    captions = ["text-to-audio, default run, seed 0: all events of a caption detected and no others, "
+                f"{model['n']} test clips",
+                f"{_result(model['exact'], model['interval'])}; real clips through the codec "
+                f"{ceiling['exact']:.3f}; mean of {len(seeds)} seeds {sum(seeds) / len(seeds):.3f}",
+                "`python evaluate.py score assets/demo`; `results/t2a-shipped.json`, `t2a-seeds.json`"]
+
+    # Super-resolution: energy score, likewise, beside a regression.
+    model = _score("sr-shipped.json")
+    energy = model["energy_score"]
+    ridge, ceiling = (_score("sr-shipped.json", row)["energy_score"] for row in ("ridge", "codec ceiling"))
+    restored = ["super-resolution, default run, seed 0: energy score (lower is better), "
+                f"{model['n']} test clips",
+                f"{_result(energy['mean'], energy['interval'])}; ridge regression {ridge['mean']:.3f}; codec "
+                f"{ceiling['mean']:.3f}",
+                "`python evaluate.py score assets/demo-sr --clips 100`; `results/sr-shipped.json`"]
+    rows = [captions, restored]
+    rows += [_short_comparison(task, folder) for task, folder in LONGEST.items()]
+    return _markdown(["what", "result, 95 %", "command; file"], rows)
+
+
+def _short_comparison(task: str, folder: str) -> list[str]:
+    """stage minus static of one experiment, a row of README's table."""
+    stage = next(row for row in _read(f"{folder}/summary.json") if row["arm"] == "stage")
+    steps = _read(f"{folder}/experiment.json")["arms"]["stage"]["steps"]
+    script = "tables.sh" if steps == 400 else "full.sh"
+    sooner = next(iter(stage["sooner"].values()))["step"]
+    return [f"by stages minus constant, {task}, {stage['against']['n']} seeds, {steps:,} steps",
+            f"{_difference(stage['against'])}; speed-up in steps {_ratio(sooner)}",
+            f"`results/{script}`; `results/{folder}/table.txt`"]
+
+
+def first() -> str:
+    """E1 of the first reading: the main metric, an arm a row."""
+    rows = []
+    for label, folder in FIRST.items():
+        for arm in _in_order(_read(f"{folder}/summary.json")):
+            row = [label, f"`{arm['arm']}`", _result(arm["mean"], arm["interval"]), "", ""]
+            if "against" in arm:
+                row[3:] = [f"{_difference(arm['against'])}, {_p(arm['against'])}",
+                           _sooner(next(iter(arm["sooner"].values())))]
+            rows.append(row)
+            label = ""
+    return _markdown(["E1 (arms: [below](#experiments))", "arm", "result", "difference from `static`",
+                      "speed-up over `static` in steps; in seconds; seeds"], rows)
+
+
+def full() -> str:
+    """E1 at full length: both axes, an arm a row."""
+    rows = []
+    for label, folder in FULL.items():
+        views = _read(f"{folder}/plane.json")
+        for arm in _in_order(_read(f"{folder}/summary.json")):
+            row = [label, f"`{arm['arm']}` ({arm['n']})", _result(arm["mean"], arm["interval"]), *[""] * 4]
+            if "against" in arm:
+                sooner = next(iter(arm["sooner"].values()))
+                row[3:] = [f"{_difference(arm['against'])}, {_p(arm['against'])}",
+                           "; ".join(_other_axis(view) for view in views if view["arm"] == arm["arm"]),
+                           _sooner(sooner), _at_end(sooner["step"])]
+            rows.append(row)
+            label = ""
+    return _markdown(["E1, 3,000 steps", "arm (seeds)", "result", "difference from `static`",
+                      "the other axis; verdict", "speed-up over `static` in steps; in seconds; seeds",
+                      "seeds that reach the quality where `static` ends; how fast (median)"], rows)
+
+
+def _other_axis(view: dict) -> str:
+    """Of a point in the plane: the second axis, and what both together say."""
+    _, axis = view["axes"]
+    where = "" if view["view"] == "final" else f" at {VIEWS[view['view']]}"
+    few = ", descriptive" * (view["n"] < 8)
+    return f"{METRICS[axis['name']][1]}{where} {_difference(axis['against'])}: {view['verdict']}{few}"
+
+
+def _in_order(summary: list[dict]) -> list[dict]:
+    """Arms with finished runs, the reference first."""
+    done = [arm for arm in summary if arm["n"]]
+    return sorted(done, key=lambda arm: "against" in arm)
+
+
+TABLES = {"short": short, "first": first, "full": full}
+
+
+# --- pages --------------------------------------------------------------------------------------------------
+
+def filled(text: str, page: str) -> str:
+    """A page's text with every marked table written anew. UserError: a mark that names no table or has no
+    end."""
+    starts = re.findall(r"<!-- table: (\w+) -->", text)
+    for name in starts:
+        if name not in TABLES:
+            raise UserError(f"{page}: table {name!r}: must be one of {', '.join(TABLES)}")
+    pattern = re.compile(r"(<!-- table: (\w+) -->\n).*?\n(<!-- end -->)", re.DOTALL)
+    text, found = pattern.subn(lambda mark: f"{mark[1]}{TABLES[mark[2]]()}\n{mark[3]}", text)
+    if found != len(starts):
+        raise UserError(f"{page}: a table without <!-- end -->")
+    return text
+
+
+def main() -> None:
+    parser = Parser(__doc__, prog="python -m lab.result_tables")
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 where a page differs")
+    args = parser.parse_args()
+    stale = []
+    for page in PAGES:
+        old = (ROOT / page).read_text()
+        new = filled(old, page)
+        if new != old:
+            stale.append(page)
+            if not args.check:
+                write_text(ROOT / page, new)
+    said = "differ from the files in results/" if args.check else "written anew"
+    print(f"{', '.join(stale) or 'no page'}: {said}")
+    sys.exit(bool(stale) and args.check)
+
+
+if __name__ == "__main__":
+    run_cli(main)
