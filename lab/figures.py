@@ -63,7 +63,7 @@ ARMS = {"vanilla": ("#b0b0b0", ":"), "static": (BLACK, "-"), "stop": (BROWN, "-.
         "infonoise": ("#4666b0", (0, (4, 1, 1, 1))), "curriculum": ("#7fa3d9", (0, (3, 3)))}
 # Main comparisons: folder of results -> title.
 TITLES = {"e1": "captions: event-set accuracy",
-          "e1-sr-3000": "super-resolution: energy score (lower is better)",
+          "e1-sr": "super-resolution: LSD-HF (lower is better)",
           "e1-esc10": "super-resolution of ESC-10: LSD-HF (lower is better)"}
 
 

@@ -16,9 +16,7 @@ import re
 import sys
 from pathlib import Path
 
-from lab.plane import VIEWS
 from lab.statistics import format_interval
-from lab.tables import METRICS
 from parts.arguments import Parser
 from parts.errors import UserError, run_cli
 from parts.files import write_text
@@ -28,9 +26,9 @@ RESULTS = ROOT / "results"
 PAGES = ("README.md", "docs/results.md")
 CAPTIONS = "captions: event set right"
 RESTORED = "super-resolution: energy score, lower is better"
-FULL = {RESTORED: "e1-sr-3000"}  # E1 with 3,000 steps: label -> folder of results/
-LONGEST = {"text-to-audio": "e1", "super-resolution": "e1-sr-3000"}
-FIRST = {CAPTIONS: "e1", RESTORED: "e1-sr", "the same on ESC-10, fold 5 held out": "e1-esc10"}  # with 400
+COMPARED = {"text-to-audio": "e1", "super-resolution": "e1-sr"}  # task -> folder of results/
+FIRST = {CAPTIONS: "e1", RESTORED: "e1-sr", "the same on ESC-10, fold 5 held out": "e1-esc10"}
+SCREEN, ON_THE_WAY = "e1-sr-dev", (128, 512, 1_024, 2_048, 3_000)
 
 
 def _read(name: str):
@@ -73,12 +71,6 @@ def _sooner(found: dict) -> str:
     return f"{_ratio(steps)}; {seconds}; {steps['n']} of {steps['of']}"
 
 
-def _at_end(steps: dict) -> str:
-    """Where the reference ends: of how many seeds an arm gets there, and in how many times fewer steps."""
-    median = f", {steps['at_end']:.2f} times as fast" if steps["at_end"] else ""
-    return f"{steps['reach_end']} of {steps['of']}{median}"
-
-
 # --- tables -------------------------------------------------------------------------------------------------
 
 def _score(name: str, row: str = "model") -> dict:
@@ -108,7 +100,7 @@ def short() -> str:
                 f"{ceiling['mean']:.3f}",
                 "`python evaluate.py score assets/demo-sr --clips 100`; `results/sr-shipped.json`"]
     rows = [captions, restored]
-    rows += [_short_comparison(task, folder) for task, folder in LONGEST.items()]
+    rows += [_short_comparison(task, folder) for task, folder in COMPARED.items()]
     return _markdown(["what", "result, 95 %", "command; file"], rows)
 
 
@@ -138,31 +130,19 @@ def first() -> str:
                       "speed-up over `static` in steps; in seconds; seeds"], rows)
 
 
-def full() -> str:
-    """E1 at full length: both axes, an arm a row."""
-    rows = []
-    for label, folder in FULL.items():
-        views = _read(f"{folder}/plane.json")
-        for arm in _in_order(_read(f"{folder}/summary.json")):
-            row = [label, f"`{arm['arm']}` ({arm['n']})", _result(arm["mean"], arm["interval"]), *[""] * 4]
-            if "against" in arm:
-                sooner = next(iter(arm["sooner"].values()))
-                row[3:] = [f"{_difference(arm['against'])}, {_p(arm['against'])}",
-                           "; ".join(_other_axis(view) for view in views if view["arm"] == arm["arm"]),
-                           _sooner(sooner), _at_end(sooner["step"])]
-            rows.append(row)
-            label = ""
-    return _markdown(["E1, 3,000 steps", "arm (seeds)", "result", "difference from `static`",
-                      "the other axis; verdict", "speed-up over `static` in steps; in seconds; seeds",
-                      "seeds that reach the quality where `static` ends; how fast (median)"], rows)
-
-
-def _other_axis(view: dict) -> str:
-    """Of a point in the plane: the second axis, and what both together say."""
-    _, axis = view["axes"]
-    where = "" if view["view"] == "final" else f" at {VIEWS[view['view']]}"
-    few = ", descriptive" * (view["n"] < 8)
-    return f"{METRICS[axis['name']][1]}{where} {_difference(axis['against'])}: {view['verdict']}{few}"
+def screen() -> str:
+    """Arms of one development seed at full length: the energy score on the way, both axes at the end, on validation
+    clips; the energy score of test clips, which nothing was chosen by."""
+    rows = [json.loads(line) for line in (RESULTS / SCREEN / "rows.jsonl").read_text().splitlines()]
+    lines = []
+    for arm in _read(f"{SCREEN}/experiment.json")["arms"]:
+        run = {row["step"]: row for row in rows if row["arm"] == arm}
+        cells = [f"{run[step]['energy_score']:.3f}" for step in ON_THE_WAY]
+        end = run[max(run)]
+        lines.append([arm, *cells, f"{end['lsd_hf']:.3f}", f"{end['val_loss']:.3f}",
+                      f"{end['final']['energy_score']:.3f}"])
+    return _markdown(["super-resolution, seed 1000; energy score at step", *(f"{step:,}" for step in ON_THE_WAY),
+                      "LSD-HF", "loss", "test: energy score"], lines)
 
 
 def _in_order(summary: list[dict]) -> list[dict]:
@@ -171,7 +151,7 @@ def _in_order(summary: list[dict]) -> list[dict]:
     return sorted(done, key=lambda arm: "against" in arm)
 
 
-TABLES = {"short": short, "first": first, "full": full}
+TABLES = {"short": short, "first": first, "screen": screen}
 
 
 # --- pages --------------------------------------------------------------------------------------------------

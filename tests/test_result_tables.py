@@ -18,34 +18,31 @@ def test_the_pages_say_what_the_files_say():
 
 
 def test_a_number_that_changes_in_a_file_changes_in_the_page(tmp_path, monkeypatch):
-    """Negative control of the test above: the differences of one arm, turned around."""
-    (folder,) = result_tables.FULL.values()
-    shutil.copytree(result_tables.RESULTS / folder, tmp_path / folder)
+    """Negative control of the test above: the difference of one arm, moved."""
+    for folder in result_tables.FIRST.values():
+        shutil.copytree(result_tables.RESULTS / folder, tmp_path / folder)
     monkeypatch.setattr(result_tables, "RESULTS", tmp_path)
-    before = result_tables.full()
-    path = tmp_path / folder / "summary.json"
+    before = result_tables.first()
+    path = tmp_path / "e1" / "summary.json"
     summary = json.loads(path.read_text())
     stage = next(row for row in summary if row["arm"] == "stage")
     stage["against"]["difference"] += 0.5
     path.write_text(json.dumps(summary))
-    after = result_tables.full()
+    after = result_tables.first()
     assert after != before and f"{stage['against']['difference']:+.3f}" in after
     path.unlink()
     with pytest.raises(UserError, match="summary.json: missing"):
-        result_tables.full()
+        result_tables.first()
 
 
 def test_cells_say_what_was_not_reached_and_what_was_not_compared():
-    steps = {"n": 0, "of": 8, "at_end": None, "reach_end": 0}
-    assert result_tables._sooner({"step": steps}) == "never in reach; 0 of 8"
-    assert result_tables._at_end(steps) == "0 of 8"
-    steps = {"n": 5, "of": 8, "ratio": 0.5, "interval": [0.25, 1.0], "at_end": 1.25, "reach_end": 6}
+    assert result_tables._sooner({"step": {"n": 0, "of": 8}}) == "never in reach; 0 of 8"
+    steps = {"n": 5, "of": 8, "ratio": 0.5, "interval": [0.25, 1.0]}
     assert result_tables._sooner({"step": steps}) == "0.50 [0.25, 1.00]; run on another day; 5 of 8"
-    assert result_tables._at_end(steps) == "6 of 8, 1.25 times as fast"
 
 
 @pytest.mark.parametrize("text, why", [
-    ("<!-- table: nothing -->\n\n<!-- end -->", "table 'nothing': must be one of short, first, full"),
+    ("<!-- table: nothing -->\n\n<!-- end -->", "table 'nothing': must be one of short, first, screen"),
     ("<!-- table: first -->\n| a |\n", "a table without <!-- end -->"),
 ])
 def test_a_mark_that_can_not_be_filled_is_an_error_that_names_the_page(text, why):
