@@ -4,8 +4,7 @@
     python -m lab.result_tables --check  # exit status 1 where a page says something else than the files do
 
 A page marks the place of a table: `<!-- table: NAME -->` before it, `<!-- end -->` after it; NAME is one of
-TABLES. An experiment's own files (summary.json, plane.json) are made of its rows by
-`python -m lab.experiments table FOLDER`.
+TABLES. An experiment's summary.json is made of its rows by `python -m lab.experiments table FOLDER`.
 
 Public: TABLES, PAGES, filled, main.
 """
@@ -28,7 +27,7 @@ CAPTIONS = "captions: event set right"
 RESTORED = "super-resolution: energy score, lower is better"
 COMPARED = {"text-to-audio": "e1", "super-resolution": "e1-sr"}  # task -> folder of results/
 FIRST = {CAPTIONS: "e1", RESTORED: "e1-sr", "the same on ESC-10, fold 5 held out": "e1-esc10"}
-SCREEN, ON_THE_WAY = "e1-sr-dev", (128, 512, 1_024, 2_048, 3_000)
+SCREEN, ON_THE_WAY = "e1-sr-dev", (512, 1_024, 2_048, 3_000)
 
 
 def _read(name: str):
@@ -131,18 +130,24 @@ def first() -> str:
 
 
 def screen() -> str:
-    """Arms of one development seed at full length: the energy score on the way, both axes at the end, on validation
-    clips; the energy score of test clips, which nothing was chosen by."""
-    rows = [json.loads(line) for line in (RESULTS / SCREEN / "rows.jsonl").read_text().splitlines()]
+    """Arms of development seeds at full length, super-resolution: the energy score on the way and both axes
+    at the end, on validation clips; the energy score of test clips, which nothing was chosen by."""
+    spec = _read(f"{SCREEN}/experiment.json")
+    runs = {}  # (arm, seed) -> {step: row}
+    for line in (RESULTS / SCREEN / "rows.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        runs.setdefault((row["arm"], row["seed"]), {})[row["step"]] = row
     lines = []
-    for arm in _read(f"{SCREEN}/experiment.json")["arms"]:
-        run = {row["step"]: row for row in rows if row["arm"] == arm}
-        cells = [f"{run[step]['energy_score']:.3f}" for step in ON_THE_WAY]
-        end = run[max(run)]
-        lines.append([arm, *cells, f"{end['lsd_hf']:.3f}", f"{end['val_loss']:.3f}",
-                      f"{end['final']['energy_score']:.3f}"])
-    return _markdown(["super-resolution, seed 1000; energy score at step", *(f"{step:,}" for step in ON_THE_WAY),
-                      "LSD-HF", "loss", "test: energy score"], lines)
+    for arm in spec["arms"]:
+        own = [runs[arm, seed] for seed in spec["seeds"] if (arm, seed) in runs]
+        ends = [run[max(run)] for run in own]
+        cells = [[run[step]["energy_score"] for run in own] for step in ON_THE_WAY]
+        cells += [[end[name] for end in ends] for name in ("lsd_hf", "val_loss")]
+        cells.append([end["final"]["energy_score"] for end in ends])
+        lines.append([arm, *("; ".join(f"{value:.3f}" for value in cell) for cell in cells)])
+    seeds = "; ".join(map(str, spec["seeds"]))
+    return _markdown([f"seeds {seeds}: energy score at step", *(f"{step:,}" for step in ON_THE_WAY), "LSD-HF",
+                      "loss", "test clips: energy score"], lines)
 
 
 def _in_order(summary: list[dict]) -> list[dict]:

@@ -1,14 +1,22 @@
 #!/bin/bash
 # Experiments at full length, 3,000 steps: the second reading of the method. Each command can be run alone; a killed one
-# continues with the same command, and runs whose rows are recorded are not made again. Arms of one seed are of one commit
-# (rows.jsonl names it): `git checkout` it before arms are added. Runs were made two at a time with a thread each
-# (`--shard 1/2` and `--shard 2/2`, OMP_NUM_THREADS=1): 17 minutes a run.
+# continues with the same command. All arms of a seed are of one commit (rows.jsonl names it): `git checkout` it before
+# arms are added to one. Two runs at a time with a thread each (`--shard 1/2` and `--shard 2/2`, OMP_NUM_THREADS=1) take
+# 20 minutes a run on a CPU with AVX2 alone.
 set -e
-common="--steps 3000 --eval-every 0 --precision fp32"
+restored="--steps 3000 --eval-every 0 --precision fp32 --task sr"
+captions="--steps 3000 --eval-every 0 --precision fp32 --task t2a"
 
-# Super-resolution, commit 35e5d82: the main comparison, then which constant density of timesteps is best when.
-python -m lab.experiments run E1 $common --task sr --seeds 8 --first-seed 1000 --score-split test --score-clips 100 --only static stage --out results/e1-sr-3000
-python -m lab.experiments run E9 $common --task sr --seeds 1 --first-seed 1001 --score-split val --only "m 0.75, s 1" "m 2, s 1" --out results/e9-sr
+# Super-resolution, commit 35e5d82, development seeds: what of `stage` costs how much; which constant density is best when.
+# In the recorded table arms of one seed were run on seed 1000 alone.
+python -m lab.experiments run E1 $restored --seeds 2 --first-seed 1000 --score-split test --score-clips 100 --out results/e1-sr-dev \
+  --only static stage \
+  --arm 'guidance decays={"recipe": "stage", "timesteps": "constant"}' \
+  --arm 'timesteps move={"recipe": "stage", "guidance": "constant"}' \
+  --arm 'no guidance={"recipe": "static", "guidance": "off"}' \
+  --arm 'm 1 to 2, guidance constant={"recipe": "stage", "guidance": "constant", "m_early": 1.0, "m_late": 2.0}' \
+  --arm 'm 2={"recipe": "static", "m": 2.0}' --arm 'm 3={"recipe": "static", "m": 3.0}'
+python -m lab.experiments run E9 $restored --seeds 1 --first-seed 1001 --score-split val --only "m 0.75, s 1" "m 2, s 1" --out results/e9-sr
 
 # Captions, commit 9917a46: clips drawn evenly, decoded by Griffin-Lim.
-python -m lab.experiments run E9 $common --task t2a --seeds 1 --first-seed 1000 --score-split val --score-clips 256 --only "m 0, s 1" "m 0.75, s 1" "m 1.5, s 1" --out results/e9
+python -m lab.experiments run E9 $captions --seeds 1 --first-seed 1000 --score-split val --score-clips 256 --only "m 0, s 1" "m 0.75, s 1" "m 1.5, s 1" --out results/e9
