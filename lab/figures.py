@@ -61,6 +61,7 @@ BLACK, RED, GREEN, BROWN = "#1b1b1b", "#c1121f", "#2a9d8f", "#7a5c00"
 ARMS = {"vanilla": ("#b0b0b0", ":"), "static": (BLACK, "-"), "stop": (BROWN, "-."),
         "clock": (GREEN, (0, (5, 1))), "stage": (RED, "--"), "permuted": ("#c77d9b", (0, (1, 1))),
         "infonoise": ("#4666b0", (0, (4, 1, 1, 1))), "curriculum": ("#7fa3d9", (0, (3, 3)))}
+OTHERS = ("#4666b0", GREEN, BROWN, "#c77d9b", "#7fa3d9", "#e09f3e", "#b0b0b0")  # of arms without a colour
 # Main comparisons: folder of results -> title.
 TITLES = {"e1": "captions: event-set accuracy",
           "e1-sr": "super-resolution: LSD-HF (lower is better)",
@@ -379,6 +380,30 @@ def _draw_speed_ups(ax, rows: list[dict], k: int, key: str, label: str, face: st
     ax.errorbar(ratio, y, xerr=np.abs(ends.T - ratio), fmt="none", ecolor=RED, capsize=2, lw=1)
 
 
+def parts_of_stage() -> plt.Figure:
+    """Super-resolution at full length: each arm minus `static` of the same seed at every evaluation from step
+    256 on, a line a seed."""
+    rows = rows_of(RESULTS / "e1-sr-dev" / "rows.jsonl")
+    arms = list(dict.fromkeys(row["arm"] for row in rows if row["arm"] != "static"))
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+    for ax, metric in zip(axes, ("energy_score", "lsd_hf")):
+        of_static = {(row["seed"], row["step"]): row[metric] for row in rows if row["arm"] == "static"}
+        for number, arm in enumerate(arms):
+            color, dash = ARMS.get(arm, (OTHERS[number % len(OTHERS)], "-"))
+            seeds = sorted({row["seed"] for row in rows if row["arm"] == arm})
+            for seed in seeds:
+                run = [row for row in rows if (row["arm"], row["seed"]) == (arm, seed) and row["step"] >= 256]
+                behind = [row[metric] - of_static[seed, row["step"]] for row in run]
+                label = arm if seed == seeds[0] else None
+                ax.plot([row["step"] for row in run], behind, color=color, ls=dash, label=label)
+        ax.axhline(0, color=BLACK, lw=0.8)
+        ax.set_xscale("log", base=2)
+        ax.set(xlabel="training step", ylabel=f"{METRICS[metric][1]} minus static's")
+    axes[0].set_title("above 0: behind static", fontsize=8.5)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    return fig
+
+
 def differences() -> plt.Figure:
     """Every arm of at least 8 seeds of every recorded experiment minus its reference, 95 %, as in the tables:
     of event sets, where more is better, and of energy scores, where less is."""
@@ -470,7 +495,7 @@ def decoder() -> plt.Figure:
 
 FIGURES = {"mechanism": mechanism, "density": density, "blocks": blocks, "regime": regime_band,
            "agreement": agreement, "work": work, "curves": learning_curves, "sooner": sooner,
-           "differences": differences, "sounds": sounds, "decoder": decoder}
+           "parts": parts_of_stage, "differences": differences, "sounds": sounds, "decoder": decoder}
 
 
 def main() -> None:
