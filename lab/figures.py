@@ -340,8 +340,8 @@ def learning_curves() -> plt.Figure:
             ax.plot(steps, quality.mean(0), color=color, ls=dash, label=arm)
             ax.fill_between(steps, low, high, color=color, alpha=0.12, lw=0)
         ax.set(xlabel="training step")
-        steps = max(row["step"] for row in rows)
-        ax.set_title(f"{TITLES[folder.name]}\n{len(spec['seeds'])} seeds, {steps:,} steps", fontsize=8.5)
+        last = max(row["step"] for row in rows)
+        ax.set_title(f"{TITLES[folder.name]}\n{len(spec['seeds'])} seeds, {last:,} steps", fontsize=8.5)
         ax.legend()
     return fig
 

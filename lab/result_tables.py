@@ -15,7 +15,7 @@ import re
 import sys
 from pathlib import Path
 
-from lab.statistics import format_interval
+from lab.statistics import format_interval, format_ratio
 from parts.arguments import Parser
 from parts.errors import UserError, run_cli
 from parts.files import write_text
@@ -30,11 +30,15 @@ FIRST = {CAPTIONS: "e1", RESTORED: "e1-sr", "the same on ESC-10, fold 5 held out
 SCREEN, ON_THE_WAY = "e1-sr-dev", (512, 1_024, 2_048, 3_000)
 
 
-def _read(name: str):
+def _text(name: str) -> str:
     path = RESULTS / name
     if not path.is_file():
         raise UserError(f"{path}: missing; docs/results.md names the command that makes it")
-    return json.loads(path.read_text())
+    return path.read_text()
+
+
+def _read(name: str):
+    return json.loads(_text(name))
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -57,17 +61,13 @@ def _p(against: dict) -> str:
     return f"p = {against['holm_p']:.3f}".replace("1.000", "1")
 
 
-def _ratio(found: dict) -> str:
-    return f"{found['ratio']:.2f} {format_interval(found['interval'], sign=False, digits=2)}"
-
-
 def _sooner(found: dict) -> str:
     """Speed-ups of one metric, {"step"[, "seconds"]}: in steps; in seconds; seeds."""
     steps = found["step"]
     if not steps["n"]:
         return f"never in reach; 0 of {steps['of']}"
-    seconds = _ratio(found["seconds"]) if "seconds" in found else "run on another day"
-    return f"{_ratio(steps)}; {seconds}; {steps['n']} of {steps['of']}"
+    seconds = format_ratio(found["seconds"]) if "seconds" in found else "run on another day"
+    return f"{format_ratio(steps)}; {seconds}; {steps['n']} of {steps['of']}"
 
 
 # --- tables -------------------------------------------------------------------------------------------------
@@ -107,11 +107,10 @@ def _short_comparison(task: str, folder: str) -> list[str]:
     """stage minus static of one experiment, a row of README's table."""
     stage = next(row for row in _read(f"{folder}/summary.json") if row["arm"] == "stage")
     steps = _read(f"{folder}/experiment.json")["arms"]["stage"]["steps"]
-    script = "tables.sh" if steps == 400 else "full.sh"
     sooner = next(iter(stage["sooner"].values()))["step"]
     return [f"by stages minus constant, {task}, {stage['against']['n']} seeds, {steps:,} steps",
-            f"{_difference(stage['against'])}; speed-up in steps {_ratio(sooner)}",
-            f"`results/{script}`; `results/{folder}/table.txt`"]
+            f"{_difference(stage['against'])}; speed-up in steps {format_ratio(sooner)}",
+            f"`results/tables.sh`; `results/{folder}/table.txt`"]
 
 
 def first() -> str:
@@ -134,7 +133,7 @@ def screen() -> str:
     at the end, on validation clips; the energy score of test clips, which nothing was chosen by."""
     spec = _read(f"{SCREEN}/experiment.json")
     runs = {}  # (arm, seed) -> {step: row}
-    for line in (RESULTS / SCREEN / "rows.jsonl").read_text().splitlines():
+    for line in _text(f"{SCREEN}/rows.jsonl").splitlines():
         row = json.loads(line)
         runs.setdefault((row["arm"], row["seed"]), {})[row["step"]] = row
     lines = []

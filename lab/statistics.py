@@ -13,7 +13,7 @@ Comes in: final values (n,) of n seeds, or curves (x, y), x steps or seconds (n,
 better. Goes out: floats, and dicts of floats that can be written as JSON.
 
 Public: interval, smallest_p, sign_flip, holm, paired, isotonic, passage, time_to_quality, time_to_end,
-speed_up, rate_correlation, format_interval.
+speed_up, rate_correlation, format_interval, format_ratio.
 """
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def format_interval(ends, sign: bool = True, digits: int = 3) -> str:
         return "-"
     plus = "+" if sign else ""
     return f"[{low:{plus}.{digits}f}, {high:{plus}.{digits}f}]"
+
+
+def format_ratio(found: dict) -> str:
+    """The ratio of `speed_up` and its interval as text."""
+    return f"{found['ratio']:.2f} {format_interval(found['interval'], sign=False, digits=2)}"
 
 
 @functools.lru_cache

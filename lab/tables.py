@@ -19,7 +19,16 @@ import numpy as np
 import scipy.stats
 
 from lab.questions import EXPERIMENTS, reference_of
-from lab.statistics import format_interval, holm, interval, paired, rate_correlation, smallest_p, speed_up
+from lab.statistics import (
+    format_interval,
+    format_ratio,
+    holm,
+    interval,
+    paired,
+    rate_correlation,
+    smallest_p,
+    speed_up,
+)
 from parts.spectrograms import pyplot
 
 METRICS = {  # measured while a run is trained, at its w -> (+1: higher is better, -1: lower; how it reads)
@@ -152,7 +161,7 @@ def _format_speed_up(found: dict) -> str:
     """A speed-up, and of how much of the range and how many seeds it is where that is not all."""
     if not found["n"]:
         return "never in reach (censored)"
-    text = f"{found['ratio']:.2f} {format_interval(found['interval'], sign=False, digits=2)}"
+    text = format_ratio(found)
     if found["shared"] < 0.95:
         text += f", over {100 * found['shared']:.0f} % of its range, {found['n']} of {found['of']} seeds"
     return text
