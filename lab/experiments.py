@@ -15,8 +15,8 @@ children (a parent's own context would take their memory, and bars them from a c
 An experiment is a list of arms, each a name and options of train.py (lab/questions.py). An interrupted one
 goes on with the same command; what is finished is not run again (lab/runner.py). The folder then holds
 experiment.json (arms, seeds, reference), rows.jsonl (one row an arm x seed x evaluation), summary.json,
-table.txt and figure.png (lab/tables.py), plane.json and plane.png (lab/plane.py). Runs whose rows stand there
-are not made again, on whichever machine they were made.
+table.txt (lab/tables.py), figure.png (lab/learning_curves.py), plane.json and plane.png (lab/plane.py). Runs
+whose rows stand there are not made again, on whichever machine they were made.
 
 Intervals are Student's t over seeds, of paired differences; fewer than 8 seeds are labelled descriptive.
 p-values are exact sign-flip tests; the smallest p that n seeds can reach (2 / 2^n) is printed
@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 from lab.bench import estimate_hours
 from lab.best_by_step import best_by_step, best_figure, best_table
+from lab.learning_curves import learning_figure
 from lab.plane import plane, plane_figure, plane_table
 from lab.questions import CLOCK, EXPERIMENTS, HOME, reference_of
 from lab.runner import (
@@ -54,7 +55,7 @@ from lab.runner import (
     resolve_arm,
     share,
 )
-from lab.tables import figure, final_metric, summarize, table, track, track_table
+from lab.tables import final_metric, summarize, table, track, track_table
 from parts.arguments import Parser, whole
 from parts.cache import parallel_map
 from parts.config import CHOICES, Config
@@ -378,7 +379,7 @@ def _write_tables(out: Path, spec: dict) -> str:
         best_figure(out / "best.png", found, list(arms), len(seeds))
     write_text(out / "summary.json", to_json(summarize(rows, arms, seeds, reference), indent=1) + "\n")
     write_text(out / "table.txt", text + "\n")
-    figure(out, name, rows, arms, seeds)
+    learning_figure(out / "figure.png", name, rows, arms, seeds, reference)
     return text
 
 

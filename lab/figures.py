@@ -13,6 +13,7 @@ grey.
 | agreement | results/regime/recorded/: cosine of guidance's gradient by noise level, beside r |
 | work | results/block-work.json: what blocks add, with and without the structure loss |
 | curves | results/e1*/rows.jsonl: quality over steps, mean and 95 % interval over seeds |
+| parts | results/e1-sr-dev/rows.jsonl: what `stage` changes, one thing at a time, minus `static` |
 | sooner | results/e1*/summary.json: times fewer steps and seconds than `static`, of how many seeds |
 | differences | results/e*/summary.json: every arm against its control, in one picture |
 | sounds | assets/demo: captions nobody trained on, real clip beside the model's |
@@ -38,8 +39,8 @@ import evaluate
 import guidance
 import sampler
 from lab.griffin_lim import decode_by_griffin_lim
+from lab.learning_curves import draw_differences, draw_runs, log_steps
 from lab.regime_choice import driven_r, r_of, read
-from lab.statistics import interval
 from lab.tables import METRICS, curve_metrics, curves
 from parts.arguments import Parser
 from parts.config import Config
@@ -332,13 +333,8 @@ def learning_curves() -> plt.Figure:
             if not of_seeds:
                 continue
             # `curves` turns quality so that higher is better; the second sign turns it back.
-            steps = of_seeds[0][0]                                                             # (n,)
             quality = METRICS[metric][0] * np.array([y for _, y in of_seeds])                  # (seeds, n)
-            low, high = np.array([interval(column)[1:] for column in quality.T]).T             # (n,) each
-            color, dash = ARMS.get(arm, ("#444444", "-"))
-            ax.plot(steps, quality.mean(0), "o", ms=3, color=color)
-            ax.plot(steps, quality.mean(0), color=color, ls=dash, label=arm)
-            ax.fill_between(steps, low, high, color=color, alpha=0.12, lw=0)
+            draw_runs(ax, of_seeds[0][0], quality, arm, *ARMS.get(arm, ("#444444", "-")))
         ax.set(xlabel="training step")
         last = max(row["step"] for row in rows)
         ax.set_title(f"{TITLES[folder.name]}\n{len(spec['seeds'])} seeds, {last:,} steps", fontsize=8.5)
@@ -381,25 +377,15 @@ def _draw_speed_ups(ax, rows: list[dict], k: int, key: str, label: str, face: st
 
 
 def parts_of_stage() -> plt.Figure:
-    """Super-resolution at full length: each arm minus `static` of the same seed at every evaluation from step
-    256 on, a line a seed."""
+    """Super-resolution at full length: each arm minus `static` of the same seed, a line a seed."""
     rows = rows_of(RESULTS / "e1-sr-dev" / "rows.jsonl")
-    arms = list(dict.fromkeys(row["arm"] for row in rows if row["arm"] != "static"))
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    others = dict(zip((arm for arm in arms if arm not in ARMS), OTHERS))
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     for ax, metric in zip(axes, ("energy_score", "lsd_hf")):
-        of_static = {(row["seed"], row["step"]): row[metric] for row in rows if row["arm"] == "static"}
-        for number, arm in enumerate(arms):
-            color, dash = ARMS.get(arm, (OTHERS[number % len(OTHERS)], "-"))
-            seeds = sorted({row["seed"] for row in rows if row["arm"] == arm})
-            for seed in seeds:
-                run = [row for row in rows if (row["arm"], row["seed"]) == (arm, seed) and row["step"] >= 256]
-                behind = [row[metric] - of_static[seed, row["step"]] for row in run]
-                label = arm if seed == seeds[0] else None
-                ax.plot([row["step"] for row in run], behind, color=color, ls=dash, label=label)
-        ax.axhline(0, color=BLACK, lw=0.8)
-        ax.set_xscale("log", base=2)
-        ax.set(xlabel="training step", ylabel=f"{METRICS[metric][1]} minus static's")
-    axes[0].set_title("above 0: behind static", fontsize=8.5)
+        draw_differences(ax, rows, dict.fromkeys(arms), "static", metric,
+                         lambda arm: ARMS.get(arm) or (others[arm], "-"))
+        log_steps(ax)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     return fig
 

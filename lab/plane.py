@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.learning_curves import axis_label
 from lab.questions import reference_of
 from lab.statistics import format_interval, interval, paired
 from lab.tables import METRICS
@@ -110,9 +111,8 @@ def plane_figure(path: Path, found: list[dict]) -> None:
         axes = RESTORED if view == "final" else CAPTIONS
         for name, turn, set_label in zip(axes, (ax.invert_xaxis, ax.invert_yaxis),
                                          (ax.set_xlabel, ax.set_ylabel)):
-            sign, label = METRICS[name]
-            set_label(f"{label} ({'higher' if sign > 0 else 'lower'} is better)")
-            if sign < 0:
+            set_label(axis_label(name))
+            if METRICS[name][0] < 0:
                 turn()
         ax.set_title(VIEWS[view])
         ax.legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""Rows of an experiment -> its table and its figure.
+"""Rows of an experiment -> its table.
 
 A row is what one run (arm x seed) measured at one evaluation: {"arm", "seed", "step", "seconds", qualities on
 validation clips, "r", "D" where it was measured}; the last row of a run also holds "final", the metrics of
@@ -8,15 +8,11 @@ Every arm is compared with its reference over the seeds that both have finished:
 metric (paired interval, sign-flip p, Holm's p over all arms of the table) and time to quality on the learning
 curves of each axis. A table of fewer than 8 seeds is labelled descriptive.
 
-Public: METRICS, curves, curve_metrics, final_metric, summarize, secondary_metrics, table, track, track_table,
-figure.
+Public: METRICS, curves, curve_metrics, final_metric, summarize, secondary_metrics, table, track, track_table.
 """
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import scipy.stats
 
 from lab.questions import EXPERIMENTS, reference_of
 from lab.statistics import (
@@ -29,7 +25,6 @@ from lab.statistics import (
     smallest_p,
     speed_up,
 )
-from parts.spectrograms import pyplot
 
 METRICS = {  # measured while a run is trained, at its w -> (+1: higher is better, -1: lower; how it reads)
     "event_accuracy": (1, "event sets"),
@@ -281,84 +276,3 @@ def track_table(rows: list[dict]) -> str:
         ends = format_interval(c["interval"])
         lines.append(f"{label:26s} {c['correlation']:+.3f} {ends:18s} {c['p']:.3f}   {c['points']}")
     return "\n".join(lines)
-
-
-# --- the figure ---------------------------------------------------------------------------------------------
-
-LABELS = {  # of the vertical axes
-    "event_accuracy": "event-set accuracy",
-    "texture_score_w1": "energy score of texture, w = 1 (lower is better)",
-    "energy_score": "energy score of the high band (lower is better)",
-    "lsd_hf": "LSD-HF at 2 kHz (lower is better)",
-    "val_loss": "validation loss (lower is better)",
-    "r": "regime r",
-    "recall": "events detected (semantic)",
-    "count": "count, of detected events (detail)",
-    "pitch": "high or low, of detected events (detail)",
-    "order": "order, of right sets (detail)",
-}
-
-
-def _draw_arm(ax, rows: list[dict], arm: str, number: int, seeds: list[int], metric: str, clock: str) -> None:
-    """One arm's mean curve with its t band over seeds; nothing where it has no rows with both keys."""
-    runs = []
-    for seed in seeds:
-        run = [r for r in rows if r["arm"] == arm and r["seed"] == seed and metric in r and clock in r]
-        if run:
-            runs.append(run)
-    if not runs:
-        return
-    x = np.mean([[r[clock] for r in run] for run in runs], 0)        # (evaluations,)
-    y = np.array([[r[metric] for r in run] for run in runs], float)  # (runs, evaluations), None is NaN
-    known = ~np.isnan(y).any(0)  # a factor that was not asked of some seed has no paired mean
-    color = f"C{number % 10}"
-    dashes = ("-", "--", ":")[number // 10 % 3]
-    label = f"{arm} (n = {len(runs)})"
-    ax.plot(x[known], y[:, known].mean(0), marker="o", ms=3, label=label, color=color, ls=dashes)
-    if len(runs) > 1:
-        half = scipy.stats.t.ppf(0.975, len(runs) - 1) * y.std(0, ddof=1) / np.sqrt(len(runs))
-        low, high = (y.mean(0) - half)[known], (y.mean(0) + half)[known]
-        ax.fill_between(x[known], low, high, color=color, alpha=0.12, lw=0)
-
-
-def figure(out: Path, name: str, rows: list[dict], arms: dict, seeds: list[int]) -> None:
-    """Write out/figure.png: learning curves by arm, mean and t interval over seeds: quality against steps and
-    seconds, r; for captions also each factor alone."""
-    axes_of_quality = curve_metrics(rows)
-    if not axes_of_quality:
-        return
-    main = axes_of_quality[0]
-    plt = pyplot()
-
-    # Panels: (what, against what), four in a line at most.
-    panels = [(metric, "step") for metric in axes_of_quality] + [(main, "seconds"), ("r", "step")]
-    for factor in ("recall", "count", "pitch", "order"):
-        if any(r.get(factor) is not None for r in rows):
-            panels.append((factor, "step"))
-    lines = -(-len(panels) // 4)
-    columns = -(-len(panels) // lines)
-    fig, axes = plt.subplots(lines, columns, figsize=(5 * columns, 3.8 * lines + 0.6), layout="constrained",
-                             squeeze=False)
-    for ax in axes.flat[len(panels):]:
-        ax.axis("off")
-
-    # Curves.
-    for ax, (metric, clock) in zip(axes.flat, panels):
-        for number, arm in enumerate(arms):
-            _draw_arm(ax, rows, arm, number, seeds, metric, clock)
-        xlabel = "training step" if clock == "step" else "training seconds (evaluation excluded)"
-        bounded = metric not in axes_of_quality
-        ax.set(xlabel=xlabel, ylabel=LABELS[metric], ylim=(-0.03, 1.03) if bounded else None)
-
-    # The legend takes the empty place at the end, where there is one.
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    if len(panels) < axes.size:
-        columns = 2 if len(labels) > 16 else 1
-        axes.flat[-1].legend(handles, labels, loc="center", fontsize=8, ncol=columns, frameon=False)
-    else:
-        axes.flat[0].legend(handles, labels, fontsize=8)
-    n = len(seeds)
-    basis = f"{n} seed{'s' * (n > 1)}: descriptive" if n < 8 else f"{n} seeds; bands: 95 %"
-    fig.suptitle(f"{name}: {EXPERIMENTS[name].question} Validation clips; {basis}")
-    fig.savefig(out / "figure.png", dpi=90)
-    plt.close(fig)

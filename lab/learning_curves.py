@@ -1,0 +1,165 @@
+"""The figure of an experiment: learning curves of its arms, and the same curves minus the reference's.
+
+Late in training arms differ by a hundredth of what all of them gain early. So each axis of quality has two
+panels: the curve itself, and its difference from the reference arm of the same seed, over the second half of
+the doublings. Steps are drawn on a log axis, where equal distances are equal numbers of doublings.
+
+From three runs on a curve is the mean over seeds with its 95 % Student-t band. Of fewer each run is a line:
+the band of two seeds is eleven times as wide as that of eight with the same deviation, and says nothing.
+
+Comes in: rows of an experiment (lab/tables.py). Goes out: a figure.
+
+Public: axis_label, differences, draw_runs, draw_differences, learning_figure.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.ticker import ScalarFormatter
+
+from lab.questions import EXPERIMENTS, reference_of
+from lab.statistics import interval
+from lab.tables import METRICS, curve_metrics
+from parts.spectrograms import pyplot
+
+BOUNDED = {  # measured besides, between 0 and 1 -> label of the axis
+    "r": "regime r",
+    "recall": "events detected (semantic)",
+    "count": "count, of detected events (detail)",
+    "pitch": "high or low, of detected events (detail)",
+    "order": "order, of right sets (detail)",
+}
+
+
+def axis_label(metric: str) -> str:
+    """A metric as the label of an axis: what it is, and which way is better."""
+    if metric in BOUNDED:
+        return BOUNDED[metric]
+    sign, name = METRICS[metric]
+    return f"{name} ({'higher' if sign > 0 else 'lower'} is better)"
+
+
+def _curves(rows: list[dict], arm: str, metric: str) -> dict:
+    """{seed: {step: row}} of an arm, of the rows that have a metric."""
+    found = {}
+    for row in rows:
+        if row["arm"] == arm and row.get(metric) is not None:
+            found.setdefault(row["seed"], {})[row["step"]] = row
+    return found
+
+
+def _common_steps(runs: list[dict]) -> list[int]:
+    """The steps that all of some dicts {step: ...} have, in order."""
+    return sorted(set.intersection(*map(set, runs))) if runs else []
+
+
+def differences(rows: list[dict], arm: str, reference: str, metric: str) -> tuple[list[int], np.ndarray]:
+    """An arm minus its reference of the same seed -> steps that all these runs have (n,), differences (seeds
+    that both have, n)."""
+    mine, other = _curves(rows, arm, metric), _curves(rows, reference, metric)
+    both = sorted(set(mine) & set(other))
+    steps = _common_steps([run for s in both for run in (mine[s], other[s])])
+    values = [[mine[s][k][metric] - other[s][k][metric] for k in steps] for s in both]
+    return steps, np.array(values, float).reshape(len(both), len(steps))
+
+
+def draw_runs(ax, x, y: np.ndarray, label: str, color: str, dash="-") -> None:
+    """Curves y (runs, n) at x (n,): the mean and its 95 % band, or a line a run where they are fewer than
+    three."""
+    if len(y) < 3:
+        for k, run in enumerate(y):
+            ax.plot(x, run, "o", ms=3, color=color)
+            ax.plot(x, run, color=color, ls=dash, label=None if k else label)
+        return
+    mean, low, high = np.array([interval(column) for column in y.T]).T  # (n,) each
+    ax.plot(x, mean, "o", ms=3, color=color)
+    ax.plot(x, mean, color=color, ls=dash, label=label)
+    ax.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
+
+
+def draw_differences(ax, rows: list[dict], arms: dict, reference: str, metric: str, style) -> None:
+    """Every arm minus its reference over the second half of the doublings; style(arm) -> (colour, dash)."""
+    for arm in arms:
+        other = reference_of(arm, arms, reference)
+        if arm == other:
+            continue
+        steps, values = differences(rows, arm, other, metric)
+        late = np.array(steps) ** 2 >= max(steps, default=0) * min(steps, default=0)
+        if len(values):
+            draw_runs(ax, np.array(steps)[late], values[:, late], f"{arm} (n = {len(values)})", *style(arm))
+    ax.axhline(0, color="black", lw=0.8)
+    sign, name = METRICS[metric]
+    ax.set(ylabel=f"{name},\nminus the reference's", xlabel="training step")
+    ax.set_title(f"{'above' if sign > 0 else 'below'} 0: better than {reference}", fontsize=9)
+
+
+def log_steps(ax) -> None:
+    """A step axis that is logarithmic and reads in plain numbers."""
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+
+
+def _style(arms: dict):
+    """A function from arm to (colour, dash)."""
+    number = {arm: k for k, arm in enumerate(arms)}
+    return lambda arm: (f"C{number[arm] % 10}", ("-", "--", ":")[number[arm] // 10 % 3])
+
+
+def _draw_arms(ax, rows: list[dict], arms: dict, metric: str, clock: str) -> None:
+    """All arms' curves of a metric, over steps or seconds."""
+    style = _style(arms)
+    for arm in arms:
+        runs = list(_curves([r for r in rows if clock in r], arm, metric).values())
+        steps = _common_steps(runs)
+        if steps:
+            x = np.mean([[run[k][clock] for k in steps] for run in runs], 0)        # (evaluations,)
+            y = np.array([[run[k][metric] for k in steps] for run in runs], float)  # (runs, evaluations)
+            draw_runs(ax, x, y, f"{arm} (n = {len(runs)})", *style(arm))
+    ax.set(ylabel=axis_label(metric), xlabel="training seconds (evaluation excluded)")
+    if clock == "step":
+        ax.set_xlabel("training step")
+        log_steps(ax)
+    if metric in BOUNDED:
+        ax.set_ylim(-0.03, 1.03)
+
+
+def learning_figure(path: Path, name: str, rows: list[dict], arms: dict, seeds: list[int],
+                    reference: str) -> None:
+    """Write the figure of an experiment: quality over steps and seconds, r, for captions each factor alone,
+    and each axis of quality minus the reference's."""
+    qualities = curve_metrics(rows)
+    if not qualities:
+        return
+    panels = [(metric, "step") for metric in qualities] + [(qualities[0], "seconds"), ("r", "step")]
+    for factor in ("recall", "count", "pitch", "order"):
+        if any(row.get(factor) is not None for row in rows):
+            panels.append((factor, "step"))
+    total = len(panels) + len(qualities)
+
+    # Four panels in a line at most.
+    lines = -(-total // 4)
+    columns = -(-total // lines)
+    plt = pyplot()
+    fig, axes = plt.subplots(lines, columns, figsize=(5 * columns, 3.8 * lines + 0.6), layout="constrained",
+                             squeeze=False)
+    for ax in axes.flat[total:]:
+        ax.axis("off")
+    for ax, (metric, clock) in zip(axes.flat, panels):
+        _draw_arms(ax, rows, arms, metric, clock)
+    for ax, metric in zip(axes.flat[len(panels):], qualities):
+        draw_differences(ax, rows, arms, reference, metric, _style(arms))
+        log_steps(ax)
+
+    # The legend takes the empty place at the end, where there is one.
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    if total < axes.size:
+        axes.flat[-1].legend(handles, labels, loc="center", fontsize=8, ncol=2 if len(labels) > 16 else 1,
+                             frameon=False)
+    else:
+        axes.flat[0].legend(handles, labels, fontsize=8)
+    n = len(seeds)
+    basis = f"{n} seed{'s' * (n > 1)}" + (": descriptive" if n < 8 else "; bands: 95 %")
+    fig.suptitle(f"{name}: {EXPERIMENTS[name].question} Validation clips; {basis}")
+    fig.savefig(path, dpi=90)
+    plt.close(fig)
