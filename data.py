@@ -11,8 +11,8 @@ crops from a memory map.
 Conventions: t in [0, 1], t = 1 is noise, t = 0 is data. B batch, T tokens, C latent channels, F teacher
 features.
 
-Public: Crops, choose_crops, read_crops, draw_batch, to_tensors, split_batch; from parts/batches.py
-Prefetcher; from parts/preparation.py, how data is encoded, open_data, open_set, TrainingData, prepare.
+Public: Crops, choose_crops, read_crops, draw_batch, to_tensors, split_batch. Of parts/batches.py Prefetcher,
+of parts/latents.py LatentCache, of parts/preparation.py open_data, open_set, TrainingData, prepare.
 
     python data.py            # demo: five scenes, worded and measured
 """
@@ -36,15 +36,16 @@ __all__ = ["Crops", "LatentCache", "Prefetcher", "TrainingData", "choose_crops",
 class Crops(NamedTuple):
     """What a batch is read from."""
     i: np.ndarray                              # (B,) clips
-    wording: np.ndarray                        # (B,) which caption of each, counted round
+    wording: np.ndarray                        # (B,) a number; its caption is this one modulo how many it has
     start: np.ndarray                          # (B,) first token
     variant: np.ndarray                        # (B,) which band-limited version
 
 
 def choose_crops(latents: LatentCache, muffled: LatentCache | None, batch: int, length: int, rng,
                  rows: slice = slice(None)) -> Crops:
-    """Random clips, random wordings, random crops. rng: a numpy Generator, one a step: resuming needs no
-    state. All of the batch is drawn, and its `rows` returned: on several devices each reads its own."""
+    """Random clips (with probabilities latents.p; None: alike), wordings and crops. rng: a numpy Generator, a
+    fresh one each step, so that a resumed run needs no saved state. All of the batch is drawn, and its `rows`
+    returned: on several devices each reads its own."""
     if latents.p is None:
         clips = rng.integers(0, len(latents), batch)
     else:
@@ -104,7 +105,7 @@ def to_tensors(drawn: dict, token_ids: list) -> dict[str, Tensor]:
 
 
 def split_batch(batch: dict, n: int) -> list[dict]:
-    """A batch cut into n equal parts (gradient accumulation)."""
+    """A batch cut into n equal parts (gradient accumulation); n divides it (parts/config.py checks that)."""
     if n == 1:
         return [batch]
     return [dict(zip(batch, part)) for part in zip(*(value.chunk(n) for value in batch.values()))]

@@ -174,8 +174,9 @@ def upsample_long(run: Run, x: np.ndarray, cutoff: float, seed: int = 0, steps: 
     pieces = []
     for start in range(0, max(1, T - fade), segment - fade):
         z = run.codec.encode(padded[None, samples(start) : samples(start + segment)])
-        inside = slice(fade // 2 if start else 0, segment - fade + fade // 2 if start + segment < T else None)
-        pieces.append(z[:, inside])
+        first = fade // 2 if start else 0
+        last = segment - fade + fade // 2 if start + segment < T else None
+        pieces.append(z[:, first:last])
     z = restore_latents(run, torch.cat(pieces, 1)[:, :T], [seed], steps)
 
     def added(start: int, stop: int) -> np.ndarray:

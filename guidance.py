@@ -1,8 +1,9 @@
 """SSL guidance: early in training, pull a block's hidden states towards the features of a frozen SSL encoder.
 
 Idea.  A young diffusion transformer must invent a representation of sound before it can use its condition. A
-self-supervised teacher phi already has one, and aligning a block with it shortens that. Later the teacher's
-coarse features only get in the way, so the weight of the alignment decays with the regime r.
+self-supervised teacher phi already has one, and aligning a block with it shortens that. The paper's idea is
+that its coarse features get in the way later, so the weight of the alignment decays with the regime r. (In
+our runs of super-resolution guidance helps to the end: docs/results.md.)
 
     L_ssl     = mean over every 4th token of 1 - cos(P(h_l(x_t)), phi_c(x0))    # REPA (2410.06940), eq. 8
                 phi_c = phi - its data-set mean                                 # ASSUMED: centring
@@ -28,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels at which agreement is measured
+AGREEMENT_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels at which it is measured
 OFF_AT = 0.9  # past this r the branch is not computed at all: decay also buys time
 
 
@@ -78,8 +79,8 @@ def ssl_weight(r: float, lambda0: float, gamma: float = 1.0) -> float:
 
 
 def gradient_agreement(loss_a: Tensor, loss_b: Tensor, params) -> float:
-    """Cosine of the two losses' gradients on `params`: positive while they ask for the same, negative when
-    the teacher gets in the way. Leaves the graph alive and no .grad touched. # HASTE (arXiv 2505.16792)"""
+    """Cosine of the two losses' gradients on `params`: positive while they ask for the same, negative while
+    they pull against each other. Leaves the graph alive and no .grad touched. # HASTE (arXiv 2505.16792)"""
     flat = []
     for loss in (loss_a, loss_b):
         gradients = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)

@@ -65,6 +65,7 @@ class Block(nn.Module):
         q, k, v = rearrange(self.qkv(h), "b t (n h d) -> n b h t d", n=3, h=self.heads)    # 3 x (B, H, T, d)
         q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
         if text is not None:
+            # Words have no place in the clip: their keys are not rotated.
             words = self.text_kv(text.tokens)                                      # (B, S, 2 W)
             text_k, text_v = rearrange(words, "b s (n h d) -> n b h s d", n=2, h=self.heads)
             k = torch.cat([k, self.text_norm(text_k)], 2)                          # (B, H, T + S, d)
@@ -91,8 +92,8 @@ class DiT(nn.Module):
 
     Preconditioned as EDM (arXiv 2206.00364, eq. 7) does for its own parametrisation, here derived for
     velocities: if x0 were N(0, 1), then Var x_t = std_t^2 = (1-t)^2 + t^2, E[v | x_t] = (2t - 1) x_t /
-    std_t^2 and Var[v | x_t] = 1 / std_t^2. The network F sees x_t / std_t and predicts what is left, v_hat =
-    ((2t - 1) x_t / std_t + F) / std_t: it need not learn to copy its input. # ASSUMED"""
+    std_t^2 and Var[v | x_t] = 1 / std_t^2. The network sees x_t / std_t, and its output y is what is left:
+    v_hat = ((2t - 1) x_t / std_t + y) / std_t. It need not learn to copy its input. # ASSUMED"""
 
     def __init__(self, channels: int = 64, width: int = 128, depth: int = 4, heads: int = 4, vocab: int = 0,
                  cond: bool = False, text_features: int = 0):
@@ -128,7 +129,7 @@ class DiT(nn.Module):
             # A dozen words share one softmax with 64 tokens: start with sharper text logits.
             if block.text_norm is not None:
                 nn.init.constant_(block.text_norm.weight, 3.0)                   # ASSUMED: 3 (results/log.md)
-        # F = 0: the first prediction is the exact velocity of N(0, 1) data.
+        # y = 0: the first prediction is the exact velocity of N(0, 1) data.
         for linear in (self.ada, self.head):
             nn.init.zeros_(linear.weight)
 
@@ -180,10 +181,10 @@ class DiT(nn.Module):
             if return_blocks:
                 hs.append(h)
 
-        # v_hat = ((2t - 1) x_t / std_t + F) / std_t
+        # v_hat = ((2t - 1) x_t / std_t + y) / std_t
         shift, scale = self.ada(c).chunk(2, -1)
-        residual = self.head(modulate(self.norm(h), shift, scale))                 # F (B, T, C)
-        v_hat = ((2 * t[:, None, None] - 1) * x_in + residual) / std_t
+        y = self.head(modulate(self.norm(h), shift, scale))                        # (B, T, C)
+        v_hat = ((2 * t[:, None, None] - 1) * x_in + y) / std_t
         return (v_hat, hs) if return_blocks else v_hat
 
     def fill_cond(self, like: Tensor, cond: Tensor | None, drop: Tensor | None) -> Tensor:
@@ -218,13 +219,15 @@ def flow_matching_loss(v_hat: Tensor, v: Tensor, mask: Tensor | None = None) -> 
 
 
 def predict(model: DiT, batch: dict, net=None, drop: bool = True) -> tuple:
-    """Batch of train.add_noise -> v_hat, hs (see DiT.forward), v. net: the model as it is called where
-    that is not itself (compiled, distributed). drop: do without the conditions that the batch says."""
+    """Batch of train.add_noise -> v_hat, hs (see DiT.forward), v. net: what is called in the model's place,
+    compiled or distributed. drop: replace the conditions of the clips that batch["drop"] marks."""
     x_t, v = interpolate(batch["x0"], batch["eps"], batch["t"])
     dropped = batch["drop"] if drop else None
     text = model.encode_text(batch["ids"], dropped) if "ids" in batch else None
-    cond, dropped_cond = batch.get("cond"), dropped if "cond" in batch else None
+    cond = batch.get("cond")
+    dropped_cond = None if cond is None else dropped
     net = model if net is None else net
+    # By position, as parts.networks.Compiled takes them; the last: return hs as well.
     v_hat, hs = net(x_t, batch["t"], text, cond, batch.get("mask"), dropped_cond, True)
     return v_hat, hs, v
 
@@ -235,9 +238,9 @@ class VelocityField:
     """v(x (B, T, C), t) of a model with classifier-free guidance, for any length T.
 
     text, null: encoded captions and as many empty ones; cond (B, T, C). w: guidance scale; w = 1 evaluates
-    the conditional branch alone, w = 0 is without condition. rescale in [0, 1]: w > 1 exaggerates everything
-    about a caption, its level too; this takes the standard deviation of x0_hat back towards that of the
-    conditional branch (fully at 1). # Lin et al. 2024, sec. 3.4, there for the network's output. window
+    the conditional branch alone, w = 0 is without condition. rescale in [0, 1]: w > 1 also exaggerates the
+    level; the standard deviation of x0_hat is moved back towards that of the conditional branch (1: fully).
+    # Lin et al. 2024, sec. 3.4, who rescale the network's output. window
     (tokens): where T is longer, overlapping windows of that length (hop window/2, triangular weights) are
     evaluated and averaged in each step, so one trajectory spans any length."""
 
@@ -260,8 +263,7 @@ class VelocityField:
         # Both branches in one call: the second half of the batch is without condition.
         drop = torch.arange(2 * len(x), device=x.device) >= len(x)
         if text is not None:
-            with_words, without = pad_words(text, null), pad_words(null, text)
-            text = Text(*(torch.cat(both) for both in zip(with_words, without)))
+            text = text.followed_by(null)
         if cond is not None:
             cond = torch.cat([cond, cond])
         v_both = self.model(torch.cat([x, x]), torch.cat([times, times]), text, cond, drop=drop)
@@ -284,12 +286,6 @@ class VelocityField:
             cond = cut(self.cond, starts, self.window) if self.cond is not None else None
             return self.guided(x_windows, t, text, null, cond)
         return over_windows(on_windows, x, self.window)
-
-
-def pad_words(text: Text, like: Text) -> Text:
-    """Pad the words of a text to at least those of another."""
-    extra = max(0, like.mask.shape[1] - text.mask.shape[1])
-    return Text(F.pad(text.tokens, (0, 0, 0, extra)), F.pad(text.mask, (0, extra)), text.pooled)
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ compare them with those of the true sound. While that discrepancy D still falls 
     s_j   = -(least-squares slope of the last 6 D on k^(1/3))
     ref   = the largest s so far that is significant
     rho_j = clip(s_j / ref, 0, 1);   r_j = 1 - EMA_0.6(rho), 0 until there is a ref           # ASSUMED
-    no ref by 0.15 K, K the planned steps: r = k_j / K, the clock, until there is one         # ASSUMED
+    no ref by 0.15 K (K planned steps) and six probes: r = k_j / K, the clock, until there is # ASSUMED
+          one; six probes end at step 76, so a shorter run keeps r = 0
 
 Why not t = 1, pure noise, where all that is right came from the condition? What the network predicts there
 is the *mean* of all sounds that the condition allows, and no sound: the better the mean, the further its
@@ -117,7 +118,9 @@ def probe(predict, extract, x0: Tensor, eps: Tensor, names=LEVELS, mean: Tensor 
 
     Probe the averaged (EMA) weights: at a constant learning rate the raw ones scatter D by two to three times
     as much (results/log.md), and an average over the last tenth of a run is only 0.14 doublings late."""
-    target, D = extract(x0) if target is None else target, {}
+    if target is None:
+        target = extract(x0)
+    D = {}
     pooled_target = over_frames(target.float(), mask)[:, None]
     for name in names:
         features = extract(predicted(name, predict, x0, eps)).float()
@@ -159,10 +162,11 @@ class Regime:
     """r from one of five sources; its state is the list of probes, small and printable. K: planned steps.
 
     slope: `update(k, D)` at the probe steps, where `probe_index(k)` is not None. loss: the same, with D the
-    mean of the training losses since the last one (`observe(loss)` each step). agreement: the same, with D
-    the cosine of the gradients of guidance and flow matching (guidance.gradient_agreement), as HASTE (arXiv
-    2505.16792) has it: r = 1 - mean cosine / its largest so far. clock: r = k / K. replay:FILE: r of another
-    run, from its log.jsonl. ValueError for an unknown source or a file without r."""
+    mean of the training losses since the last one (`observe(loss)` each step). agreement: update(k, cosine of
+    the gradients of guidance and flow matching) at every second probe step; r = 1 - EMA_0.6(cosine) / its
+    largest since the third (ASSUMED; the cosine as a signal: HASTE, arXiv 2505.16792). Where guidance ends at
+    r > 0.9 no cosine is measured any more, and r stays. clock: r = k / K. replay:FILE: r of another run, from
+    its log.jsonl. ValueError for an unknown source or a file without r."""
 
     def __init__(self, source: str, K: int):
         self.source, _, path = source.partition(":")
@@ -195,7 +199,7 @@ class Regime:
 
     @property
     def no_signal(self) -> bool:
-        """True once 15 % of K have passed without a significant fall: r follows the clock."""
+        """True once 15 % of K and six probes passed without a significant fall: r follows the clock."""
         had_its_chance = len(self.k) >= WINDOW and self.k[-1] >= NO_SIGNAL * self.K
         return self.measured and self.ref is None and had_its_chance
 
@@ -290,7 +294,7 @@ def hold_last(steps: np.ndarray, values: np.ndarray, k) -> np.ndarray:
 
 
 def demo() -> None:
-    """r at powers of two on four curves with 0.5 % noise."""
+    """r at powers of two on four curves with noise of deviation 0.005."""
     K, rng = 8_192, np.random.default_rng(0)
     curves = {"falls until 512": lambda k: 1 - 0.08 * min(k, 512) ** POWER,
               "falls for ever": lambda k: 2 - 0.08 * k**POWER,

@@ -60,7 +60,7 @@ class LogitNormal:
 
 
 def between(r: float, early: LogitNormal, late: LogitNormal) -> LogitNormal:
-    """The density at regime r in [0, 1]."""
+    """The density at regime r in [0, 1]; its floor u is `early`'s."""
     # m(r) = (1 - r) m_early + r m_late, and s(r) alike                                            # ASSUMED
     m, s = ((1 - r) * a + r * b for a, b in ((early.m, late.m), (early.s, late.s)))
     return LogitNormal(m, s, early.u)

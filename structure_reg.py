@@ -6,30 +6,32 @@ from pointing the same way.
 
     A_l = W_O W_V P,  M_l = W_2 W_1 P,  C_l = adaLN weight        signature of block l          # ASSUMED
           P = I - 1 1^T / W
-    S_lm = mean over the three of cos(., .)  --less what depth explains, average linkage-->  G groups
-    contrast = mean S within groups - mean S between them, tested against two null distributions
-    accepted once, with r > 1/2, both p <= .05 and the groups are the same at three checks in a row, each
-          after >= 1 % of weight movement, and p <= .005 against 199 draws of the first null    # ASSUMED
+    S_lm = mean over the three of the cosine of blocks l and m
+    rest = S less what a model of depth explains of it;  average linkage on 1 - rest -->  G groups
+    accepted when at three checks in a row, each after >= 1 % of weight movement, both tests below have p <=
+          .05 and the groups are the same, and at the third r > 1/2 and p (axes, 199 draws) <= .005 # ASSUMED
     L_struct = mean over clips and pairs of groups of cos^2(U_g, U_h)                           # ASSUMED
           U_g = mean over l in g of u_l,  u_l = h_l - h_(l-1), averaged over the clip's tokens,
           less its mean over the batch
-    mu = q r |grad L_fm| / |grad L_struct|, on the blocks' weights: the loss gets a share q r of the flow-
-          matching gradient, ramped in from the acceptance; the ratio is measured meanwhile     # ASSUMED
+    mu = q r / ratio,  ratio = |grad L_struct| / |grad L_fm| on the blocks' weights: the loss is ramped in
+          to a share q r of the gradient; the ratio is measured meanwhile, then kept            # ASSUMED
 
 Why products: W_V -> X W_V, W_O -> W_O X^-1 leaves a head unchanged, and hidden units may be renumbered at
 will, so single matrices say nothing; W_O W_V and W_2 W_1 don't change. They read and write the residual
 stream, a basis that all blocks share (P: LayerNorm takes the mean direction out). W_Q and W_K stay out:
 QK-norm makes their scale meaningless.
 
-Why two nulls: clustering always returns G groups, and random weights are always stable. *Axes*: each block's
-residual axes are permuted and flipped at random: everything a block is stays, what it shares with the others
-goes. One direction that all blocks share (a large residual channel) is no group either, so the leading
-singular pair of the mean signature is projected out first. *Depth*: in any transformer neighbours are alike,
-and the first and last block differ from the rest. What such a model of depth leaves of S is regrouped, with
-its values in random order for the null: groups that depth alone explains do not pass. It takes six blocks.
+Why two tests: clustering always returns G groups, and weights that hardly move return the same ones at each
+check. The statistic is the contrast, mean similarity within groups less that between them. *Axes*: is S, with
+depth left in, grouped at all? In the null each block's residual axes are permuted and flipped at random:
+everything a block is stays, what it shares with the others goes. (One direction that all blocks share, a
+large residual channel, is no group, so the leading singular pair of the mean signature is projected out
+first.) *Depth*: are the groups of rest more than chance? In any transformer neighbours are alike, and the
+first and last block differ from the others; groups that this alone explains do not pass. The null is rest
+with its values in random order, regrouped. It takes six blocks.
 
 Conventions: t in [0, 1], t = 1 is pure noise, t = 0 is data; r = 0 acquires semantics, r = 1 refines. B
-batch, T tokens, W width, L blocks, G groups; of a block, H hidden units of its MLP, R = 6 W outputs of its
+batch, T tokens, W width, L blocks, G groups; of a block, M hidden units of its MLP, R = 6 W outputs of its
 adaLN. hs = [h_0, ..., h_L] (B, T, W): the embedding, then each block's output. Share 0 is no regularization.
 
 Public: signatures, similarity, beyond_depth, group, axes_test, depth_test, GroupDetector, grouped_loss,
@@ -50,13 +52,13 @@ from torch import Tensor
 
 DRAWS, ALPHA = 39, 0.05  # of the null; the smallest reachable p is 1 / 40
 # Successive checks see almost the same weights, so a streak alone accepts one run of ten with random blocks;
-# with the finer null 6 of 200 (at .01: 12 of 200).
+# with the finer null 6 of 200, at .01 12 of 200 (results/log.md, "how often does chance latch?").
 STREAK, CONFIRM_DRAWS, CONFIRM_ALPHA = 3, 199, 0.005
 ACCEPT_FROM = 0.5        # r; before, the network still acquires what the groups would do
 MOVED = 0.01             # relative weight movement that makes a check worth having
 C_FLOOR = 1e-3           # RMS of every C_l before it counts: adaLN starts at zero, where a cosine is noise
 DEPTH_DRAWS = 199        # of the second null, which is cheap
-TESTABLE = 6             # blocks; fewer leave no pairs that the model of depth does not explain
+TESTABLE = 6             # blocks: five have ten pairs, and the model of depth five numbers, too few to test
 
 
 # --- what a block is ----------------------------------------------------------------------------------------
@@ -64,7 +66,7 @@ TESTABLE = 6             # blocks; fewer leave no pairs that the model of depth 
 def signatures(blocks) -> list:
     """Weights of each block -> [A (L, W, W), M (L, W, W)(, C (L, R, W))], float32, unit norm each.
 
-    blocks: [(W_O (W, W), W_V (W, W), W_1 (H, W), W_2 (W, H), C (R, W)) per block]. The direction that all
+    blocks: [(W_O (W, W), W_V (W, W), W_1 (M, W), W_2 (W, M), C (R, W)) per block]. The direction that all
     blocks share is projected out. Arrays, or tensors where the weights are on a GPU."""
     wo, wv, w1, w2, c = (torch.stack([block[k].detach().float() for block in blocks]) for k in range(5))
     # A_l = W_O W_V P,  M_l = W_2 W_1 P                                                            # ASSUMED
@@ -118,8 +120,8 @@ def contrast(S: np.ndarray, labels: np.ndarray) -> float:
 
 
 def axes_test(parts: list, G: int, seed, draws: int = DRAWS) -> float:
-    """p of the contrast against blocks whose residual axes are permuted and flipped independently, then
-    reclustered. seed: of the null alone, an int or a sequence of ints."""
+    """p of the contrast of S's own clusters against blocks whose residual axes are permuted and flipped
+    independently, then reclustered. seed: of the null alone, an int or a sequence of ints."""
     rng, (L, _, width) = np.random.default_rng(seed), parts[0].shape
     stack = torch.stack if isinstance(parts[0], Tensor) else np.stack      # on a GPU; on a CPU
     observed, reached = _found_contrast(parts, G), 0
@@ -155,7 +157,8 @@ def beyond_depth(S: np.ndarray) -> np.ndarray:
 
 
 def depth_test(S: np.ndarray, G: int, seed, draws: int = DEPTH_DRAWS) -> float:
-    """p of the contrast of groups of beyond_depth(S), S (L, L), against its values in random order. 1.0 for
+    """p of the contrast of the groups of beyond_depth(S), S (L, L), as a multiple of its standard deviation,
+    against the same of its values in random order, less what depth explains of those, regrouped. 1.0 for
     fewer than six blocks. seed: as in axes_test."""
     rng, L = np.random.default_rng(seed), len(S)
     if L < TESTABLE:
@@ -175,6 +178,7 @@ def depth_test(S: np.ndarray, G: int, seed, draws: int = DEPTH_DRAWS) -> float:
 
 
 def _found_contrast(parts: list, G: int) -> float:
+    """Contrast of the clusters of S itself, depth left in."""
     S = similarity(parts)
     return contrast(S, group(S, G))
 
@@ -203,8 +207,8 @@ class GroupDetector:
     converged too.
 
     `check` it now and then; `groups` is None until then, `activated_at` the step of the first acceptance.
-    G = 3, but 2 below six blocks: of four, three groups would hold only one pair. `ratio` is the latest mean
-    of gradient_ratio, None before the first (`take_ratio`)."""
+    G = 3, but 2 below six blocks: of four, three groups would hold only one pair. `ratio` is the moving
+    average of gradient_ratio, None before the first (`take_ratio`)."""
 
     def __init__(self, depth: int, seed: int = 0):
         self.G, self.seed = max(2, min(3, depth // 2)), seed
@@ -253,7 +257,7 @@ class GroupDetector:
                 "accepted": self.groups is not None}
 
     def take_ratio(self, ratio: float) -> None:
-        """A measurement of gradient_ratio; single batches scatter: the geometric mean with those before."""
+        """A measurement of gradient_ratio. Single batches scatter: it counts one half in a geometric mean."""
         self.ratio = ratio if self.ratio is None else (self.ratio * ratio) ** 0.5
 
     def state_dict(self) -> dict:
@@ -280,18 +284,18 @@ def grouped_loss(hs: list[Tensor], groups, mask: Tensor | None = None, eps: floa
     pooled = torch.stack([_token_mean(h, mask) for h in hs])       # (L + 1, B, W)
     u = pooled[1:] - pooled[:-1]                                   # (L, B, W)
     # U_g = mean over l in g of u_l, less its mean over the batch, as a unit vector
-    share = _shares_of_groups(tuple(groups), u.device)             # (G, L)
-    U = torch.einsum("gl,lbd->bgd", share, u - u.mean(1, keepdim=True))
+    averaging = _averages_of_groups(tuple(groups), u.device)       # (G, L)
+    U = torch.einsum("gl,lbd->bgd", averaging, u - u.mean(1, keepdim=True))
     U = U / (U.square().sum(-1, keepdim=True) + eps**2).sqrt()     # (B, G, W)
     # L_struct = mean over clips and pairs of groups of cos^2(U_g, U_h)                            # ASSUMED
     cos = U @ U.mT                                                 # (B, G, G)
-    others = 1 - torch.eye(len(share), device=u.device)
+    others = 1 - torch.eye(len(averaging), device=u.device)
     return (cos.square() * others).sum() / (others.sum() * len(cos))
 
 
 @functools.cache  # a GPU would have to be waited for if the table were copied to it each time
-def _shares_of_groups(groups: tuple, device) -> Tensor:
-    """(G, L): what each block counts in the mean over its group."""
+def _averages_of_groups(groups: tuple, device) -> Tensor:
+    """(G, L): what each block counts in the mean over its group; rows sum to 1."""
     names = sorted(set(groups))
     return torch.tensor([[(member == name) / groups.count(name) for member in groups] for name in names],
                         device=device)
@@ -319,8 +323,8 @@ def gradient_ratio(fm: Tensor, struct: Tensor, params) -> float:
     """|grad L_struct| / |grad L_fm| on `params`: the share that weight 1 would have. Leaves the graph alive
     and no .grad touched.
 
-    A weight that is set by hand was .0003 of the loss in one task and .003 in the other; a constant one
-    diverges in DiverseDiT (table 8)."""
+    A weight that is set by hand can be next to nothing: .0003 of the loss in captions (docs/results.md); a
+    constant one diverges in DiverseDiT (table 8)."""
     norms = []
     for loss in (struct, fm):
         found = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)

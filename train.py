@@ -11,8 +11,8 @@
 The regime r (regime.py) says where training is; `drive` turns it into the weight lambda of guidance
 (guidance.py), the density of timesteps (sampler.py) and the weight mu of the structure loss
 (structure_reg.py). Everything random in a step is drawn from generators made of (seed, step), so a resumed
-run sees the same batches, and any number of devices the same. What is written: parts/runs.py. To add a
-mechanism: docs/teaching.md.
+run sees the same batches, and so does a run on any number of devices. What is written: parts/runs.py. To add
+a mechanism: docs/teaching.md.
 
 Conventions: t in [0, 1], t = 1 is pure noise, t = 0 is data; x_t = (1-t) x0 + t eps; v = eps - x0; the
 network predicts v. B batch, T tokens, C latent channels, F teacher features, S words; k = step of K.
@@ -37,9 +37,10 @@ import regime
 import sampler
 import structure_reg
 from model import block_weights, flow_matching_loss, predict
-from parts import checkpoints, config, devices, peers, runs
+from parts import config, devices, peers, runs
 from parts.background import Background
 from parts.batches import to_device
+from parts.checkpoints import save_run
 from parts.components import open_codec, open_teacher, open_text
 from parts.config import Config
 from parts.devices import RANK, WORLD, StopSignal, Timer, broadcast_from_rank0, from_all, ignore
@@ -72,7 +73,7 @@ def ramp(cfg: Config) -> int:
 
 
 def drive(cfg: Config, r: float, k: int, detector: structure_reg.GroupDetector, infonoise=None) -> Driven:
-    """The regime r at step k -> what it drives: where the mechanisms meet their cause."""
+    """Settings and the regime r at step k -> weights, density and groups of this step."""
     # Guidance: weight lambda of the alignment loss.
     if cfg.guidance == "off":
         lam = 0.0
@@ -127,8 +128,8 @@ def add_noise(drawn: dict, token_ids: list, cfg: Config, generator: torch.Genera
 
 
 def losses(cfg: Config, networks: Networks, batch: dict, k: int, driven: Driven, timer=ignore) -> dict:
-    """Losses of a batch at step k: total = fm + lambda ssl + mu struct, and the three (off: 0); each (B,):
-    fm of each clip."""
+    """Losses of a batch at step k -> {"total": fm + lambda ssl + mu struct, "fm", "ssl", "struct": scalars, 0
+    where a mechanism is off, "each": (B,) flow-matching loss of each clip}."""
     mask = batch.get("mask")
     with networks.autocast():
         v_hat, hs, v = predict(networks.model, batch, networks.net)
@@ -141,7 +142,7 @@ def losses(cfg: Config, networks: Networks, batch: dict, k: int, driven: Driven,
     if driven.lam:
         tokens = slice(k % cfg.guide_every, None, cfg.guide_every)
         with networks.autocast():
-            z = networks.project(hs[cfg.align_block][:, tokens])                   # (B, T / 4, F)
+            z = networks.project(hs[cfg.align_block][:, tokens])                   # (B, T / guide_every, F)
         phi = batch["phi"].roll(1, 0) if cfg.teacher == "shuffled" else batch["phi"]   # the control
         phi_mask = mask[:, tokens] if mask is not None else None
         ssl = guidance.alignment_loss(z, phi[:, tokens] - networks.phi_mean, phi_mask)
@@ -157,8 +158,8 @@ def losses(cfg: Config, networks: Networks, batch: dict, k: int, driven: Driven,
 
 
 def update(cfg: Config, networks: Networks, k: int, timer=ignore) -> float:
-    """Clip the gradients, move weights and average. -> norm before clipping, the one number of a step that a
-    GPU is waited for; not finite: nothing moves."""
+    """Clip the network's gradients (not the projector's), move weights and EMA -> norm before clipping, the
+    one number of a step that waits for a GPU. Where it is not finite nothing moves."""
     # The projector needs no warm-up: its loss is bounded.
     for optimizer, lr in zip(networks.model_optimizers, (cfg.lr, cfg.muon_lr)):
         optimizer.param_groups[0]["lr"] = lr * rate_factor(k, cfg.steps, cfg.warmup, cfg.cool)
@@ -224,14 +225,16 @@ def measure(run: Training, j: int | None, timer) -> dict:
     testable = cfg.structure == "adaptive" and cfg.depth >= structure_reg.TESTABLE
     if testable or cfg.probe == "always":
         checked = run.detector.check(run.step, block_weights(run.networks.model), run.regime.r(run.step))
-        found |= {"structure": checked} if checked else {}
+        if checked:
+            found["structure"] = checked
     timer("structure")
     return found
 
 
 def measure_gradients(run: Training, j: int | None, driven: Driven, batch: dict, loss: dict) -> dict:
     """At the j-th probe step, from a batch and its losses: do guidance and flow matching agree on the aligned
-    block (every second time)? What share of the gradient on the blocks does the structure loss have?"""
+    block (every second time)? What share of the gradient on the blocks does the structure loss have (until a
+    first ratio is known, at other steps too)?"""
     cfg, networks, found = run.cfg, run.networks, {}
     agreement_due = driven.lam and j is not None and j % 2 == 0
     share_due = driven.share and (j is not None or not run.detector.ratio) and run.step >= regime.FIRST
@@ -247,8 +250,9 @@ def measure_gradients(run: Training, j: int | None, driven: Driven, batch: dict,
             run.regime.update(run.step, found["agreement"])
     if agreement_due and run.probe and cfg.probe == "always":
         # By noise level, on the clips and the noise of the probe.
-        found["agreement_t"], full = {}, {**run.probe.batch, "phi": run.data.extract(run.probe.batch["x0"])}
-        for t in guidance.LEVELS:
+        found["agreement_t"] = {}
+        full = {**run.probe.batch, "phi": run.data.extract(run.probe.batch["x0"])}
+        for t in guidance.AGREEMENT_LEVELS:
             at_t = {**full, "t": torch.full_like(full["t"], t)}
             loss_t = losses(cfg, networks.plain(), at_t, run.step, driven)
             found["agreement_t"][str(t)] = guidance.gradient_agreement(loss_t["fm"], loss_t["ssl"], aligned)
@@ -269,7 +273,7 @@ def measure_gradients(run: Training, j: int | None, driven: Driven, batch: dict,
 
 @dataclass
 class Training:
-    """A run before its first step (or the first after a resume), and while it goes on."""
+    """A run: all that the loop needs, as it is at step `step`."""
     cfg: Config
     out: Path
     data: data.TrainingData
@@ -296,8 +300,8 @@ class Training:
         return self.wall_before + timer.total()
 
 
-def check_regime(cfg: Config) -> regime.Regime:
-    """The regime that the settings name; UserError where it can't be used."""
+def open_regime(cfg: Config) -> regime.Regime:
+    """The Regime of the settings; UserError where its source is unknown or its file can't be read."""
     try:
         return regime.Regime(cfg.regime, cfg.steps)
     except (ValueError, OSError) as e:
@@ -307,14 +311,14 @@ def check_regime(cfg: Config) -> regime.Regime:
 def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Training:
     """Open and cache all that a run needs. checkpoint: to go on from; claim(folder): lock it for this run."""
     # Parts that may be missing come first: that should cost nobody the minutes of preparation.
-    stage, detector = check_regime(cfg), structure_reg.GroupDetector(cfg.depth, cfg.seed)
+    tracker, detector = open_regime(cfg), structure_reg.GroupDetector(cfg.depth, cfg.seed)
     options = cfg.device, cfg.trust_remote_code, cfg.allow_pickle
     codec = open_codec(asdict(cfg), *options)
     cfg.channels = codec.channels                          # a neural codec may have fewer
     pretrained_text = cfg.task == "t2a" and cfg.text != "words"
     words = open_text(asdict(cfg), [], *options) if pretrained_text else None
     infonoise = peers.InfoNoise(sampler.LogitNormal(cfg.m, cfg.s)) if cfg.timesteps == "infonoise" else None
-    probing = cfg.probe == "always" or (cfg.probe == "auto" and stage.source == "slope" and cfg.adaptive)
+    probing = cfg.probe == "always" or (cfg.probe == "auto" and tracker.source == "slope" and cfg.adaptive)
     teacher = open_teacher(cfg) if cfg.guidance != "off" or probing else None
     clips = data.prepare(cfg, codec, words, teacher, checkpoint, resume, claim)
 
@@ -333,7 +337,7 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
     networks = build_networks(cfg, clips.words, features, clips.phi_mean)
     if checkpoint:
         networks.load(checkpoint, resume)
-        stage.load_state_dict(checkpoint["regime"])
+        tracker.load_state_dict(checkpoint["regime"])
         detector.load_state_dict(checkpoint["structure"])
         if infonoise:
             infonoise.load_state_dict(checkpoint["infonoise"])
@@ -345,7 +349,7 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
     past = checkpoint or {"step": 0, "seconds": 0.0, "wall": 0.0}
     averaged = evaluate.Run(out, asdict(cfg), networks.ema, codec, clips.words, past["step"])
     draw, background = data.Prefetcher(cfg, clips, data.choose_crops, data.read_crops), Background(cfg.device)
-    return Training(cfg, out, clips, networks, stage, detector, infonoise, probe, val_batches, draw,
+    return Training(cfg, out, clips, networks, tracker, detector, infonoise, probe, val_batches, draw,
                     averaged, background, past["step"], past["seconds"], past["wall"])
 
 
@@ -359,7 +363,7 @@ def build_networks(cfg: Config, words, features: int = 0, phi_mean: torch.Tensor
 
 def loop(run: Training) -> Timer:
     """All steps that are left: measure r, drive, draw, losses, update; log, evaluate, save. -> its times."""
-    cfg, networks, stage = run.cfg, run.networks, run.regime
+    cfg, networks, tracker = run.cfg, run.networks, run.regime
     log = runs.Log(run.out / "log.jsonl", run.step) if RANK == 0 else ignore
     timer, skipped, phases = Timer(cfg.device if cfg.profile else ""), 0, Phases(cfg, run.step > 0)
     bar = tqdm(total=cfg.steps, initial=run.step, unit="step", dynamic_ncols=True, mininterval=0.5,
@@ -367,11 +371,11 @@ def loop(run: Training) -> Timer:
     with StopSignal() as stop:
         while run.step < cfg.steps and not stop.now:
             began, run.step = time.perf_counter(), run.step + 1
-            k, j = run.step, stage.probe_index(run.step)
+            k, j = run.step, tracker.probe_index(run.step)
 
             # Where is training, and what follows from it?
             found = measure(run, j, timer)
-            r = stage.r(k)
+            r = tracker.r(k)
             driven = drive(cfg, r, k, run.detector, run.infonoise)
             for line in phases.new(k, r, driven.lam, driven.share):
                 bar.write(line)
@@ -387,8 +391,8 @@ def loop(run: Training) -> Timer:
             found |= more
             grad_norm = update(cfg, networks, k, timer)
             skipped = 0 if np.isfinite(grad_norm) else skipped + 1
-            if not skipped and stage.source == "loss":
-                stage.observe(sums["fm"])
+            if not skipped and tracker.source == "loss":
+                tracker.observe(sums["fm"])
             if not skipped and run.infonoise:
                 run.infonoise.observe(from_all(batch["t"]), from_all(each), k)
 
@@ -398,12 +402,12 @@ def loop(run: Training) -> Timer:
                 found = {name: x for name, x in found.items() if name not in GRADIENTS}
                 log({"step": k, "skipped": skipped, "clips": names, "r": r, **found})
                 bar.write(skipped_line(run.out, k, names, skipped))
-            elif k % 10 == 0 or k == cfg.steps or stage.logged_at(k):
+            elif k % 10 == 0 or k == cfg.steps or tracker.logged_at(k):
                 log({"step": k, "loss": sums["total"].item(),
                      **{f"loss_{name}": sums[name].item() for name in ("fm", "ssl", "struct")},
                      "lambda": driven.lam, "mu": driven.mu, "r": r, "density": asdict(driven.density),
                      "t_drawn": float(batch["t"].mean()), "lr": networks.lr, "grad_norm": grad_norm,
-                     "step_s": time.perf_counter() - began, **found, **stage.notes(k)})
+                     "step_s": time.perf_counter() - began, **found, **tracker.notes(k)})
                 bar.set_postfix(loss=f"{sums['total'].item():.3f}", r=f"{r:.2f}", refresh=False)
                 stop.agree()
             bar.update()
@@ -416,7 +420,7 @@ def loop(run: Training) -> Timer:
     devices.leave_processes()
     if stop.now:
         if RANK == 0:
-            save(run, log, timer)
+            save_run(run, log, timer)
         raise Stopped(f"stopped at step {run.step}; continue with: python train.py --resume {run.out}")
     if cfg.profile and RANK == 0:
         print(timer.table())
@@ -453,26 +457,15 @@ def evaluate_and_save(run: Training, log, timer: Timer) -> str:
     quick = (run.quick or evaluate.preview)(run.averaged, run.data.val_set, run.background)
     found = {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": run.seconds(timer), **quick}
     log({"step": run.step, "memory_mb": devices.memory_mb(run.cfg.device), "eval": found})
-    save(run, log, timer)  # after its line in the log: a kill in between loses steps, never an evaluation
+    save_run(run, log, timer)  # after its line in the log: a kill in between loses steps, never an evaluation
     run.background(draw_pages, run.out, sampler.LogitNormal)
     said = [f"{name.replace('_', ' ')} {x:.3f}" for name, x in quick.items() if isinstance(x, float)]
     return ", ".join([f"validation loss {np.mean(by_t):.4f}", *said])
 
 
-def save(run: Training, log, timer: Timer) -> None:
-    """All that the run needs to go on as if it had never stopped."""
-    log.sync()
-    words = run.data.words.words if run.data.words is not None else []
-    checkpoints.save_checkpoint(
-        run.out / "checkpoint.pt", step=run.step, seconds=run.seconds(timer), wall=run.wall(timer),
-        config=asdict(run.cfg), words=words, codec=run.data.codec.state_dict(),
-        regime=run.regime.state_dict(), structure=run.detector.state_dict(),
-        infonoise=run.infonoise.state_dict() if run.infonoise else {},
-        **run.networks.state_dict())
-
-
 def train(given: dict, resume: str = "", quick=None) -> Path:
-    """A configuration -> the folder of its finished run. given: settings; with `resume`, of that one."""
+    """Train -> the run's folder. given: the settings typed; resume: the run to go on with, whose own settings
+    hold otherwise; quick: in place of evaluate.preview."""
     began = time.time()
     with runs.RunLock() as lock:
         if RANK == 0 and resume and (Path(resume) / "config.json").is_file():

@@ -242,7 +242,7 @@ def bench_run_cost(task: str, base: dict, precision: str, batches: list[dict], w
 
     # The gradients of one graph, again and again: its weights (`still`) do not move.
     loss, detector = still.losses(batches[0]), structure_reg.GroupDetector(cfg.depth)
-    run = types.SimpleNamespace(cfg=cfg, networks=still.networks, regime=train.check_regime(cfg),
+    run = types.SimpleNamespace(cfg=cfg, networks=still.networks, regime=train.open_regime(cfg),
                                 probe=None, detector=detector, step=regime.FIRST)
 
     def gradients(j: int, **left_out):

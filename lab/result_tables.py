@@ -25,7 +25,8 @@ RESULTS = ROOT / "results"
 PAGES = ("README.md", "docs/results.md")
 CAPTIONS = "captions: event set right"
 RESTORED = "super-resolution: energy score, lower is better"
-COMPARED = {"text-to-audio": "e1", "super-resolution": "e1-sr"}  # task -> folder of results/
+COMPARED = {  # what is compared -> folder of results/
+    "event sets, text-to-audio": "e1", "energy score, super-resolution": "e1-sr"}
 FIRST = {CAPTIONS: "e1", RESTORED: "e1-sr", "the same on ESC-10, fold 5 held out": "e1-esc10"}
 SCREEN, ON_THE_WAY = "e1-sr-dev", (512, 1_024, 2_048, 3_000)
 
@@ -107,9 +108,10 @@ def _short_comparison(task: str, folder: str) -> list[str]:
     """stage minus static of one experiment, a row of README's table."""
     stage = next(row for row in _read(f"{folder}/summary.json") if row["arm"] == "stage")
     steps = _read(f"{folder}/experiment.json")["arms"]["stage"]["steps"]
-    sooner = next(iter(stage["sooner"].values()))["step"]
-    return [f"by stages minus constant, {task}, {stage['against']['n']} seeds, {steps:,} steps",
-            f"{_difference(stage['against'])}; speed-up in steps {format_ratio(sooner)}",
+    sooner = next(iter(stage["sooner"].values()))
+    return [f"{task}: by stages minus constant, {stage['against']['n']} seeds, {steps:,} steps",
+            f"{_difference(stage['against'])}; speed-up in steps {format_ratio(sooner['step'])}, in seconds "
+            f"{format_ratio(sooner['seconds'])}",
             f"`results/tables.sh`; `results/{folder}/table.txt`"]
 
 

@@ -7,7 +7,7 @@ from elsewhere can't run code.
 
 Errors are UserErrors that name the folder, the file and the fix.
 
-Public: VERSION, CHECKPOINTS, EXPORTED, load_checkpoint, has_checkpoint, save_checkpoint, export,
+Public: VERSION, CHECKPOINTS, EXPORTED, load_checkpoint, has_checkpoint, save_checkpoint, save_run, export,
 load_weights, not_written, save_half, load_frozen.
 """
 from __future__ import annotations
@@ -124,6 +124,18 @@ def save_checkpoint(path: Path, **state) -> None:
     if path.exists():
         os.replace(path, path.with_name(CHECKPOINTS[1]))
     os.replace(temporary, path)
+
+
+def save_run(run, log, timer) -> None:
+    """All that a train.Training needs to go on as if it had never stopped."""
+    log.sync()
+    words = run.data.words.words if run.data.words is not None else []
+    save_checkpoint(
+        run.out / "checkpoint.pt", step=run.step, seconds=run.seconds(timer), wall=run.wall(timer),
+        config=dataclasses.asdict(run.cfg), words=words, codec=run.data.codec.state_dict(),
+        regime=run.regime.state_dict(), structure=run.detector.state_dict(),
+        infonoise=run.infonoise.state_dict() if run.infonoise else {},
+        **run.networks.state_dict())
 
 
 def export(run: Path, folder: Path) -> tuple[dict, dict]:

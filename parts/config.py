@@ -75,6 +75,7 @@ class Config:
     grad_clip: float = 1.0       # ceiling of the gradient norm
     ema: float = 0.9999          # EMA ceiling; ramped as (1 + k) / (10 + k): spans a tenth of the run
     cond_drop: float = 0.1       # share of samples trained without condition, for classifier-free guidance
+    #                              (super-resolution is sampled without it)
 
     # --- regime: where training is
     regime: str = "slope"        # source of r: slope | loss | agreement | clock | replay:FILE (a log.jsonl)

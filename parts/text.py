@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from parts.attention import attention
 
@@ -116,6 +117,12 @@ class Text(NamedTuple):
     def rows(self, index: Tensor) -> Text:
         """Some of the captions."""
         return Text(*(x[index] for x in self))
+
+    def followed_by(self, other: Text) -> Text:
+        """These captions and others in one batch, the shorter ones padded."""
+        tokens = pad_sequence([*self.tokens, *other.tokens], batch_first=True)
+        mask = pad_sequence([*self.mask, *other.mask], batch_first=True)
+        return Text(tokens, mask, torch.cat([self.pooled, other.pooled]))
 
 
 class TextLayer(nn.Module):

@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 
 import guidance as G
+from model import flow_matching_loss
 from parts.teacher import load_teacher
+from regime import over_frames
 
 # --- the loss
 
@@ -95,3 +97,14 @@ def test_gradient_agreement_is_the_cosine_of_the_gradients_and_leaves_none_behin
     assert abs(G.gradient_agreement(loss_a, loss_b, [x, y]) - expected) < 1e-5
     assert x.grad is None and abs(G.gradient_agreement(loss_a, -loss_a, [x, y]) + 1) < 1e-5
     loss_a.backward()  # the graph is still alive
+
+
+def test_all_masked_means_are_over_real_tokens_of_each_clip():
+    """guidance.py and model.py may import nothing from regime.py, so each has its own."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(3, 5, 4, generator=generator) for _ in range(2))
+    mask = torch.arange(5) < torch.tensor([5, 3, 1])[:, None]
+    cosine = F.cosine_similarity(a, b, dim=-1)
+    assert torch.allclose(G.alignment_loss(a, b, mask), over_frames(1 - cosine, mask).mean())
+    error = (a - b).square().mean(-1)
+    assert torch.allclose(flow_matching_loss(a, b, mask), over_frames(error, mask))

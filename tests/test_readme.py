@@ -251,7 +251,7 @@ def test_every_module_is_named_and_every_name_exists():
     assert len(lines) >= 12
     for module, name, file, line in lines:
         _, defined = inspect.getsourcelines(getattr(importlib.import_module(module), name))
-        assert module == file and abs(int(line) - defined) <= 40, (module, name, line, defined)
+        assert module == file and int(line) == defined, (module, name, line, defined)
 
 
 def test_results_behind_the_readme_exist():
