@@ -183,11 +183,14 @@ def plan(args) -> tuple[dict, dict, list[int], str]:
             raise UserError(f"--only {missing[0]}: no such arm; there are: {', '.join(arms)}")
         arms = {name: options for name, options in arms.items() if name in args.only or name in own}
 
-    # Where the experiment's own reference was left out, the first arm takes its place.
-    reference = experiment.reference
-    if not any(reference_of(arm, arms, reference) for arm in arms):
-        reference = next(iter(arms))
-    return {name: {**common, **options} for name, options in arms.items()}, common, seeds, reference
+    arms = {name: {**common, **options} for name, options in arms.items()}
+    return arms, common, seeds, _reference(args.experiment, arms)
+
+
+def _reference(experiment: str, arms: dict) -> str:
+    """The experiment's own reference; where it was left out, the first arm."""
+    reference = EXPERIMENTS[experiment].reference
+    return reference if any(reference_of(arm, arms, reference) for arm in arms) else next(iter(arms))
 
 
 # --- running it ---------------------------------------------------------------------------------------------
@@ -249,8 +252,12 @@ def _write_spec(out: Path, spec: dict, sharded: bool) -> None:
             if other:
                 raise UserError(f"--shard: {out} holds {other}; give all shards the same command, or "
                                 "another --out")
-            spec = {**spec, "arms": {**old["arms"], **spec["arms"]},
-                    "seeds": sorted({*old["seeds"], *spec["seeds"]})}
+            # In the experiment's order, whichever came first: that of its own arms, then the user's.
+            both = {**old["arms"], **spec["arms"]}
+            order = [arm for arm in EXPERIMENTS[spec["experiment"]].arms if arm in both]
+            arms = {arm: both[arm] for arm in (*order, *both)}
+            spec = {**spec, "arms": arms, "seeds": sorted({*old["seeds"], *spec["seeds"]}),
+                    "reference": _reference(spec["experiment"], arms)}
         write_text(path, to_json(spec, indent=1) + "\n")
 
 

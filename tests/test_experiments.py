@@ -242,7 +242,7 @@ def fabricated(small, monkeypatch):
         return fabricated_run(out, arm, options, seed, seeds)
 
     monkeypatch.setattr(runner, "run_arm", run_arm)
-    monkeypatch.setattr(experiments, "figure", lambda *a: None)
+    monkeypatch.setattr(experiments, "learning_figure", lambda *a: None)
 
 
 @pytest.mark.parametrize("jobs", ["2", "1"])
@@ -314,7 +314,7 @@ def run_arm(out, arm, *more):
 
 runner.run_arm = run_arm
 experiments.estimate_hours = lambda options: 0.0
-experiments.figure = lambda *a: None
+experiments.learning_figure = lambda *a: None
 experiments.main()
 for _ in range(5):
     experiments.show(Path(sys.argv[-1]))
@@ -357,6 +357,15 @@ def test_shards_that_were_asked_for_different_things_are_refused_and_more_seeds_
     capsys.readouterr()
     run(*argv, "9/9", "--seeds", "1", *SMALL)
     assert "no run is left to this shard" in capsys.readouterr().out
+
+
+def test_arms_that_are_run_one_by_one_have_the_order_and_the_reference_of_their_experiment(
+        fabricated, tmp_path):
+    mine = ["--arm", f"mine={json.dumps(RECIPES['vanilla'])}"]
+    for only in (["mine", *mine], ["static"], ["vanilla"]):
+        run("run", "E1", "--out", tmp_path, "--shard", "1/1", "--seeds", "1", *SMALL, "--only", *only)
+    spec = json.loads((tmp_path / "experiment.json").read_text())
+    assert spec["reference"] == "static" and list(spec["arms"]) == ["vanilla", "static", "mine"]
 
 
 # --- arms
