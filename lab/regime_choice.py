@@ -4,6 +4,7 @@
     python -m lab.regime_choice record runs/A runs/B --out results/regime/recorded
     python -m lab.regime_choice choose results/regime/recorded/*.jsonl   # the table of all signals
     python -m lab.regime_choice check results/regime/default/*.jsonl     # r of the runs as they were driven
+    python -m lab.regime_choice track results/regime/*/*.jsonl           # does D fall where progress rises?
     python -m lab.regime_choice normal results/regime/default/*.jsonl --out results/bands.json
     python -m lab.regime_choice means assets/demo                        # why not t = 1
 
@@ -23,7 +24,7 @@ of those that all runs measured (with `--probe auto` a run measures what its own
 judged by the signal that the *other* runs choose (leave one run out). It has to stay within 0.12 in captions
 and 0.15 in super-resolution.
 
-Public: main, record, read, r_of, driven_r, error, back, choose, check, controls, bands, normal, means.
+Public: main, record, read, r_of, driven_r, error, back, choose, check, controls, bands, track, normal, means.
 """
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ import evaluate
 import guidance
 import regime
 import sampler
-from lab.statistics import isotonic
+from lab.statistics import format_interval, isotonic, rate_correlation
 from parts.arguments import Parser
 from parts.config import Config
 from parts.errors import UserError, run_cli
@@ -274,6 +275,41 @@ def check_text(found: dict) -> str:
     return "\n".join(lines)
 
 
+# --- does D fall where progress rises? ----------------------------------------------------------------------
+
+def track(recorded: list[tuple[dict, list[dict]]]) -> dict:
+    """Does a run that is ahead of the others in D at some time rise faster in progress at that time? Two
+    trends always correlate, so rates are compared, each less its mean over the runs of the task at that step.
+    -> {task: {signal: rate correlation (lab/statistics.py)}}, of what all of its runs measured at common
+    evaluations. UserError: fewer than three runs of a task."""
+    result = {}
+    for task in sorted({header["task"] for header, _ in recorded}):
+        runs = [{row["step"]: row for row in rows if "D_of" in row and "progress" in row}
+                for header, rows in recorded if header["task"] == task]
+        steps = sorted(set.intersection(*map(set, runs)))
+        if len(runs) < 3 or len(steps) < 3:
+            raise UserError(f"track: {len(runs)} runs of task {task} with {len(steps)} common evaluations; "
+                            "three or more of each are needed")
+        measured = set.intersection(*({*run[k]["D_of"]} for run in runs for k in steps))
+        result[task] = {}
+        for kind, names in regime.SIGNALS.items():
+            if kind != "latent" and measured.issuperset(names):
+                result[task][kind] = rate_correlation([
+                    {"x": np.log2(steps), "D": [regime.signal(kind, run[k]["D_of"]) for k in steps],
+                     "quality": [run[k]["progress"] for k in steps]} for run in runs])
+    return result
+
+
+def track_text(found: dict) -> str:
+    lines = ["correlation of the rates at which D falls and progress rises, per doubling, each less its mean "
+             "over runs, 95 %"]
+    for task, signals in found.items():
+        for kind, c in signals.items():
+            lines.append(f"{task:4s} {kind:16s} {c['correlation']:+.3f} {format_interval(c['interval']):18s} "
+                         f"p {c['p']:.3f}, {c['runs']} runs x {c['points']} rates")
+    return "\n".join(lines)
+
+
 # --- is a run normal? ---------------------------------------------------------------------------------------
 
 def normal(recorded: list[tuple[dict, list[dict]]]) -> dict:
@@ -363,7 +399,7 @@ def means_text(found: dict) -> str:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("command", choices=("record", "choose", "check", "normal", "means"))
+    parser.add_argument("command", choices=("record", "choose", "check", "track", "normal", "means"))
     parser.add_argument("paths", nargs="+", type=Path, help="run folders (record, means), files of `record`")
     parser.add_argument("--out", type=Path, help="record: folder of the files; else: JSON")
     args = parser.parse_args()
@@ -380,7 +416,7 @@ def main() -> None:
         found, text = means(evaluate.load_run(args.paths[0])), means_text
     else:
         function, text = {"choose": (choose, choice_text), "check": (check, check_text),
-                          "normal": (normal, normal_text)}[args.command]
+                          "track": (track, track_text), "normal": (normal, normal_text)}[args.command]
         found = function([read(path) for path in args.paths])
     print(text(found))
     if args.out:

@@ -190,3 +190,32 @@ def test_the_band_is_of_the_commonest_rate_and_follows_r_to_what_it_drives(recor
     assert "step    64, 3 runs: D" in C.normal_text(found)
     with pytest.raises(UserError, match="2 runs of task t2a"):
         C.normal(recorded[:2])
+
+
+def run_whose_progress_follows(D_of: str, seed: int) -> tuple[dict, list[dict]]:
+    """A recording in which progress rises, at a pace of its own, where one D falls; the others fall at paces
+    that have nothing to do with it."""
+    rng, steps = np.random.default_rng(seed), [64 * 2**n for n in range(7)]
+    fallen = {name: np.cumsum(rng.uniform(0.02, 0.10, len(steps))) for name in regime.LEVELS}
+    rows = [{"step": k, "r": 0.0, "progress": float(1.5 * fallen[D_of][n] + 0.005 * rng.standard_normal()),
+             "D_of": {name: float(1 - fallen[name][n]) for name in fallen}} for n, k in enumerate(steps)]
+    return {"task": "t2a", "seed": seed, "lr": 2e-3, "steps": 4_096}, rows
+
+
+def test_the_discrepancy_that_progress_follows_is_told_from_others_that_fall_as_far():
+    found = C.track([run_whose_progress_follows("t0.7", seed) for seed in range(12)])["t2a"]
+    assert found["t0.7"]["interval"][0] > 0.8 and found["t0.7"]["p"] < 0.01
+    assert set(found) == {"t0.9", "t0.7", "t0.5", "levels"}
+    for other in ("t0.9", "t0.5"):
+        assert found[other]["interval"][0] < 0 < found[other]["interval"][1]
+    assert 0.3 < found["levels"]["correlation"] < 0.9, "the mean of three, of which one is followed"
+    assert "t2a  t0.7" in C.track_text({"t2a": found})
+
+
+def test_track_refuses_what_has_too_little_in_common():
+    recorded = [run_whose_progress_follows("t0.7", seed) for seed in range(3)]
+    with pytest.raises(UserError, match="track: 2 runs of task t2a with 7 common evaluations; three or more"):
+        C.track(recorded[:2])
+    header, rows = recorded[0]
+    with pytest.raises(UserError, match="track: 3 runs of task t2a with 2 common evaluations"):
+        C.track([(header, rows[:2]), *recorded[1:]])
