@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from lab.questions import EXPERIMENTS, reference_of
 from lab.statistics import interval
@@ -95,8 +95,11 @@ def draw_differences(ax, rows: list[dict], arms: dict, reference: str, metric: s
 
 
 def log_steps(ax) -> None:
-    """A step axis that is logarithmic and reads in plain numbers."""
+    """A step axis that is logarithmic and reads in plain numbers: powers of two, and of fewer than three
+    doublings halfway between them."""
     ax.set_xscale("log", base=2)
+    first, last = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(2, (1, 1.5) if last < 8 * first else (1,)))
     ax.xaxis.set_major_formatter(ScalarFormatter())
 
 
@@ -131,7 +134,10 @@ def learning_figure(path: Path, name: str, rows: list[dict], arms: dict, seeds: 
     qualities = curve_metrics(rows)
     if not qualities:
         return
-    panels = [(metric, "step") for metric in qualities] + [(qualities[0], "seconds"), ("r", "step")]
+    panels = [(metric, "step") for metric in qualities]
+    if any("seconds" in row for row in rows):
+        panels.append((qualities[0], "seconds"))
+    panels.append(("r", "step"))
     for factor in ("recall", "count", "pitch", "order"):
         if any(row.get(factor) is not None for row in rows):
             panels.append((factor, "step"))
