@@ -50,6 +50,7 @@ from lab.runner import (
     derived,
     folder_of,
     job,
+    other_rows,
     other_settings,
     recorded_runs,
     resolve_arm,
@@ -230,6 +231,9 @@ def _refuse_other_runs(out: Path, arms: dict, seeds: list[int]) -> None:
         differs = other_settings(arms[arm], seed, json.loads(begun.read_text())) if begun.is_file() else None
         if differs:
             raise UserError(f"{begun.parent}: a run with {differs}; give another --out, or delete it")
+    differs = other_rows(out, arms, seeds)
+    if differs:
+        raise UserError(f"{out / 'rows.jsonl'}: holds {differs}; give another --out, or delete it")
 
 
 def _runs_at_a_time(args, resolved: dict) -> int:

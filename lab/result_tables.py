@@ -28,6 +28,7 @@ RESTORED = "super-resolution: energy score, lower is better"
 COMPARED = {  # what is compared -> folder of results/
     "event sets, text-to-audio": "e1", "energy score, super-resolution": "e1-sr"}
 FIRST = {CAPTIONS: "e1", RESTORED: "e1-sr", "the same on ESC-10, fold 5 held out": "e1-esc10"}
+FULL = "e1-full"  # captions at full length
 SCREEN, ON_THE_WAY = "e1-sr-dev", (512, 1_024, 2_048, 3_000)
 
 
@@ -112,7 +113,7 @@ def _short_comparison(task: str, folder: str) -> list[str]:
     return [f"{task}: by stages minus constant, {stage['against']['n']} seeds, {steps:,} steps",
             f"{_difference(stage['against'])}; speed-up in steps {format_ratio(sooner['step'])}, in seconds "
             f"{format_ratio(sooner['seconds'])}",
-            f"`results/tables.sh`; `results/{folder}/table.txt`"]
+            f"`python -m lab.experiments table results/{folder}`"]
 
 
 def first() -> str:
@@ -128,6 +129,27 @@ def first() -> str:
             label = ""
     return _markdown(["E1 (arms: [below](#experiments))", "arm", "result", "difference from `static`",
                       "speed-up over `static` in steps; in seconds; seeds"], rows)
+
+
+def full() -> str:
+    """The main comparison of captions at full length: the main metric, then both axes at w = 1 and at the w
+    that each run chose; of each arm the mean over seeds, and the difference from `static`."""
+    axes = {(row["view"], row["arm"]): row["axes"] for row in _read(f"{FULL}/plane.json")}
+    rows = []
+    for arm in _in_order(_read(f"{FULL}/summary.json")):
+        measured = [arm, *axes["w1", arm["arm"]], *axes["tuned", arm["arm"]]]
+        speed = _sooner(next(iter(arm["sooner"].values()))) if "sooner" in arm else ""
+        rows.append([f"`{arm['arm']}`", str(arm["n"]), *map(_beside, measured), speed])
+    head = ["captions", "seeds", "event sets, w = 2.5", "event sets, w = 1", "texture, w = 1",
+            "event sets, tuned w", "texture, tuned w", "speed-up in steps; in seconds; seeds"]
+    return _markdown(head, rows)
+
+
+def _beside(found: dict) -> str:
+    """A mean over seeds, and its difference from the reference."""
+    if "against" not in found:
+        return f"{found['mean']:.3f}"
+    return f"{found['mean']:.3f}, {_difference(found['against'])}"
 
 
 def screen() -> str:
@@ -157,7 +179,7 @@ def _in_order(summary: list[dict]) -> list[dict]:
     return sorted(done, key=lambda arm: "against" in arm)
 
 
-TABLES = {"short": short, "first": first, "screen": screen}
+TABLES = {"short": short, "first": first, "full": full, "screen": screen}
 
 
 # --- pages --------------------------------------------------------------------------------------------------

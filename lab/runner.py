@@ -11,8 +11,8 @@ arm x seed x evaluation (lab/tables.py), and next to each run made.json, what it
 Arms may name five sources of r that train.py does not know (lab/questions.py). They are made here, most
 from other runs' logs, as a file that the run replays; so the runs that they are made of must come first.
 
-Public: DERIVED, derived, slug, folder_of, share, resolve_arm, provenance, other_settings, find_finished_run,
-run_arm, job, recorded_runs, collect.
+Public: DERIVED, derived, slug, folder_of, share, resolve_arm, provenance, other_settings, other_rows,
+find_finished_run, run_arm, job, recorded_runs, collect.
 """
 from __future__ import annotations
 
@@ -299,13 +299,24 @@ def _recorded_rows(out: Path) -> dict:
     return recorded
 
 
-def _made_with(row: dict, options: dict) -> bool:
-    """Was this row's run made with these options, and not by an older experiment with an arm of that name?"""
+def _other_option(row: dict, options: dict) -> str | None:
+    """What this row's run was made with otherwise than with these options, as "steps 400, not 3000", because
+    it is of another experiment with an arm of that name; None: nothing."""
     settings = row.get("config", {})
     for name, value in options.items():
         if name not in (*UNLIKE, "device") and settings.get(name, value) != value:
-            return False
-    return True
+            return f"{name} {settings[name]}, not {value}"
+    return None
+
+
+def other_rows(out: Path, arms: dict, seeds: list[int]) -> str | None:
+    """A recorded run of these arms and seeds that has other settings than it would be given now, as "arm
+    'static', seed 0, with steps 400, not 3000"; None: there is none."""
+    for (arm, seed), rows in _recorded_rows(out).items():
+        differs = _other_option(rows[-1], arms[arm]) if arm in arms and seed in seeds else None
+        if differs:
+            return f"arm {arm!r}, seed {seed}, with {differs}"
+    return None
 
 
 def recorded_runs(out: Path, arms: dict, seeds: list[int], runs: list[tuple]) -> set[tuple]:
@@ -315,7 +326,7 @@ def recorded_runs(out: Path, arms: dict, seeds: list[int], runs: list[tuple]) ->
     done, recorded = set(), _recorded_rows(out)
     for (arm, seed), rows in recorded.items():
         asked = (arm, seed) in runs and not folder_of(out, arm, seed).exists()
-        if asked and "final" in rows[-1] and all(_made_with(row, arms[arm]) for row in rows):
+        if asked and "final" in rows[-1] and not any(_other_option(row, arms[arm]) for row in rows):
             done.add((arm, seed))
     for _ in arms:                                         # what replays may be replayed
         replayed = {_replayed_by(arm, seed, arms, seeds) for arm, seed in runs if (arm, seed) not in done}
@@ -376,7 +387,7 @@ def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
         if (path / "scores.json").is_file():
             rows += _rows_of_run(path, name, arm, seed, arms[arm])
         else:
-            rows += [row for row in recorded.get((arm, seed), []) if _made_with(row, arms[arm])]
+            rows += [row for row in recorded.get((arm, seed), []) if not _other_option(row, arms[arm])]
     not_asked_for = []
     for (arm, seed), run in recorded.items():
         if arm not in arms or seed not in seeds:

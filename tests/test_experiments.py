@@ -347,16 +347,31 @@ def test_shards_that_were_asked_for_different_things_are_refused_and_more_seeds_
     argv = ["run", "E1", "--out", tmp_path, "--shard"]
     run(*argv, "1/2", "--seeds", "1", *SMALL)
     shutil.rmtree(tmp_path / "runs")  # as if none of them had begun
+    rows = (tmp_path / "rows.jsonl").rename(tmp_path / "kept.jsonl")
     with pytest.raises(UserError, match="--shard: .* holds arm 'vanilla' with steps 6, not 9"):
         run(*argv, "2/2", "--seeds", "1", *SMALL, "--steps", "9")
     with pytest.raises(UserError, match="--shard: .* holds experiment E1"):
         run("run", "E6", *argv[2:], "2/2", *SMALL)
+    rows.rename(tmp_path / "rows.jsonl")
     run(*argv, "2/2", "--first-seed", "1", "--seeds", "1", *SMALL)
     assert {(row["arm"], row["seed"]) for row in all_rows(tmp_path)} == {("vanilla", 0), ("static", 1)}
     assert json.loads((tmp_path / "experiment.json").read_text())["seeds"] == [0, 1]
     capsys.readouterr()
     run(*argv, "9/9", "--seeds", "1", *SMALL)
     assert "no run is left to this shard" in capsys.readouterr().out
+
+
+def test_recorded_rows_of_other_settings_are_refused_and_left_as_they_are(fabricated, tmp_path):
+    """As results/e1 is without its run folders, where somebody types the experiment's name alone."""
+    argv = ["run", "E1", "--out", tmp_path, "--seeds", "1", *SMALL]
+    run(*argv)
+    shutil.rmtree(tmp_path / "runs")
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    with pytest.raises(UserError, match="rows.jsonl: holds arm 'vanilla', seed 0, with steps 6, not 9"):
+        run(*argv, "--steps", "9")
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+    run(*argv)  # the same settings: nothing is left to do
+    assert not (tmp_path / "runs").exists()
 
 
 def test_arms_that_are_run_one_by_one_have_the_order_and_the_reference_of_their_experiment(
