@@ -416,11 +416,11 @@ def loop(run: Training) -> Timer:
             if RANK == 0 and evaluation_due(cfg, k, j):
                 bar.write(f"step {k}: {evaluate_and_save(run, log, timer)}, r {r:.2f}")
             timer("log and evaluation")
+        if stop.now and RANK == 0:
+            save_run(run, log, timer)                      # in here a second signal does not end it
     bar.close()
     devices.leave_processes()
     if stop.now:
-        if RANK == 0:
-            save_run(run, log, timer)
         raise Stopped(f"stopped at step {run.step}; continue with: python train.py --resume {run.out}")
     if cfg.profile and RANK == 0:
         print(timer.table())

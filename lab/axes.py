@@ -50,7 +50,8 @@ def final_axes(run) -> dict:
         return {}
     seconds, n = config["seconds"], min(config["score_clips"], FINAL)
     tuning = min(n, CLIPS["t2a"])
-    val_set = SoundWorld("val", tuning, seconds=seconds)
+    # Where validation clips are what is reported, others of the same kind.
+    val_set = SoundWorld("val", tuning, seed=int(config["score_split"] == "val"), seconds=seconds)
     by_w = {}
     for w in SCALES:
         found = quick_metrics(config, val_set, maker(run, QUICK_STEPS, w), tuning, 1, device)

@@ -44,19 +44,21 @@ import evaluate
 import regime
 import structure_reg
 import train
+from lab.axes import CLIPS, FINAL, SAMPLED_TWICE, SCALES
 from lab.estimate import flop, saved_bytes
 from lab.plain_dit import Plain
+from lab.statistics import format_ratio
 from model import DiT, block_weights, flow_matching_loss
 from parts import config
 from parts.arguments import Parser, whole
 from parts.audio import CLIP_S, RATE
 from parts.codec import Codec
+from parts.components import beside_model
 from parts.decoder import Decoder
 from parts.devices import Timer, hardware, pick_device, pick_precision
 from parts.errors import UserError, run_cli
 from parts.files import to_json, write_text
 from parts.metrics import mean_interval
-from parts.scoring import preview_clips
 from parts.soundworld import SoundWorld
 from parts.spectra import N_MELS
 from parts.teacher import TeacherFeatures, load_teacher
@@ -339,7 +341,7 @@ def bench(device: str = "auto", preset: str = "auto", rounds: int = 20, compiled
         result["run"].append(cost)
 
         model = evaluate.build_model(vars(cfg), words).to(cfg.device).eval().requires_grad_(False)
-        run = evaluate.Run(Path("bench"), vars(cfg), model, codec, words, 0)
+        run = evaluate.Run(Path("bench"), vars(cfg), model, beside_model(codec, cfg.device), words, 0)
         result["generation"][task] = bench_generation(run, rounds)
     print(table(result))
     if out:
@@ -387,14 +389,9 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _format_ratio(x: dict) -> str:
-    low, high = x["interval"]
-    return f"{x['ratio']:.2f} [{low:.2f}, {high:.2f}]"
-
-
 def _step_line(row: dict) -> str:
     line = (f"{row['task']:4s}{row['precision']:5s}{row['mode']:9s}{row['arm']:8s} {row['step_ms']:7.1f} "
-            f"{row['clips_per_s']:9.0f}   {_format_ratio(row['against_plain']):28s}")
+            f"{row['clips_per_s']:9.0f}   {format_ratio(row['against_plain']):28s}")
     if "flop_per_s" in row:
         line += (f" {row['flop_per_s'] / 1e9:8.1f}  {100 * row['share_of_matmul']:10.1f} %        "
                  f"{row['saved_mb']:8.1f}")
@@ -405,12 +402,12 @@ def _step_line(row: dict) -> str:
 
 def _run_lines(run: dict) -> list[str]:
     who, ms = f"{run['task']} {run['precision']}", run["ms"]
-    lines = [f"{who}: stage over static, {cost['steps']} steps: {_format_ratio(cost)} times; "
+    lines = [f"{who}: stage over static, {cost['steps']} steps: {format_ratio(cost)} times; "
              f"{cost['probes']} probes take {100 * cost['probe_share']:.1f} % of its seconds"
              for cost in run["stage_over_static"]]
     extras = [f"{name} {ms[name]:.0f} ms" for name in ("probe", "check", "agreement", "share")]
     shares = [f"{part} {100 * share:.1f} %" for part, share in run["parts_of_a_stage_step"].items()]
-    return [*lines, f"    a step alone {_format_ratio(run['step'])} times; " + ", ".join(extras),
+    return [*lines, f"    a step alone {format_ratio(run['step'])} times; " + ", ".join(extras),
             "    of a stage step: " + ", ".join(shares)]
 
 
@@ -441,9 +438,14 @@ def estimate_hours(options: list[dict]) -> float:
 
         # One clip takes a forward pass (a third of a step) an integration step, two with guidance.
         one = cfg.sample_steps * (1 if sr else 2) * step / 3 / cfg.batch
-        evaluations = _evaluations(cfg)
-        clips = preview_clips(dataclasses.asdict(cfg))
-        previews = evaluations * clips * (one + decode / (1 if sr else 4))
+        quick = evaluate.QUICK_STEPS / cfg.sample_steps * one + decode
+        n = min(cfg.score_clips, CLIPS[cfg.task])
+        # An evaluation (lab/axes.py): captions at two guidance scales, some of them twice; all of
+        # super-resolution's twice; four previews. At the end of captions, scales are tried and two scored.
+        metrics = 2 * n if sr else 2 * (n + min(n, SAMPLED_TWICE))
+        previews = _evaluations(cfg) * (metrics * quick + 4 * (one + decode))
+        if not sr:
+            previews += len(SCALES) * n * quick + 4 * min(cfg.score_clips, FINAL) * (one + decode)
         # Rows of the final table: the model and its ceiling; in super-resolution two samples, two baselines.
         table_of_a_clip = (2 * one + 7 * decode) if sr else (one + 2 * decode)
         final = cfg.score_clips * table_of_a_clip

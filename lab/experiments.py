@@ -145,7 +145,8 @@ def tuned_clocks(arms: dict, folder: Path, seeds: list[int]) -> dict:
     if seen:
         raise UserError(f"--tuned {folder}: chosen on seed {min(seen)} too, which would flatter the clocks; "
                         f"use --first-seed {max(spec['seeds']) + 1}")
-    rows = collect(folder, spec["experiment"], spec["arms"], spec["seeds"])
+    with file_lock(folder / ".lock"):
+        rows = collect(folder, spec["experiment"], spec["arms"], spec["seeds"])
 
     settings = []
     for setting in dict.fromkeys(arm.rpartition(": ")[0] for arm in arms):
@@ -376,8 +377,9 @@ def _write_tables(out: Path, spec: dict) -> str:
     if spec.get("pilot"):
         text = PILOT + text
     if name == "E5":
-        text += "\n\n" + track_table(rows)
-        write_text(out / "track.json", to_json(track(rows), indent=1) + "\n")
+        found = track(rows)
+        text += "\n\n" + track_table(found)
+        write_text(out / "track.json", to_json(found, indent=1) + "\n")
     both = plane(rows, arms, reference)
     if both:
         text += "\n\n" + plane_table(both)
@@ -388,7 +390,7 @@ def _write_tables(out: Path, spec: dict) -> str:
         text += "\n\n" + best_table(found)
         write_text(out / "best.json", to_json(found, indent=1) + "\n")
         best_figure(out / "best.png", found, list(arms), len(seeds))
-    write_text(out / "summary.json", to_json(summarize(rows, arms, seeds, reference), indent=1) + "\n")
+    write_text(out / "summary.json", to_json(summarize(rows, arms, reference), indent=1) + "\n")
     write_text(out / "table.txt", text + "\n")
     learning_figure(out / "figure.png", name, rows, arms, seeds, reference)
     return text

@@ -39,7 +39,7 @@ import evaluate
 import guidance
 import sampler
 from lab.griffin_lim import decode_by_griffin_lim
-from lab.learning_curves import draw_differences, draw_runs, log_steps
+from lab.learning_curves import axis_label, draw_differences, draw_runs, log_steps
 from lab.regime_choice import driven_r, r_of, read
 from lab.tables import METRICS, curve_metrics, curves
 from parts.arguments import Parser
@@ -64,9 +64,7 @@ ARMS = {"vanilla": ("#b0b0b0", ":"), "static": (BLACK, "-"), "stop": (BROWN, "-.
         "infonoise": ("#4666b0", (0, (4, 1, 1, 1))), "curriculum": ("#7fa3d9", (0, (3, 3)))}
 OTHERS = ("#4666b0", GREEN, BROWN, "#c77d9b", "#7fa3d9", "#e09f3e", "#b0b0b0")  # of arms without a colour
 # Main comparisons: folder of results -> title.
-TITLES = {"e1": "captions: event-set accuracy",
-          "e1-sr": "super-resolution: LSD-HF (lower is better)",
-          "e1-esc10": "super-resolution of ESC-10: LSD-HF (lower is better)"}
+TITLES = {"e1": "captions", "e1-sr": "super-resolution", "e1-esc10": "super-resolution of ESC-10"}
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -337,7 +335,8 @@ def learning_curves() -> plt.Figure:
             draw_runs(ax, of_seeds[0][0], quality, arm, *ARMS.get(arm, ("#444444", "-")))
         ax.set(xlabel="training step")
         last = max(row["step"] for row in rows)
-        ax.set_title(f"{TITLES[folder.name]}\n{len(spec['seeds'])} seeds, {last:,} steps", fontsize=8.5)
+        basis = f"{len(spec['seeds'])} seeds, {last:,} steps"
+        ax.set_title(f"{TITLES[folder.name]}: {axis_label(metric)}\n{basis}", fontsize=8.5)
         ax.legend()
     return fig
 
@@ -357,7 +356,7 @@ def sooner() -> plt.Figure:
         names = [f"{row['arm']}\n{row['step']['n']} of {row['step']['of']} seeds" for row in rows]
         ax.set_yticks(np.arange(len(rows)) + 0.18, names)
         ax.set(xlabel="speed-up over static (> 1: faster)", xlim=(0, None),
-               title=TITLES[folder.name].split(":")[0].split(" (")[0], ylim=(len(rows) - 0.35, -0.35))
+               title=TITLES[folder.name], ylim=(len(rows) - 0.35, -0.35))
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncol=2)
     return fig
 
@@ -397,7 +396,7 @@ def differences() -> plt.Figure:
               "super-resolution: energy score (left of 0: better)": []}
     for folder in sorted(path.parent for path in RESULTS.glob("e*/summary.json")):
         spec = json.loads((folder / "experiment.json").read_text())
-        sr = next(iter(spec["arms"].values()))["task"] == "sr"
+        sr = next(iter(spec["arms"].values())).get("task") == "sr"
         panels[list(panels)[sr]] += _compared(folder, spec)
     panels = {title: compared for title, compared in panels.items() if compared}
     if not panels:
@@ -425,7 +424,7 @@ def _compared(folder: Path, spec: dict) -> list[tuple]:
     experiment = spec["experiment"] + (" ESC-10" if "esc10" in folder.name else "")
     compared = []
     for row in json.loads((folder / "summary.json").read_text()):
-        if "against" in row and row["n"] >= 8:
+        if "against" in row and row["against"]["n"] >= 8:
             reference = row["reference"].rpartition(": ")[2]
             numbers = np.array([row["against"]["difference"], *row["against"]["interval"]], float)
             compared.append((f"{experiment}: {row['arm']} - {reference}", numbers))

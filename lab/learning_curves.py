@@ -9,7 +9,7 @@ the band of two seeds is eleven times as wide as that of eight with the same dev
 
 Comes in: rows of an experiment (lab/tables.py). Goes out: a figure.
 
-Public: axis_label, differences, draw_runs, draw_differences, learning_figure.
+Public: axis_label, differences, draw_runs, draw_differences, log_steps, learning_figure.
 """
 from __future__ import annotations
 

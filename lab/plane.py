@@ -89,7 +89,7 @@ def plane_table(found: list[dict]) -> str:
                 d = axis["against"]
                 cell += f" ({d['difference']:+.3f} {format_interval(d['interval'])})"
             cells.append(cell)
-        few = ", descriptive" * (row["n"] < 8)
+        few = ", descriptive" * (row["axes"][0].get("against", {"n": 0})["n"] < 8)
         said = f": {row['verdict']}{few}" if "verdict" in row else ""
         lines.append(f"{VIEWS[row['view']]:12s} {row['arm']:26s} n {row['n']}  {', '.join(cells)}{said}")
     return "\n".join(lines)

@@ -136,7 +136,10 @@ def soundworld_set(clips: int) -> ProbeSet:
 
 def esc10_set(folder: Path) -> ProbeSet:
     """Which class it is, of recordings with official folds."""
-    rows = read_rows(find_metadata(folder, "train")[0])
+    table, _ = find_metadata(folder, "train")
+    if table is None:
+        raise UserError(f"{folder}: no metadata.csv or metadata.jsonl; not the folder of ESC-10")
+    rows = read_rows(table)
     classes = sorted({row["category"] for row in rows})
     waves = []
     for row in tqdm(rows, desc="reading", unit="clip"):

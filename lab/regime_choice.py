@@ -46,6 +46,7 @@ from parts.config import Config
 from parts.errors import UserError, run_cli
 from parts.files import to_json, write_text
 from parts.previews import CUTOFF
+from parts.runs import read_log
 from parts.scoring import preview_clips, superresolution_references
 from parts.teacher import TeacherFeatures, load_teacher
 
@@ -61,8 +62,10 @@ KEPT = ("task", "seed", "steps", "recipe", "regime", "regime_signal", "lr", "muo
 def record(path: Path) -> list[dict]:
     """A run folder -> a header with its settings, then one row a probe or an evaluation."""
     run = evaluate.load_run(path)
-    log = [json.loads(line) for line in (path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    worst, best, metric = _references(run)
+    log = read_log(path)
+    evaluated = [line["eval"] for line in log if "eval" in line]
+    clips = evaluated[-1].get("measured_on", preview_clips(run.config)) if evaluated else 0
+    worst, best, metric = _references(run, clips)
     rows: dict[int, dict] = {}
     for line in log:
         row = rows.setdefault(line["step"], {"step": line["step"]})
@@ -78,9 +81,9 @@ def record(path: Path) -> list[dict]:
     return [header, *(row for _, row in sorted(rows.items()) if len(row) > 1)]
 
 
-def _references(run) -> tuple[float, float, str]:
-    """(value at progress 0, at progress 1, name) of the quick metric on the clips of the previews."""
-    config, clips = run.config, preview_clips(run.config)
+def _references(run, clips: int) -> tuple[float, float, str]:
+    """(value at progress 0, at progress 1, name) of the quick metric, on as many clips as the run's."""
+    config = run.config
     if config["task"] == "t2a":
         scores = json.loads((run.path / "scores.json").read_text(encoding="utf-8"))
         rows = {row["row"]: row for row in next(iter(scores.values()))["rows"]}

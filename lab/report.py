@@ -46,6 +46,7 @@ from parts.page import (
     slider_of,
 )
 from parts.page_figures import BOX
+from parts.runs import read_log
 from parts.spectrograms import draw_spectrogram
 
 CUTOFF = 2_000  # Hz: band limit of the inputs in super-resolution
@@ -281,10 +282,7 @@ def _curves(logs: list[list[dict]], names: list[str], axis: StepAxis) -> list:
 
 
 def _log(run) -> list[dict]:
-    path = run.path / "log.jsonl"
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_log(run.path) if (run.path / "log.jsonl").is_file() else []
 
 
 def _evaluations(log: list[dict], metric: str) -> list[tuple]:

@@ -68,7 +68,7 @@ def _sooner(found: dict) -> str:
     steps = found["step"]
     if not steps["n"]:
         return f"never in reach; 0 of {steps['of']}"
-    seconds = format_ratio(found["seconds"]) if "seconds" in found else "run on another day"
+    seconds = format_ratio(found["seconds"]) if "seconds" in found else "not compared"
     return f"{format_ratio(steps)}; {seconds}; {steps['n']} of {steps['of']}"
 
 

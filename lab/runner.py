@@ -12,7 +12,7 @@ Arms may name five sources of r that train.py does not know (lab/questions.py). 
 from other runs' logs, as a file that the run replays; so the runs that they are made of must come first.
 
 Public: DERIVED, derived, slug, folder_of, share, resolve_arm, provenance, other_settings, other_rows,
-find_finished_run, run_arm, job, recorded_runs, collect.
+find_finished_run, run_arm, job, recorded_runs, collect, ROOT, UNLIKE.
 """
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ from parts.cache import cores
 from parts.devices import hardware
 from parts.errors import UserError
 from parts.files import to_json, write_text
+from parts.runs import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 UNLIKE = ("out", "recipe", "workers", "profile")  # settings that two runs may differ in and still be the same
@@ -233,9 +234,10 @@ def find_finished_run(out: Path, options: dict, seed: int) -> Path | None:
 def _copy_or_link(source: str, target: str) -> None:
     """Weights are linked: they are large, and only ever replaced."""
     if source.endswith(".pt"):
-        os.link(source, target)
-    else:
-        shutil.copy2(source, target)
+        with contextlib.suppress(OSError):                 # another disk, or one without links
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
 
 
 def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> Path:
@@ -245,13 +247,20 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
         return path
     same = None if path.exists() else find_finished_run(out, options, seed)
     if same:
-        shutil.copytree(same, path, copy_function=_copy_or_link)
+        # It appears whole, or a copy that was broken off would count as finished.
+        copied = out / f"copying-{path.name}-{os.getpid()}"
+        shutil.rmtree(copied, ignore_errors=True)
+        shutil.copytree(same, copied, copy_function=_copy_or_link)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(copied, path)
         return path
 
+    # What may run code is never taken from a run's own settings.
+    trust = {name: options.get(name, False) for name in config.TRUST}
     if (path / "config.json").is_file():
         # Begun; also if it died before its first checkpoint.
         if not (path / "scores.json").is_file():
-            train.train({}, str(path), both_axes)
+            train.train({name: True for name, given in trust.items() if given}, str(path), both_axes)
     else:
         if path.exists():
             shutil.rmtree(path)
@@ -259,7 +268,8 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
             options = {**options, "regime": source_file(options["regime"], options, out, arm, seed, seeds)}
         train.train({**options, "seed": seed, "out": str(path)}, quick=both_axes)
     device = config.load_config(path)["device"]
-    write_text(path / "axes.json", to_json(final_axes(evaluate.load_run(path, device))) + "\n")
+    axes = final_axes(evaluate.load_run(path, device, *trust.values()))
+    write_text(path / "axes.json", to_json(axes) + "\n")
     write_text(path / "made.json", to_json(provenance(device)) + "\n")
     return path
 
@@ -351,7 +361,7 @@ def _rows_of_run(path: Path, name: str, arm: str, seed: int, options: dict) -> l
         settings["regime"] = options["regime"]  # what was asked for, not the path of the file made of it
     settings = {k: v for k, v in settings.items() if k != "out"}
     made = json.loads((path / "made.json").read_text()) if (path / "made.json").is_file() else {}
-    log = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    log = read_log(path)
     evaluations = [line for line in log if "eval" in line]
     steps_of_r, r = regime.read_r(path / "log.jsonl")
     probes = [(np.log2(line["step"]), line["D"]) for line in log if "D" in line]

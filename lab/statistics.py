@@ -106,10 +106,13 @@ def isotonic(y) -> np.ndarray:
 def passage(x, y, q: np.ndarray) -> np.ndarray:
     """log x at which the isotonic fit of the curve (x, y), (n,) each, reaches each q (m,); linear in log x
     between points -> (m,)."""
-    fit = isotonic(y)
-    log_x = np.log(np.asarray(x, float))
-    starts = np.concatenate([[True], np.diff(fit) > 1e-12])  # a plateau is reached when it begins
-    return np.interp(q, fit[starts], log_x[starts])
+    fit, log_x, q = isotonic(y), np.log(np.asarray(x, float)), np.asarray(q, float)
+    # The fit is flat over plateaus and rises between the end of one and the start of the next.
+    after = np.searchsorted(fit, q - 1e-12).clip(0, len(fit) - 1)       # first point at q: a plateau's start
+    before = np.maximum(after - 1, 0)                                   # the end of the one before
+    rise = fit[after] - fit[before]
+    share = np.where(rise > 1e-12, (q - fit[before]) / np.maximum(rise, 1e-12), 1).clip(0, 1)
+    return log_x[before] + share * (log_x[after] - log_x[before])
 
 
 def time_to_quality(x_ref, ref, x_arm, arm, grid: int = 20) -> tuple[float, float]:
@@ -196,6 +199,11 @@ def rate_correlation(runs: list[dict]) -> dict:
         without_k = _correlation_at_same_step(falling[others], rising[others])
         pseudo.append(n * np.arctanh(whole) - (n - 1) * np.arctanh(without_k))
     _, low, high = interval(pseudo)
+
+    if not np.isfinite(whole):                                          # a quality that never changes
+        nothing = float("nan")
+        return {"correlation": nothing, "interval": [nothing] * 2, "p": 1.0, "runs": n,
+                "points": falling.shape[1]}
 
     # Null: one run's D beside another run's quality.
     null = [_correlation_at_same_step(falling[list(order)], rising) for order in _orders(n)]

@@ -66,15 +66,16 @@ def curves(rows: list[dict], arm: str, seeds: list[int], metric: str, clock: str
 
 
 def curve_metrics(rows: list[dict]) -> list[str]:
-    """The metrics of CURVES that rows have, the main one first; the loss only where they have no other."""
-    found = [metric for metric in CURVES if rows and metric in rows[0]]
+    """Metrics of CURVES that all rows have, the main one first; the loss only where they have no other."""
+    found = [metric for metric in CURVES if rows and all(metric in row for row in rows)]
     return [metric for metric in found if metric != "val_loss"] or found
 
 
 def final_metric(rows: list[dict]) -> tuple[str, str]:
     """(key in the final scores, how it reads): event-set accuracy, CLAP score (higher is better), energy
     score or KID (lower is better)."""
-    key = next(k for k in FINAL if any(k in r.get("final", {}) for r in rows))
+    ends = [r["final"] for r in rows if "final" in r]
+    key = next(k for k in FINAL if all(k in end for end in ends))
     return key, FINAL[key]
 
 
@@ -95,7 +96,7 @@ def _speed_ups(rows: list[dict], arm: str, reference: str, seeds: list[int]) -> 
     return out
 
 
-def summarize(rows: list[dict], arms: dict, seeds: list[int], reference: str) -> list[dict]:
+def summarize(rows: list[dict], arms: dict, reference: str) -> list[dict]:
     """One row an arm: final metric over seeds, paired difference from its reference with Holm's p, speed-up
     over it on each axis in steps and seconds ("sooner"). An arm without a finished run: {"arm", "n": 0}."""
     key, _ = final_metric(rows)
@@ -214,7 +215,7 @@ def table(name: str, rows: list[dict], arms: dict, seeds: list[int], reference: 
     if len(commits) > 1:
         basis += f"\nrows of {len(commits)} commits, {', '.join(commits)}: subtract within a seed only"
     lines = [f"{name}: {question}", basis, head]
-    summary = summarize(rows, arms, seeds, reference)
+    summary = summarize(rows, arms, reference)
     lines += [_format_arm(row, width) for row in summary]
     lines += _format_sooner(summary, width)
 
@@ -258,9 +259,8 @@ def track(rows: list[dict]) -> dict:
     return out
 
 
-def track_table(rows: list[dict]) -> str:
-    """`track` as text."""
-    found = track(rows)
+def track_table(found: dict) -> str:
+    """What `track` found, as text."""
     if not found:
         return "E5: fewer than 3 finished runs, or fewer than 3 common evaluations"
     n = next(iter(found.values()))["runs"]

@@ -132,6 +132,9 @@ def train_decoder(codec: Codec, banks: list[np.ndarray], steps: int, batch: int 
         if not checkpoint.is_file():
             raise UserError(f"--resume: there is no {checkpoint}; leave it out to begin")
         state = torch.load(checkpoint, weights_only=True)
+        if state["settings"] != [steps, batch, seed]:
+            begun = "{} steps of {} crops, seed {}".format(*state["settings"])
+            raise UserError(f"--resume: {checkpoint} is of {begun}; give the same, or begin anew")
         decoder.load_state_dict(state["decoder"])
         for optimizer, old in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(old)
@@ -159,7 +162,7 @@ def train_decoder(codec: Codec, banks: list[np.ndarray], steps: int, batch: int 
                 bar.set_postfix(loss=f"{loss.item():.3f}")
             stopped = stop.now
             if checkpoint and (stopped or (k + 1) % 200 == 0):
-                _save({"decoder": decoder.state_dict(), "step": k + 1,
+                _save({"decoder": decoder.state_dict(), "step": k + 1, "settings": [steps, batch, seed],
                        "optimizers": [optimizer.state_dict() for optimizer in optimizers]}, checkpoint)
             if stopped:
                 raise Stopped(f"stopped at step {k + 1}; continue with --resume")

@@ -53,7 +53,7 @@ class SpectrumBaseline:
         self.mean_low, self.mean_high = x.mean(0), y.mean(0)
         x, y = x - self.mean_low, y - self.mean_high
 
-        # The penalty is chosen on whole clips at the end, not on neighbours of fitted frames.
+        # The penalty is chosen on the frames of the last clips, not on neighbours of fitted frames.
         held_out = np.arange(len(x)) >= 0.9 * len(x)
         errors = {}
         for penalty in PENALTIES:

@@ -177,8 +177,13 @@ def _create_array(path: Path, shape, dtype, desc: str) -> None:
 
     # Take the room here, where a lack of it is an error and not a killed process.
     temporary = path.with_name(f"{path.stem}.tmp{os.getpid()}")
-    np.lib.format.open_memmap(temporary, "w+", dtype, shape).flush()
-    if hasattr(os, "posix_fallocate"):
-        with open(temporary, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+    try:
+        np.lib.format.open_memmap(temporary, "w+", dtype, shape).flush()
+        if hasattr(os, "posix_fallocate"):
+            with open(temporary, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{folder}: {desc} can't be written ({e.strerror}); make room, or set "
+                        "STAGE_AUDIO_CACHE to another disk") from None
     os.replace(temporary, path)

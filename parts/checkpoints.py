@@ -174,12 +174,11 @@ def load_weights(path: str | Path, module: nn.Module, state: dict, **how) -> Non
 # --- small weights that the project ships -------------------------------------------------------------------
 
 def save_half(module: nn.Module, path: Path) -> None:
-    """Weights of a module as safetensors in half precision; makes the folder where there is none."""
-    from safetensors.torch import save_file
+    """Weights of a module as safetensors in half precision; whole or not at all."""
+    from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = module.state_dict()
-    save_file({k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}, path)
+    state = {k: v.half() if v.is_floating_point() else v for k, v in module.state_dict().items()}
+    write_bytes(path, save({k: v.contiguous() for k, v in state.items()}))
 
 
 def load_frozen(module: nn.Module, path: Path) -> nn.Module:

@@ -1,6 +1,6 @@
 """The command line of evaluate.py: which commands there are and what each takes.
 
-Public: evaluate_parser.
+Public: evaluate_parser, add_loading_options.
 """
 from __future__ import annotations
 

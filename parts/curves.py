@@ -6,7 +6,7 @@ parts/curves.html.j2 draws what `make_panel` returns.
 
 Coordinates are pixels of a box of WIDTH x HEIGHT, y downwards. Points are (step, value), steps ascending.
 
-Public: WIDTH, HEIGHT, StepAxis, Series, make_panel, line, polygon, nice_ticks.
+Public: WIDTH, HEIGHT, StepAxis, Series, Panel, make_panel, line, polygon, nice_ticks.
 """
 from __future__ import annotations
 

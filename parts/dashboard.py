@@ -15,8 +15,8 @@ import numpy as np
 import scipy.io.wavfile
 import torch
 
-from parts.errors import UserError
 from parts.peers import Binned
+from parts.runs import read_log
 from parts.scoring import preview_clips
 from parts.spectrograms import draw_spectrogram, pyplot
 
@@ -26,11 +26,9 @@ def draw_dashboard(path: Path, logit_normal) -> None:
     drives, the blocks' grouping at three moments, sounds. UserError where there is no log.
 
     logit_normal(m, s, u): the density of training timesteps with a method pdf(t)."""
-    if not (path / "log.jsonl").is_file():
-        raise UserError(f"{path}: no log.jsonl to draw from")
+    rows = read_log(path)
     plt = pyplot()
     config = json.loads((path / "config.json").read_text())
-    rows = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
     train = [row for row in rows if "loss" in row]
     evals = [row for row in rows if "eval" in row]
 
@@ -109,7 +107,7 @@ def _draw_loss_by_noise(ax, evals: list[dict]) -> None:
 def _draw_quick_metric(ax, config: dict, evals: list[dict]) -> None:
     """The quick metric of the task (validation loss where there is none) and each factor of captions taken
     alone."""
-    n = preview_clips(config)
+    n = evals[-1]["eval"].get("measured_on", preview_clips(config)) if evals else 0
     names = {"event_accuracy": f"event-set accuracy, n = {n}", "lsd_hf": f"LSD-HF at 2 kHz, n = {n}"}
     shown = "val_loss"
     for name in names:

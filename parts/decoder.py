@@ -16,7 +16,7 @@ local centre in place of peaks: ASSUMED. How it is trained: lab/train_decoder.py
 
 B batch, F frames (50 a second), W width, 64 mel bands, 513 STFT bins.
 
-Public: Decoder, griffin_lim, WEIGHTS, load_decoder.
+Public: Decoder, griffin_lim, unit_noise, WEIGHTS, load_decoder.
 """
 from __future__ import annotations
 
@@ -120,7 +120,9 @@ def phases(magnitude: Tensor) -> Tensor:
         return 5 * F.avg_pool1d(x, 5, 1, 2)
     centre = around(bins * power) / around(power).clamp_min(1e-20)           # in bins
     # Each frame is omega hop on from the one before; frames are centred, so neighbouring bins differ by pi.
-    return torch.pi * bins + (2 * torch.pi * HOP / N_FFT * centre).cumsum(1)
+    # Whole turns are dropped first: summed up, they would take float32's digits in a long clip.
+    advance = (2 * torch.pi * HOP / N_FFT * centre).remainder(2 * torch.pi)
+    return torch.pi * bins + advance.cumsum(1)
 
 
 def griffin_lim(spec: Tensor, n: int, rounds: int, low: Tensor | None = None, keep: Tensor | None = None,

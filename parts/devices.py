@@ -5,7 +5,7 @@ WORLD_SIZE; without it there is one process, number 0. Several processes share a
 (train.py).
 
 Public: RANK, WORLD, join_processes, leave_processes, broadcast_from_rank0, StopSignal, run_on_all,
-pick_device, cpu, hardware, memory_mb, pick_precision, Timer.
+pick_device, cpu, hardware, memory_mb, pick_precision, Timer, from_all, ignore.
 """
 from __future__ import annotations
 

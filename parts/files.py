@@ -24,7 +24,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file, and its folder where there is none. A reader, or a crash, finds the old file or the new
     one and never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # there may be another writer
     try:
         temporary.write_bytes(content)
     except OSError:

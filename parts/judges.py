@@ -157,10 +157,11 @@ def judge_clips(judge: Judge, waves, batch: int = 64) -> dict:
 def judged_events(judge: Judge, x: np.ndarray) -> list[tuple[str, float]]:
     """Events that a judge detects in (N,), as (name, onset in s), in order of onset.
 
-    Judged on windows of 2.56 s, its training length: an onset is that in the first window in which the
-    event is detected. It is an estimate, off by 0.1 s on average in SoundWorld (results/judges.json)."""
+    Judged on windows of 2.56 s, its training length, of which the last ends where the clip does: an onset is
+    that in the first window in which the event is detected. It is an estimate, off by 0.1 s on average in
+    SoundWorld (results/judges.json)."""
     n = round(CLIP_S * RATE)
-    starts = range(0, max(1, len(x) - n // 2), n)
+    starts = sorted({*range(0, max(1, len(x) - n + 1), n), max(0, len(x) - n)})
     windows = [first_seconds(x[start:], CLIP_S) for start in starts]
     answers = judge_clips(judge, windows)
     found = answers["presence"] > 0                                # (windows, 24)

@@ -12,7 +12,7 @@ A small distance is not always good sound: the blurred centre of a distribution 
 draw from it (see lsd), and only the energy score is smallest for the true distribution (see energy_score).
 
 Public: wilson, mean_interval, event_match, bernoulli_kl, kid, frechet, log_power, lsd, si_sdr,
-high_band_mel, texture, fine_texture, energy_score, describe.
+high_band_mel, texture, fine_texture, energy_score, describe, level_above.
 """
 from __future__ import annotations
 
@@ -181,9 +181,13 @@ def fine_texture(x: np.ndarray, bands: int = 32) -> np.ndarray:
     are left out: what is silent has no texture."""
     power = np.log(10.0) * log_power(x)[:, 1:]                     # (frames, 1024), nats
     loud = power.mean(1)
-    power = power[loud > loud.max() - 6 * np.log(10)].reshape(-1, bands, 1_024 // bands)
+    heard = loud > loud.max() - 6 * np.log(10)
+    power = power.reshape(-1, bands, 1_024 // bands)               # (frames, bands, bins)
+    # Changes between neighbours in time that are both there, not across what was left out.
+    changes = np.abs(np.diff(power, axis=0))[heard[1:] & heard[:-1]]
+    power = power[heard]
     crest = (power.max(2) - power.mean(2)).mean(0)
-    in_time = np.abs(np.diff(power, axis=0)).mean((0, 2)) if len(power) > 1 else np.zeros(bands)
+    in_time = changes.mean((0, 2)) if len(changes) else np.zeros(bands)
     return np.stack([crest, in_time, np.abs(np.diff(power, axis=2)).mean((0, 2))])
 
 

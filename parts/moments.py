@@ -14,7 +14,7 @@ it again.
 
 Waves are (N,) or (n, N) float32 in [-1, 1] at 16 kHz.
 
-Public: moment_due, write_moment, Moments, read_moments.
+Public: FIRST, moment_due, write_moment, Moments, read_moments.
 """
 from __future__ import annotations
 

@@ -27,7 +27,6 @@ from parts.audio import mu_law_wav
 from parts.config import Config, load_config, settings_not_default
 from parts.curves import StepAxis
 from parts.dashboard import draw_dashboard
-from parts.errors import UserError
 from parts.files import write_text
 from parts.moments import FIRST, Moments, read_moments
 from parts.page_figures import (
@@ -42,6 +41,7 @@ from parts.page_figures import (
     why_no_similarity,
 )
 from parts.progress import Phases
+from parts.runs import read_log
 from parts.spectrograms import spectrogram_png
 
 TASKS = {"t2a": "captions to sound", "sr": "band-limited to full-band sound"}
@@ -105,13 +105,6 @@ def environment() -> jinja2.Environment:
     folder = Path(__file__).parent / "templates"
     return jinja2.Environment(loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-
-
-def read_log(path: Path) -> list[dict]:
-    """Lines of log.jsonl; UserError where there is none."""
-    if not (path / "log.jsonl").is_file():
-        raise UserError(f"{path}: no log.jsonl to write a page from")
-    return [json.loads(line) for line in (path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def doublings(last: int) -> list[int]:

@@ -85,7 +85,8 @@ def panels_of(config: dict, train: list[dict], evals: list[dict], axis: StepAxis
 
     centre = [(row["step"], row["density"]["m"]) for row in train if "m" in row.get("density", {})]
     loss = _running_mean(logged("loss_fm"))
-    n = preview_clips(config)
+    last = evals[-1]["eval"] if evals else {}
+    n = last.get("measured_on", preview_clips(config))     # a run of an experiment has more
     wanted = [
         ("Flow-matching loss", "squared velocity error", None,
          [Series("training", loss), Series("validation", evaluated("val_loss"), "points", 1)], None),
@@ -98,7 +99,7 @@ def panels_of(config: dict, train: list[dict], evals: list[dict], axis: StepAxis
          [Series("mu", logged("mu"), "steps")], None),
     ]
     for key, title, unit in AXES[config["task"]]:
-        clips = min(n, SAMPLED_TWICE) if key == "texture_score" else n
+        clips = last.get("texture_measured_on", min(n, SAMPLED_TWICE)) if key == "texture_score" else n
         label = f"{clips} validation clips, 12 integration steps"
         wanted.append((title, unit, None, [Series(label, evaluated(key), "points")], None))
     panels, missing = [], []

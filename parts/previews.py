@@ -3,7 +3,7 @@
 The network is handed in as `make(inputs, seeds) -> waves (n, N)`: inputs are captions, or band-limited waves
 (n, N) in super-resolution; `make_quick` takes fewer steps.
 
-Public: preview, write_previews, quick_metrics, shown_clips, CUTOFF.
+Public: preview, write_previews, quick_metrics, shown_clips, CUTOFF, SAMPLED_TWICE.
 """
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def shown_clips(val_set, config: dict, n: int = 4) -> tuple[list[str], np.ndarra
     the clips band-limited (n, N)."""
     # Folders are often sorted by class: different captions go first, repeats last.
     captions = [val_set.caption(i) for i in range(len(val_set))]
-    chosen = sorted(range(len(captions)), key=lambda i: captions.index(captions[i]) < i)[:n]
+    first = {caption: i for i, caption in reversed(list(enumerate(captions)))}
+    chosen = sorted(range(len(captions)), key=lambda i: first[captions[i]] != i)[:n]
     shown = [captions[i] for i in chosen]
     real = np.stack([first_seconds(val_set.wave(i), config["seconds"]) for i in chosen])
     if config["task"] == "sr":
@@ -52,17 +53,19 @@ def write_previews(folder: Path, step: int, config: dict, val_set, make, backgro
 
 def quick_metrics(config: dict, val_set, make, clips: int, twice: int, device="cpu", judge="dev") -> dict:
     """Of the first clips of a set: event-set accuracy by a judge, factors and, of `twice` of them, the
-    texture score; or LSD-HF and the energy score, of all. {}: recordings, whose events nobody knows."""
+    texture score; or LSD-HF and the energy score, of all; and of how many clips they are (measured_on,
+    texture_measured_on). {}: recordings, whose events nobody knows."""
     clips = min(clips, len(val_set))
     if config["task"] == "sr":
         reals = [first_seconds(val_set.wave(i), config["seconds"]) for i in range(clips)]
         muffled = np.stack([band_limit(x, CUTOFF) for x in reals])
         samples = [make(muffled, list(range(first, first + clips))) for first in (0, clips)]
-        return quick_superresolution_metric(reals, samples, CUTOFF)
+        return {**quick_superresolution_metric(reals, samples, CUTOFF), "measured_on": clips}
     if config["data"] != "soundworld":
         return {}
     captions = [val_set.caption(i) for i in range(clips)]
     made = make(captions, list(range(clips)))
     twice = min(clips, twice)
     again = make(captions[:twice], list(range(clips, clips + twice)))
-    return quick_caption_metrics(val_set, made, clips, again, device, judge)
+    found = quick_caption_metrics(val_set, made, clips, again, device, judge)
+    return {**found, "measured_on": clips, "texture_measured_on": twice}

@@ -274,7 +274,7 @@ class AudioFolder:
         self.captions = list(clips.values())
         self.wordings = max(map(len, self.captions))
         stats = [(path, path.stat()) for path in self.paths]
-        files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        files = [(path.resolve(), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
         self.key = "folder-" + digest(self.version, root, split, *files)
 
     def _allowed(self, bad: list[str], of: int) -> list[str]:

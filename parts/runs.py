@@ -11,7 +11,7 @@
 A folder may come from somebody else, so nothing in it is believed: fields are checked as if they had been
 typed, and loading runs no code. Errors are UserErrors that name the folder, the file and the fix.
 
-Public: open_settings, Log, RunLock.
+Public: open_settings, Log, read_log, RunLock.
 """
 from __future__ import annotations
 
@@ -107,6 +107,19 @@ class Log:
     def sync(self) -> None:
         """Before a checkpoint: after a power cut no line up to it may be missing."""
         os.fsync(self.file.fileno())
+
+
+def read_log(folder: Path) -> list[dict]:
+    """Rows of a run's log.jsonl, but for a last line that was cut off while it was written. UserError: no
+    such file, or another line that is no JSON."""
+    path = folder / "log.jsonl"
+    if not path.is_file():
+        raise UserError(f"{folder}: no log.jsonl")
+    whole_lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    try:
+        return [json.loads(line) for line in whole_lines]
+    except ValueError:
+        raise UserError(f"{path}: damaged: a line is no JSON; resume the run to have it mended") from None
 
 
 def _written_by(line: str, step: int) -> bool:

@@ -16,7 +16,8 @@ rows are dicts with "row" (the name), values as {"mean", "interval"} or as docum
 
 Public: score_captions, score_recordings, score_superresolution, score_codec, pretrained_scores,
 factor_scores, quick_caption_metrics, quick_superresolution_metric, preview_clips, UnseenClips,
-cached_reference, score_protocol, print_table, text_table, sr_table, codec_table, pretrained_table.
+cached_reference, score_protocol, print_table, text_table, sr_table, codec_table, pretrained_table,
+round_trip, superresolution_references.
 """
 from __future__ import annotations
 
@@ -72,7 +73,7 @@ def round_trip(codec, waves: np.ndarray, decode=None, at_once: int = AT_ONCE) ->
     decode, decoded = decode or codec.decode, []
     for i in range(0, len(waves), at_once):
         decoded.append(decode(codec.encode(torch.as_tensor(waves[i : i + at_once]))).numpy())
-    return np.concatenate(decoded)
+    return np.concatenate(decoded)[:, : waves.shape[1]]    # whole tokens may be longer
 
 
 def summary(rows: list[dict], minus: list[dict] | None = None) -> dict:
@@ -298,12 +299,11 @@ def sr_rows(reals, outputs: list, cutoff: int) -> list[dict]:
     return rows
 
 
-def quick_superresolution_metric(reals, samples: list, cutoff: int = 2_000) -> dict:
-    """Of restored clips against `reals`, above the cutoff: mean LSD of the first sample -> lsd_hf; where
-    there are two samples, energy_score."""
+def quick_superresolution_metric(reals, samples: list, cutoff: int) -> dict:
+    """Of two samples of restored clips against `reals`, above the cutoff: mean LSD of the first -> lsd_hf,
+    and energy_score."""
     rows = sr_rows(reals, samples, cutoff)
-    names = ("lsd_hf", "energy_score") if len(samples) > 1 else ("lsd_hf",)
-    return {name: float(np.mean([row[name] for row in rows])) for name in names}
+    return {name: float(np.mean([row[name] for row in rows])) for name in ("lsd_hf", "energy_score")}
 
 
 def superresolution_references(codec, config: dict, test_set, train_set, clips: int, cutoff: int) -> tuple:

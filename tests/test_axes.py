@@ -2,7 +2,7 @@
 import evaluate
 import train
 from lab import axes
-from parts.page import read_log
+from parts.runs import read_log
 from parts.soundworld import SoundWorld
 
 
@@ -27,7 +27,7 @@ def test_both_axes_are_measured_at_the_scale_of_the_run_and_at_1(t2a_run, monkey
 def test_super_resolution_has_two_samples_and_no_guidance_scale(sr_run, monkeypatch):
     monkeypatch.setitem(axes.CLIPS, "sr", 2)
     found = axes.both_axes(evaluate.load_run(sr_run), SoundWorld("val", 4), drawn_elsewhere)
-    assert set(found) == {"lsd_hf", "energy_score"}
+    assert set(found) == {"lsd_hf", "energy_score", "measured_on"}
 
 
 def test_a_run_logs_what_it_is_told_to_measure_and_else_its_previews(tmp_path, tiny, bare):

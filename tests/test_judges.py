@@ -44,6 +44,14 @@ def test_events_of_a_long_recording_are_those_of_its_windows():
     assert dict(together) == pytest.approx(apart, abs=1e-4) and len(apart) >= 2
 
 
+def test_the_end_of_a_clip_is_judged_whatever_its_length():
+    world, judge = SoundWorld("test", 8), load_judge("dev")
+    last = dict(judged_events(judge, world.wave(0)))
+    for silence_s in (0.3, 1.2, 2.0):
+        x = np.concatenate([np.zeros(round(silence_s * 16_000), np.float32), world.wave(0)])
+        assert set(last) <= {name for name, _ in judged_events(judge, x)} and last
+
+
 def test_events_are_named_in_order_of_onset():
     """Scenes of two sounds in turn: their order in at least nine of ten; negative control: in order of
     the judge's confidence it is right in fewer."""

@@ -43,6 +43,8 @@ def test_one_seed_has_no_verdict_and_few_are_descriptive():
     assert not any("verdict" in row for row in plane(rows(1), ARMS, "static"))
     assert "wins, descriptive" in plane_table(plane(rows(3), ARMS, "static"))
     assert "descriptive" not in plane_table(plane(rows(8), ARMS, "static"))
+    two_pairs = [row for row in rows(8) if row["arm"] != "static" or row["seed"] < 2]
+    assert "descriptive" in plane_table(plane(two_pairs, ARMS, "static")), "of eight runs two are paired"
 
 
 def test_super_resolution_is_read_off_the_final_table_and_drawn(tmp_path):

@@ -141,3 +141,29 @@ def test_runs_whose_rows_are_at_hand_are_not_made_again_unless_another_replays_t
     record(row("static", 0, **ended))
     runner.folder_of(tmp_path, "static", 0).mkdir(parents=True)
     assert not runner.recorded_runs(tmp_path, arms, [0, 1], runs), "its folder says more than its rows"
+
+
+def test_a_run_that_is_taken_over_appears_whole_or_not_at_all_also_where_links_can_not_be_made(
+        tmp_path, monkeypatch):
+    """A copy that broke off must not count as finished the next time."""
+    out, same = tmp_path / "e3", tmp_path / "e1" / "runs" / "stage-s0"
+    same.mkdir(parents=True)
+    for name in ("made.json", "checkpoint.pt", "scores.json"):
+        (same / name).write_text(name)
+    monkeypatch.setattr(runner, "find_finished_run", lambda *a: same)
+
+    def other_disk(*a):
+        raise OSError("Invalid cross-device link")
+    monkeypatch.setattr(runner.os, "link", other_disk)
+    with monkeypatch.context() as patch:
+        def breaks(source, target):
+            if source.endswith("scores.json"):
+                raise KeyboardInterrupt
+            shutil.copy(source, target)
+        patch.setattr(runner, "_copy_or_link", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run_arm(out, "slope", {}, 0, [0])
+    path = runner.folder_of(out, "slope", 0)
+    assert not path.exists()
+    assert runner.run_arm(out, "slope", {}, 0, [0]) == path
+    assert {file.name for file in path.iterdir()} == {"made.json", "checkpoint.pt", "scores.json"}

@@ -20,6 +20,17 @@ CPU = {"device": "cpu"}
 WEIGHTS = {"w": torch.arange(3.0)}
 
 
+# --- log
+
+def test_a_log_is_read_without_a_line_that_was_cut_off_and_a_damaged_one_is_named(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert runs.read_log(tmp_path) == [{"step": 1}, {"step": 2}]
+    log.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
+    with pytest.raises(UserError, match="log.jsonl: damaged: a line is no JSON"):
+        runs.read_log(tmp_path)
+
+
 # --- settings
 
 def test_settings_come_back_as_they_were_saved(tmp_path):

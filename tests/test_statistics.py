@@ -64,6 +64,27 @@ def test_holm_is_the_textbook_example():
 
 # --- time to quality
 
+def test_the_passage_of_a_quality_is_where_the_fit_has_it():
+    """Also behind a plateau: the fit is flat to its end. Of a plateau's own height it is its start."""
+    assert np.allclose(np.exp(S.passage([1, 2, 4, 8, 16], [0, 0.5, 0.5, 0.5, 1], [0, 0.25, 0.5, 0.75, 1])),
+                       [1, 2**0.5, 2, 8 * 2**0.5, 16])
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        x, y = np.geomspace(50, 1_200, 12), rng.standard_normal(12).cumsum()
+        fit = S.isotonic(y)
+        q = rng.uniform(fit[0], fit[-1], 30)
+        assert np.allclose(np.interp(S.passage(x, y, q), np.log(x), fit), q)
+
+
+def test_an_arm_with_noisier_curves_is_not_sooner_than_itself():
+    rng = np.random.default_rng(1)
+    logs = []
+    for _ in range(300):
+        ref, arm = noisy(rng, n=14, sd=0.01), noisy(rng, n=14, sd=0.06)
+        logs.append(S.time_to_quality(*ref, *arm)[0])
+    assert abs(np.mean(logs)) < 0.03, "1.08 where passages are taken from a plateau's start"
+
+
 def noisy(rng, scale=1.0, n=24, sd=0.03):
     """A learning curve that needs `scale` times fewer steps: quality 1 - exp(-scale k / 400) at n
     evaluations, with noise."""
@@ -155,3 +176,11 @@ def test_the_rate_correlation_sees_a_tie_and_not_two_common_trends():
     assert np.mean([f["p"] <= 0.05 for f in free]) <= 0.125
     run = simulated_runs(rng, 0.0, n=1)[0]
     assert np.corrcoef(run["D"], run["quality"])[0, 1] < -0.8
+
+
+def test_a_quality_that_never_changes_has_no_correlation_and_no_p_of_zero():
+    rng = np.random.default_rng(0)
+    runs = [{"x": np.arange(5.0), "D": rng.standard_normal(5), "quality": np.zeros(5)} for _ in range(4)]
+    with np.errstate(invalid="ignore"):
+        found = S.rate_correlation(runs)
+    assert np.isnan(found["correlation"]) and found["p"] == 1.0

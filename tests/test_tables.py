@@ -15,7 +15,7 @@ def test_an_arm_of_a_setting_is_compared_within_its_setting():
 
     level = {"home: stage": 0.5, "home: clock": 0.6, "away: stage": 0.3, "away: clock": 0.1}
     rows = fabricated_rows(level, SEEDS, lambda arm, seed: level[arm] + 0.01 * seed)
-    summary = tables.summarize(rows, {arm: {} for arm in level}, SEEDS, "stage")
+    summary = tables.summarize(rows, {arm: {} for arm in level}, "stage")
     found = {row["arm"]: row.get("against", {}).get("difference") for row in summary}
     assert found["home: stage"] is None
     assert abs(found["home: clock"] - 0.1) < 1e-9 and abs(found["away: clock"] + 0.2) < 1e-9
@@ -43,14 +43,14 @@ def test_times_to_quality_are_told_of_both_axes_and_of_the_loss_only_where_there
         return 1 - 2.0 ** (-faster[arm] * k / 40)
     rows = fabricated_rows(arms, SEEDS, half, learns, texture_score_w1=half,
                            val_loss=lambda arm, seed, k: 1 - learns(arm, seed, k))
-    sooner = tables.summarize(rows, arms, SEEDS, "static")[1]["sooner"]
+    sooner = tables.summarize(rows, arms, "static")[1]["sooner"]
     assert list(sooner) == ["event_accuracy", "texture_score_w1"]
     text = tables.table("E1", rows, arms, SEEDS, "static")
     assert "texture at w = 1: steps never in reach (censored)" in text, "a flat curve shares no range"
     assert "at the end 2.00" in text and "3 of 3 reach it" in text
     for row in rows:
         del row["event_accuracy"], row["texture_score_w1"]
-    assert list(tables.summarize(rows, arms, SEEDS, "static")[1]["sooner"]) == ["val_loss"]
+    assert list(tables.summarize(rows, arms, "static")[1]["sooner"]) == ["val_loss"]
 
 
 def test_seconds_are_compared_only_where_every_run_has_some_that_count():
@@ -60,7 +60,7 @@ def test_seconds_are_compared_only_where_every_run_has_some_that_count():
     for row in rows:
         if row["arm"] == "clock":
             del row["seconds"]
-    _, clock, stage = tables.summarize(rows, arms, SEEDS, "static")
+    _, clock, stage = tables.summarize(rows, arms, "static")
     assert set(stage["sooner"]["event_accuracy"]) == {"step", "seconds"}
     assert set(clock["sooner"]["event_accuracy"]) == {"step"}
 
@@ -84,5 +84,5 @@ def test_e5_tells_semantics_from_detail_and_leaves_out_what_was_not_asked():
     assert found["recall"]["interval"][0] > 0.5 and found["recall"]["points"] == 5
     assert found["pitch"]["interval"][0] < 0.2
     assert "order" not in found
-    text = tables.track_table(rows)
+    text = tables.track_table(tables.track(rows))
     assert "recall (semantic)" in text and "pitch (detail)" in text

@@ -331,13 +331,20 @@ def without_times(rows: list[dict]) -> list[dict]:
 
 
 def test_a_stopped_stage_run_goes_on_exactly(staged, tmp_path, monkeypatch, bare):
-    """SIGTERM halfway, resumed: weights, r, lambda, groups and all that is logged are those of the
-    straight run."""
+    """SIGTERM halfway, and again while the checkpoint is written; resumed: weights, r, lambda, groups and all
+    that is logged are those of the straight run."""
     settings, run = staged
+    save_run = train.save_run
+
+    def interrupted(*a):
+        signal.raise_signal(signal.SIGTERM)
+        save_run(*a)
+    monkeypatch.setattr(train, "save_run", interrupted)
     monkeypatch.setattr(evaluate, "preview", lambda *a: signal.raise_signal(signal.SIGTERM) or {})
     with pytest.raises(UserError, match=f"stopped at step {STAGED // 2}"):
         train.train({**settings, "out": str(tmp_path / "r")})
     monkeypatch.setattr(evaluate, "preview", lambda *a: {})
+    monkeypatch.setattr(train, "save_run", save_run)
     train.train({}, str(tmp_path / "r"))
     straight, resumed = final(run), final(tmp_path / "r")
     assert same_weights(straight, resumed)
