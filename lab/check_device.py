@@ -57,6 +57,7 @@ from parts.config import Config
 from parts.devices import hardware, memory_mb, pick_device, pick_precision
 from parts.errors import UserError, run_cli
 from parts.files import to_json, write_text
+from parts.runs import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 # All that a step can have, on few clips.
@@ -135,7 +136,7 @@ def _train(ask: Check, name: str, steps: int, **more) -> dict:
              "eval_every": steps, "out": str(ask.out / name)}
     with Waits(ask.device) as waits:
         folder = train.train(given)
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log = read_log(folder)
     skipped = [line["step"] for line in log if "skipped" in line]
     if skipped:
         raise UserError(f"{len(skipped)} of {steps} steps had no finite gradient, the first is {skipped[0]}")

@@ -63,8 +63,7 @@ def record(path: Path) -> list[dict]:
     """A run folder -> a header with its settings, then one row a probe or an evaluation."""
     run = evaluate.load_run(path)
     log = read_log(path)
-    evaluated = [line["eval"] for line in log if "eval" in line]
-    clips = evaluated[-1].get("measured_on", preview_clips(run.config)) if evaluated else 0
+    clips = preview_clips(run.config, [line for line in log if "eval" in line])
     worst, best, metric = _references(run, clips)
     rows: dict[int, dict] = {}
     for line in log:

@@ -268,7 +268,8 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
             options = {**options, "regime": source_file(options["regime"], options, out, arm, seed, seeds)}
         train.train({**options, "seed": seed, "out": str(path)}, quick=both_axes)
     device = config.load_config(path)["device"]
-    axes = final_axes(evaluate.load_run(path, device, *trust.values()))
+    run = evaluate.load_run(path, device, trust["trust_remote_code"], trust["allow_pickle"])
+    axes = final_axes(run)
     write_text(path / "axes.json", to_json(axes) + "\n")
     write_text(path / "made.json", to_json(provenance(device)) + "\n")
     return path

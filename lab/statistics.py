@@ -191,6 +191,10 @@ def rate_correlation(runs: list[dict]) -> dict:
     falling, rising = -_rates(runs, "D"), _rates(runs, "quality")  # (runs, points - 1); falling D is progress
     n = len(runs)
     whole = _correlation_at_same_step(falling, rising)
+    if not np.isfinite(whole):                                          # a quality that never changes
+        nothing = float("nan")
+        return {"correlation": nothing, "interval": [nothing] * 2, "p": 1.0, "runs": n,
+                "points": falling.shape[1]}
 
     # Jackknife: leave out one run at a time; the pseudo-values are treated as n independent numbers.
     pseudo = []
@@ -199,11 +203,6 @@ def rate_correlation(runs: list[dict]) -> dict:
         without_k = _correlation_at_same_step(falling[others], rising[others])
         pseudo.append(n * np.arctanh(whole) - (n - 1) * np.arctanh(without_k))
     _, low, high = interval(pseudo)
-
-    if not np.isfinite(whole):                                          # a quality that never changes
-        nothing = float("nan")
-        return {"correlation": nothing, "interval": [nothing] * 2, "p": 1.0, "runs": n,
-                "points": falling.shape[1]}
 
     # Null: one run's D beside another run's quality.
     null = [_correlation_at_same_step(falling[list(order)], rising) for order in _orders(n)]

@@ -8,6 +8,7 @@ Public: draw_dashboard, steps_and_values.
 """
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import scipy.io.wavfile
 import torch
 
+from parts.files import write_bytes
 from parts.peers import Binned
 from parts.runs import read_log
 from parts.scoring import preview_clips
@@ -56,11 +58,10 @@ def draw_dashboard(path: Path, logit_normal) -> None:
     if evals:
         _draw_last_previews(bottom, path, evals[-1]["step"])
 
-    # A reader finds the old picture or the new one.
-    temporary = path / "dashboard.tmp.png"
-    fig.savefig(temporary, dpi=90)
+    picture = io.BytesIO()
+    fig.savefig(picture, format="png", dpi=90)
     plt.close(fig)
-    temporary.replace(path / "dashboard.png")
+    write_bytes(path / "dashboard.png", picture.getvalue())
 
 
 def steps_and_values(rows: list[dict], key: str) -> tuple[list, list]:
@@ -107,7 +108,7 @@ def _draw_loss_by_noise(ax, evals: list[dict]) -> None:
 def _draw_quick_metric(ax, config: dict, evals: list[dict]) -> None:
     """The quick metric of the task (validation loss where there is none) and each factor of captions taken
     alone."""
-    n = evals[-1]["eval"].get("measured_on", preview_clips(config)) if evals else 0
+    n = preview_clips(config, evals)
     names = {"event_accuracy": f"event-set accuracy, n = {n}", "lsd_hf": f"LSD-HF at 2 kHz, n = {n}"}
     shown = "val_loss"
     for name in names:

@@ -161,7 +161,7 @@ def judged_events(judge: Judge, x: np.ndarray) -> list[tuple[str, float]]:
     that in the first window in which the event is detected. It is an estimate, off by 0.1 s on average in
     SoundWorld (results/judges.json)."""
     n = round(CLIP_S * RATE)
-    starts = sorted({*range(0, max(1, len(x) - n + 1), n), max(0, len(x) - n)})
+    starts = sorted({*range(0, len(x) - n + 1, n), max(0, len(x) - n)})
     windows = [first_seconds(x[start:], CLIP_S) for start in starts]
     answers = judge_clips(judge, windows)
     found = answers["presence"] > 0                                # (windows, 24)

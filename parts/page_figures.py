@@ -85,8 +85,7 @@ def panels_of(config: dict, train: list[dict], evals: list[dict], axis: StepAxis
 
     centre = [(row["step"], row["density"]["m"]) for row in train if "m" in row.get("density", {})]
     loss = _running_mean(logged("loss_fm"))
-    last = evals[-1]["eval"] if evals else {}
-    n = last.get("measured_on", preview_clips(config))     # a run of an experiment has more
+    n, last = preview_clips(config, evals), evals[-1]["eval"] if evals else {}
     wanted = [
         ("Flow-matching loss", "squared velocity error", None,
          [Series("training", loss), Series("validation", evaluated("val_loss"), "points", 1)], None),

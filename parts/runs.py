@@ -93,9 +93,8 @@ class Log:
 
     def __init__(self, path: Path, step: int):
         self.path = path
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        whole_lines = text.split("\n")[:-1]  # what follows the last line end was cut off while it was written
-        write_text(path, "".join(line + "\n" for line in whole_lines if _written_by(line, step)))
+        lines = _whole_lines(path) if path.exists() else []
+        write_text(path, "".join(line + "\n" for line in lines if _written_by(line, step)))
         self.file = open(path, "a", buffering=1, encoding="utf-8")
 
     def __call__(self, row: dict) -> None:
@@ -115,11 +114,15 @@ def read_log(folder: Path) -> list[dict]:
     path = folder / "log.jsonl"
     if not path.is_file():
         raise UserError(f"{folder}: no log.jsonl")
-    whole_lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     try:
-        return [json.loads(line) for line in whole_lines]
+        return [json.loads(line) for line in _whole_lines(path)]
     except ValueError:
         raise UserError(f"{path}: damaged: a line is no JSON; resume the run to have it mended") from None
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines of a log; what follows the last line end was cut off while it was written."""
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
 
 
 def _written_by(line: str, step: int) -> bool:

@@ -133,3 +133,9 @@ def test_the_quick_energy_score_is_the_slow_one_of_both_samples_and_the_lsd_is_o
     first = [metrics.lsd(metrics.log_power(x), metrics.log_power(y), 2_000)["lsd_hf"]
              for x, y in zip(reals, samples[0])]
     assert found["lsd_hf"] == pytest.approx(np.mean(first))
+
+
+def test_how_many_clips_a_curve_is_of_is_what_its_last_evaluation_says():
+    config = {"task": "sr", "score_clips": 60}
+    assert scoring.preview_clips(config) == scoring.preview_clips(config, [{"eval": {"lsd_hf": 1.0}}]) == 16
+    assert scoring.preview_clips(config, [{"eval": {}}, {"eval": {"measured_on": 48}}]) == 48
