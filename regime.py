@@ -280,11 +280,11 @@ class Regime:
 # --- r of another run ---------------------------------------------------------------------------------------
 
 def read_r(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, r) of a run's log.jsonl; ValueError if it holds no r."""
-    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    """(steps, r) of a run's log.jsonl; ValueError if it holds no r, or one outside [0, 1]."""
+    rows = [json.loads(line) for line in Path(path).read_text().split("\n")[:-1]]  # a last one was cut off
     pairs = sorted({(row["step"], row["r"]) for row in rows if "r" in row})
-    if not pairs:
-        raise ValueError(f"{path}: holds no value of r")
+    if not pairs or not all(0 <= r <= 1 for _, r in pairs):
+        raise ValueError(f"{path}: holds {'an r outside [0, 1]' if pairs else 'no value of r'}")
     return np.array([k for k, _ in pairs]), np.array([r for _, r in pairs])
 
 

@@ -12,10 +12,12 @@ Public: best_by_step, best_table, best_figure.
 """
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 
+from lab.learning_curves import log_steps
 from lab.statistics import paired
 from lab.tables import METRICS
 from parts.spectrograms import pyplot
@@ -68,21 +70,23 @@ def best_table(found: dict) -> str:
 
 
 def best_figure(path: Path, found: dict, arms: list[str], seeds: int) -> None:
-    """How far each arm's mean is behind the best at each step, one panel an axis. found: of best_by_step."""
+    """How far each arm's mean is behind the best at each step, one panel an axis; of arms named "m 1, s 2" m
+    is the colour and s the dash. found: of best_by_step."""
     plt = pyplot()
     columns = min(3, len(found))
     lines = -(-len(found) // columns)
     fig, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.4 * lines), layout="constrained",
                              squeeze=False)
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, max(1, len(arms) // 2)))
+    settings = [arm.partition(", ")[::2] for arm in arms]
+    first, second = (list(dict.fromkeys(values)) for values in zip(*settings))
+    colour_of = dict(zip(first, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(first)))))
+    dash_of = dict(zip(second, itertools.cycle(("-", "--", ":", "-."))))
     for ax, (metric, steps) in zip(axes.flat, found.items()):
-        for k, arm in enumerate(arms):
+        for arm, (m, s) in zip(arms, settings):
             points = [(at["step"], -at["behind"][arm]) for at in steps if arm in at["behind"]]
             if points:
-                half = max(1, len(arms) // 2)
-                ax.plot(*zip(*points), color=colours[k % half], ls="-" if k < half else "--", marker="o",
-                        ms=3, lw=1.2, label=arm)
-        ax.set_xscale("log", base=2)
+                ax.plot(*zip(*points), color=colour_of[m], ls=dash_of[s], marker="o", ms=3, lw=1.2, label=arm)
+        log_steps(ax)
         ax.set(title=METRICS[metric][1], xlabel="training step", ylabel="behind the best (0: best)")
         ax.axhline(0, color="0.6", lw=0.6)
     for ax in axes.flat[len(found):]:

@@ -39,9 +39,9 @@ import evaluate
 import guidance
 import sampler
 from lab.griffin_lim import decode_by_griffin_lim
-from lab.learning_curves import axis_label, draw_differences, draw_runs, log_steps
+from lab.learning_curves import draw_arms, draw_differences, log_steps
 from lab.regime_choice import driven_r, r_of, read
-from lab.tables import METRICS, curve_metrics, curves
+from lab.tables import curve_metrics
 from parts.arguments import Parser
 from parts.config import Config
 from parts.dashboard import steps_and_values
@@ -325,18 +325,9 @@ def learning_curves() -> plt.Figure:
     for ax, folder in zip(axes[0], folders):
         rows = rows_of(folder / "rows.jsonl")
         spec = json.loads((folder / "experiment.json").read_text())
-        metric = curve_metrics(rows)[0]
-        for arm in spec["arms"]:
-            of_seeds = list(curves(rows, arm, spec["seeds"], metric).values())
-            if not of_seeds:
-                continue
-            # `curves` turns quality so that higher is better; the second sign turns it back.
-            quality = METRICS[metric][0] * np.array([y for _, y in of_seeds])                  # (seeds, n)
-            draw_runs(ax, of_seeds[0][0], quality, arm, *ARMS.get(arm, ("#444444", "-")))
-        ax.set(xlabel="training step")
+        draw_arms(ax, rows, spec["arms"], curve_metrics(rows)[0], lambda arm: ARMS.get(arm, ("#444444", "-")))
         last = max(row["step"] for row in rows)
-        basis = f"{len(spec['seeds'])} seeds, {last:,} steps"
-        ax.set_title(f"{TITLES[folder.name]}: {axis_label(metric)}\n{basis}", fontsize=8.5)
+        ax.set_title(f"{TITLES[folder.name]}, {len(spec['seeds'])} seeds, {last:,} steps", fontsize=8.5)
         ax.legend()
     return fig
 

@@ -9,7 +9,7 @@ the band of two seeds is eleven times as wide as that of eight with the same dev
 
 Comes in: rows of an experiment (lab/tables.py). Goes out: a figure.
 
-Public: axis_label, differences, draw_runs, draw_differences, log_steps, learning_figure.
+Public: axis_label, differences, draw_arms, draw_runs, draw_differences, log_steps, learning_figure.
 """
 from __future__ import annotations
 
@@ -109,9 +109,8 @@ def _style(arms: dict):
     return lambda arm: (f"C{number[arm] % 10}", ("-", "--", ":")[number[arm] // 10 % 3])
 
 
-def _draw_arms(ax, rows: list[dict], arms: dict, metric: str, clock: str) -> None:
-    """All arms' curves of a metric, over steps or seconds."""
-    style = _style(arms)
+def draw_arms(ax, rows: list[dict], arms: dict, metric: str, style, clock: str = "step") -> None:
+    """All arms' curves of a metric over steps or seconds; style(arm) -> (colour, dash)."""
     for arm in arms:
         runs = list(_curves([r for r in rows if clock in r], arm, metric).values())
         steps = _common_steps(runs)
@@ -152,7 +151,7 @@ def learning_figure(path: Path, name: str, rows: list[dict], arms: dict, seeds: 
     for ax in axes.flat[total:]:
         ax.axis("off")
     for ax, (metric, clock) in zip(axes.flat, panels):
-        _draw_arms(ax, rows, arms, metric, clock)
+        draw_arms(ax, rows, arms, metric, _style(arms), clock)
     for ax, metric in zip(axes.flat[len(panels):], qualities):
         draw_differences(ax, rows, arms, reference, metric, _style(arms))
         log_steps(ax)

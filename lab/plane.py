@@ -96,7 +96,7 @@ def plane_table(found: list[dict]) -> str:
 
 
 def plane_figure(path: Path, found: list[dict]) -> None:
-    """A panel a view, an arm a point with its intervals over seeds; better is up and to the right."""
+    """A panel a view, an arm a point, with intervals from three seeds on; better is up and to the right."""
     plt, views = pyplot(), list(dict.fromkeys(row["view"] for row in found))
     fig, panels = plt.subplots(1, len(views), figsize=(5 * len(views), 4.2), layout="constrained",
                                squeeze=False)
@@ -105,7 +105,7 @@ def plane_figure(path: Path, found: list[dict]) -> None:
         for k, row in enumerate(rows):
             (a, b), color = row["axes"], f"C{k % 10}"
             spread = [[abs(x - axis["mean"]) for x in axis["interval"]] for axis in (a, b)]
-            errors = [np.array(each)[:, None] if row["n"] > 1 else None for each in spread]
+            errors = [np.array(each)[:, None] if row["n"] > 2 else None for each in spread]
             ax.errorbar(a["mean"], b["mean"], errors[1], errors[0], fmt="osD^v<>"[k % 7], color=color, ms=5,
                         lw=1, label=f"{row['arm']} (n = {row['n']})")
         axes = RESTORED if view == "final" else CAPTIONS

@@ -193,19 +193,25 @@ def provenance(device: str = "cpu") -> dict:
     }
 
 
+def _first_difference(made_with: dict, wanted: dict, ignored: tuple) -> str | None:
+    """The first setting that differs, as "steps 100, not 3000"; None: there is none. What `made_with` lacks
+    did not exist when the run was made, and counts as equal."""
+    for name, value in wanted.items():
+        if name not in (*UNLIKE, "device", *ignored) and made_with.get(name, value) != value:
+            return f"{name} {made_with[name]}, not {value}"
+    return None
+
+
 def other_settings(options: dict, seed: int, made_with: dict) -> str | None:
     """What a run with the settings `made_with` has otherwise than one with these options would, as "steps
     100, not 3000"; None: nothing."""
     wanted = dataclasses.asdict(resolve_arm(options, seed=seed))
-    ignored = {*UNLIKE, "device"}
+    ignored = []
     if derived(options):
-        ignored.add("regime")     # made_with holds the path of a file
+        ignored.append("regime")     # made_with holds the path of a file
     if wanted["codec"] != "mel":
-        ignored.add("channels")   # made_with holds what the codec has
-    for name, value in wanted.items():
-        if name not in ignored and name in made_with and made_with[name] != value:
-            return f"{name} {made_with[name]}, not {value}"
-    return None
+        ignored.append("channels")   # made_with holds what the codec has
+    return _first_difference(made_with, wanted, tuple(ignored))
 
 
 def _what_counts(settings: dict) -> dict:
@@ -311,13 +317,9 @@ def _recorded_rows(out: Path) -> dict:
 
 
 def _other_option(row: dict, options: dict) -> str | None:
-    """What this row's run was made with otherwise than with these options, as "steps 400, not 3000", because
-    it is of another experiment with an arm of that name; None: nothing."""
-    settings = row.get("config", {})
-    for name, value in options.items():
-        if name not in (*UNLIKE, "device") and settings.get(name, value) != value:
-            return f"{name} {settings[name]}, not {value}"
-    return None
+    """What this row's run was made with otherwise than with these options, because it is of another
+    experiment with an arm of that name; None: nothing."""
+    return _first_difference(row.get("config", {}), options, ())
 
 
 def other_rows(out: Path, arms: dict, seeds: list[int]) -> str | None:

@@ -1,5 +1,6 @@
 """Claims about which arm is best when: planted crossings are found, noise is not taken for them."""
 import numpy as np
+from matplotlib.axes import Axes
 
 from lab.best_by_step import best_by_step, best_figure, best_table
 
@@ -38,6 +39,14 @@ def test_one_seed_has_no_intervals_and_an_unfinished_arm_is_not_compared():
     assert at["best"] == "a" and "c" not in at["behind"]
 
 
-def test_the_figure_has_a_panel_an_axis(tmp_path):
+def test_the_figure_has_a_panel_an_axis_and_tells_any_number_of_arms_apart(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Axes, "plot", lambda ax, *points, color, ls, **rest: drawn.append((ax, *color, ls)))
     best_figure(tmp_path / "best.png", best_by_step(planted(0.01)), ["a", "b"], 4)
     assert (tmp_path / "best.png").stat().st_size > 5_000
+    assert len(set(drawn)) == 4, "two arms on two axes"
+    drawn.clear()
+    names = ["m 0, s 1", "m 1, s 1", "m 0, s 2"]
+    rows = [{"arm": arm, "seed": 0, "step": step, "val_loss": 1.0} for arm in names for step in (8, 64)]
+    best_figure(tmp_path / "best.png", best_by_step(rows), names, 1)
+    assert len(set(drawn)) == 3

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,16 +122,39 @@ def test_every_command_runs(command, workplace, request, monkeypatch):
     assert done.returncode == 0, done.stderr[-500:]
 
 
+def commands_of(script: str) -> list[str]:
+    """The python commands of a shell script, with its settings filled in."""
+    settings = dict(re.findall(r'^(\w+)="(.*)"$', script, re.MULTILINE))
+    commands = [line for line in script.replace("\\\n", "").splitlines() if line.startswith("python")]
+    for name, text in settings.items():
+        commands = [line.replace(f"${name} ", text + " ") for line in commands]
+    return commands
+
+
+def test_the_script_at_full_length_asks_for_the_arms_and_settings_of_the_recorded_results(monkeypatch):
+    """Of seeds and arms some may be left to run."""
+    asked = {}
+    monkeypatch.setattr(experiments, "cmd_run", lambda args: asked.update({args.out: experiments.plan(args)}))
+    for line in commands_of((ROOT / "results/full.sh").read_text()):
+        python, _, module, *argv = shlex.split(line)
+        assert (python, module) == ("python", "lab.experiments")
+        monkeypatch.setattr(sys, "argv", [module, *argv])
+        experiments.main()
+    assert len(asked) == 5
+    for out, (arms, _, seeds, reference) in asked.items():
+        recorded = json.loads((ROOT / out / "experiment.json").read_text())
+        assert recorded["reference"] == reference and set(recorded["seeds"]) <= set(seeds), out
+        for arm, options in recorded["arms"].items():
+            assert options.items() >= arms[arm].items(), (out, arm)
+
+
 def test_the_script_behind_the_tables_asks_for_what_the_recorded_results_hold():
     """Its commands are those of an earlier commit, which it names; folders, seeds and steps are those of
     experiment.json."""
     script = (ROOT / "results/tables.sh").read_text()
     assert re.search(r"git checkout [0-9a-f]{7}", script)
-    options = dict(re.findall(r'^(\w+)="(.*)"$', script, re.MULTILINE))
-    commands = [line for line in script.splitlines() if line.startswith("python")]
+    commands = commands_of(script)
     for line in commands:
-        for name, text in options.items():
-            line = line.replace(f"${name} ", text + " ")
         asked = {name: int(value) for name, value in re.findall(r"--(seeds|first-seed|steps) (\d+)", line)}
         recorded = json.loads((ROOT / line.split("--out ")[1] / "experiment.json").read_text())
         first = asked.get("first-seed", 0)

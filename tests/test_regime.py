@@ -261,8 +261,15 @@ def test_the_clock_is_a_replay_of_k_over_K(tmp_path):
     clock, replay = R.Regime("clock", 100), R.Regime(f"replay:{log}", 100)
     assert all(clock.r(k) == replay.r(k) for k in range(1, 101))
     assert not clock.measured and not replay.measured
-    (tmp_path / "none.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(ValueError, match="none.jsonl"):
+    with log.open("a") as f:
+        f.write('{"step": 100, "r": 0.')
+    assert R.Regime(f"replay:{log}", 100).r(100) == 1.0, "of a killed run, whose last line was cut off"
+
+
+@pytest.mark.parametrize("line, why", [({"step": 1}, "no value of r"), ({"step": 1, "r": 1.5}, "outside")])
+def test_a_replayed_file_without_r_or_with_an_impossible_one_is_refused_by_name(tmp_path, line, why):
+    (tmp_path / "none.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=f"none.jsonl: .*{why}"):
         R.Regime(f"replay:{tmp_path / 'none.jsonl'}", 100)
 
 
