@@ -5,8 +5,8 @@ self-supervised teacher phi already has one, and aligning a block with it shorte
 that its coarse features get in the way later, so the weight of the alignment decays with the regime r. (In
 our runs of super-resolution guidance seems to help to the end: docs/results.md.)
 
-    L_ssl     = mean over every 4th token of 1 - cos(P(h_l(x_t)), phi_c(x0))    # REPA (2410.06940), eq. 8
-                phi_c = phi - its data-set mean                                 # ASSUMED: centring
+    L_ssl     = mean over tokens of 1 - cos(P(h_l(x_t)), phi_c(x0))             # REPA (2410.06940), eq. 8
+                phi_c = phi - its data-set mean; every 4th token a step         # ASSUMED
     lambda(r) = lambda0 (1 - r)^gamma;  nothing is computed once r > 0.9        # ASSUMED
 
     h_l (B, T, W) --P: Linear, SiLU, Linear, SiLU, Linear--> (B, T, F) --cos--> phi_c (B, T, F) <-- phi <-- x0

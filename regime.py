@@ -21,7 +21,7 @@ features are from any sound's. D then stands still, or rises, while captions are
 Why k^(1/3)? Against steps k the slope collapses within the first tenth of a run; against log k, per doubling,
 it hardly falls at all where learning curves are straight in log k, as those of captions are, and r stays at
 0.2 when four fifths of the captions are understood. Between the two, the cube root is nearest to measured
-progress (lab/regime_choice.py). Once a slope has been accepted, r reads D only through s / ref, so neither
+progress (results/log.md). Once a slope has been accepted, r reads D only through s / ref, so neither
 the scale of D nor its offset matters.
 
 Conventions: t in [0, 1], **t = 1 is pure noise**, t = 0 is data; x_t = (1-t) x0 + t eps; v = eps - x0; the
@@ -48,11 +48,11 @@ from torch import Tensor
 
 FIRST = 32                 # step of the first probe
 PER_DOUBLING = 4           # probes per doubling of training
-WINDOW = 6                 # probes of a slope: five quarters of a doubling
+WINDOW = 6                 # probes of a slope: five quarters of a doubling.  # ASSUMED
 POWER = 1 / 3              # of k, the axis of the slope: between log k and k.  # ASSUMED
-NEWEST_SHARE = 0.6         # of the newest rho in r's moving average
-MIN_STANDARD_ERRORS = 4.0  # a significant slope is this many standard errors
-MIN_RELATIVE = 0.02        # and, over its window, a fall of this share of the first window's mean D
+NEWEST_SHARE = 0.6         # of the newest rho in r's moving average.  # ASSUMED
+MIN_STANDARD_ERRORS = 4.0  # a significant slope is this many standard errors.  # ASSUMED
+MIN_RELATIVE = 0.02        # and, over its window, a fall of this share of the first mean D.  # ASSUMED
 NO_SIGNAL = 0.15           # share of K after which, without one significant slope, r follows the clock
 SOURCES = ("slope", "loss", "agreement", "clock", "replay")
 
@@ -116,8 +116,8 @@ def probe(predict, extract, x0: Tensor, eps: Tensor, names=LEVELS, mean: Tensor 
     and eps are the same tensors at every probe: with fresh noise the slope would drown in it. The levels are
     fixed, not drawn, or a sampler that follows r would bend the signal that drives it.
 
-    Probe the averaged (EMA) weights: at a constant learning rate the raw ones scatter D by two to three times
-    as much (results/log.md), and an average over the last tenth of a run is only 0.14 doublings late."""
+    Probe the averaged (EMA) weights: at a constant learning rate the raw ones scatter D about three times as
+    much (results/log.md), and an average over the last tenth of a run is only log2(10/9) doublings late."""
     if target is None:
         target = extract(x0)
     D = {}

@@ -6,10 +6,10 @@ from pointing the same way.
 
     A_l = W_O W_V P,  M_l = W_2 W_1 P,  C_l = adaLN weight        signature of block l          # ASSUMED
           P = I - 1 1^T / W
-    S_lm = mean over the three of the cosine of blocks l and m
+    S_lm = mean over the three of the cosine of blocks l and m (without C until adaLN has left 0)
     rest = S less what a model of depth explains of it;  average linkage on 1 - rest -->  G groups
     accepted when at three checks in a row, each after >= 1 % of weight movement, both tests below have p <=
-          .05 and the groups are the same, and at the third r > 1/2 and p (axes, 199 draws) <= .005 # ASSUMED
+          .05 and the groups are the same, and then r > 1/2 and p (axes, 199 draws) <= .005      # ASSUMED
     L_struct = mean over clips and pairs of groups of cos^2(U_g, U_h)                           # ASSUMED
           U_g = mean over l in g of u_l,  u_l = h_l - h_(l-1), averaged over the clip's tokens,
           less its mean over the batch
@@ -26,9 +26,9 @@ check. The statistic is the contrast, mean similarity within groups less that be
 depth left in, grouped at all? In the null each block's residual axes are permuted and flipped at random:
 everything a block is stays, what it shares with the others goes. (One direction that all blocks share, a
 large residual channel, is no group, so the leading singular pair of the mean signature is projected out
-first.) *Depth*: are the groups of rest more than chance? In any transformer neighbours are alike, and the
-first and last block differ from the others; groups that this alone explains do not pass. The null is rest
-with its values in random order, regrouped. It takes six blocks.
+first.) *Depth*: are the groups of rest more than chance? We take it that depth alone makes neighbours alike,
+and the first and last block unlike the others; groups that this explains do not pass. The null is rest with
+its values in random order, regrouped. It takes six blocks.
 
 Conventions: t in [0, 1], t = 1 is pure noise, t = 0 is data; r = 0 acquires semantics, r = 1 refines. B
 batch, T tokens, W width, L blocks, G groups; of a block, M hidden units of its MLP, R = 6 W outputs of its
@@ -323,7 +323,7 @@ def gradient_ratio(fm: Tensor, struct: Tensor, params) -> float:
     """|grad L_struct| / |grad L_fm| on `params`: the share that weight 1 would have. Leaves the graph alive
     and no .grad touched.
 
-    A weight that is set by hand can be next to nothing: .0003 of the loss in captions (docs/results.md); a
+    A weight that is set by hand can be next to nothing, and then tests nothing (docs/results.md); a
     constant one diverges in DiverseDiT (table 8)."""
     norms = []
     for loss in (struct, fm):

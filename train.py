@@ -128,8 +128,8 @@ def add_noise(drawn: dict, token_ids: list, cfg: Config, generator: torch.Genera
 
 
 def losses(cfg: Config, networks: Networks, batch: dict, k: int, driven: Driven, timer=ignore) -> dict:
-    """Losses of a batch at step k -> {"total": fm + lambda ssl + mu struct, "fm", "ssl", "struct": scalars, 0
-    where a mechanism is off, "each": (B,) flow-matching loss of each clip}."""
+    """Losses of a batch at step k -> {"total": fm + lambda ssl + mu struct (ASSUMED), "fm", "ssl", "struct":
+    scalars, 0 where a mechanism is off, "each": (B,) flow-matching loss of each clip}."""
     mask = batch.get("mask")
     with networks.autocast():
         v_hat, hs, v = predict(networks.model, batch, networks.net)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import data
-from parts.arguments import Parser, whole
+from parts.arguments import Parser, number, whole
 from parts.audio import CLIP_S
 from parts.commands import add_loading_options
 from parts.components import open_codec
+from parts.config import Config
 from parts.devices import pick_device
 from parts.errors import run_cli
 from parts.files import to_json, write_text
@@ -26,12 +27,14 @@ def main() -> None:
     parser.add_argument("--channels", type=whole(1), default=64, help="principal components kept")
     parser.add_argument("--data", default="soundworld", help="soundworld or a folder of recordings")
     parser.add_argument("--val-fold", type=whole(), default=0, help="the fold that is held out")
+    parser.add_argument("--max-bad-share", type=number(0, 0.999), default=Config.max_bad_share,
+                        help="share of its rows or files that may be unusable")
     parser.add_argument("--clips", type=whole(2), default=100)
     parser.add_argument("--out", type=Path, help="JSON")
     add_loading_options(parser)
     args = parser.parse_args()
     config = {"codec": args.codec, "channels": args.channels, "data": args.data, "val_fold": args.val_fold,
-              "seconds": CLIP_S}
+              "max_bad_share": args.max_bad_share, "seconds": CLIP_S}
     train_set, test_set = data.open_set(config, "train", 2_000), data.open_set(config, "test", args.clips)
     codec = open_codec(config, pick_device(args.device), args.trust_remote_code, args.allow_pickle)
     result = score_codec(codec, config, train_set, test_set, args.clips)

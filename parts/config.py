@@ -126,7 +126,7 @@ class Config:
 
 PRESETS = {  # what differs from the defaults above; a second entry is laid over it for super-resolution
     "smoke": ({}, {"clips": 2_500, "score_clips": 100, "steps": 3_000, "eval_every": 600}),
-    # As many clips a step as a card of 8 GB takes: it is the launches of its kernels that take the time.
+    # As many clips a step as half of 8 GB takes: it is the launches of its kernels that take the time.
     "small": ({"steps": 8_000, "batch": 192, "width": 384, "depth": 12, "heads": 6, "clips": 40_000,
                "lr": 5e-4, "muon_lr": 2e-3, "eval_every": 1_000}, {}),
     "full": ({"steps": 300_000, "batch": 256, "width": 768, "depth": 16, "heads": 12, "channels": 96,
