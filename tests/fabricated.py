@@ -1,12 +1,14 @@
-"""Rows of runs that never were, for the tests of tables and experiments; and random generators, for those of
-densities."""
+"""Rows of runs that never were, for the tests of tables and experiments; random generators, for those of
+densities; noise."""
 import json
 import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lab.runner import folder_of, resolve_arm
+from parts.audio import RATE
 from parts.config import save_config
 
 
@@ -36,12 +38,24 @@ def fabricated_run(out: Path, arm: str, options: dict, seed: int, seeds: list[in
     path.mkdir(parents=True)
     save_config(path, resolve_arm(options, seed=seed))
     quality = 0.5 + zlib.crc32(path.name.encode()) / 2**33
-    lines = [{"step": k, "r": k / 40, "eval": {"val_loss": 1.0, "seconds": k / 2,
+    lines = [{"step": 8, "D": 3.0}, {"step": 32, "D": 5.0}]
+    lines += [{"step": k, "r": k / 40, "eval": {"val_loss": 1.0, "seconds": k / 2,
                                                "event_accuracy": quality * k / 40}} for k in (10, 20, 40)]
     (path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     scores = {"x": {"protocol": {}, "rows": [{"row": "model", "exact": quality}]}}
     (path / "scores.json").write_text(json.dumps(scores))
     return path
+
+
+def gaussian(n=RATE * 2, seed=0) -> np.ndarray:
+    """White noise (N,) of RMS 0.1."""
+    return np.random.default_rng(seed).standard_normal(n).astype(np.float32) * 0.1
+
+
+def pairs(n=2) -> list[tuple]:
+    """(caption, real (N,), made (N,)) of previews."""
+    clips = gaussian(n * 2 * RATE).reshape(n, 2, RATE)
+    return [(f"$caption {k}: rain, then wind_", real, made) for k, (real, made) in enumerate(clips)]
 
 
 def generator_of(seed: int) -> torch.Generator:

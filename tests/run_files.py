@@ -1,8 +1,9 @@
 """Run folders of tests: made, read back, compared.
 
-Public: a_run, save, final, log_of, step_rows, same_weights, distance, clips_of_step.
+Public: a_run, save, final, log_of, step_rows, same_weights, distance, until, clips_of_step.
 """
 import json
+import time
 
 import numpy as np
 import torch
@@ -51,6 +52,15 @@ def distance(a: dict, b: dict) -> float:
     apart = sum((a[name] - b[name]).square().sum() for name in a)
     size = sum(b[name].square().sum() for name in b)
     return float(apart ** 0.5 / size ** 0.5)
+
+
+def until(condition, seconds=120) -> None:
+    """Wait until condition() holds; TimeoutError after so many seconds."""
+    for _ in range(10 * seconds):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise TimeoutError
 
 
 def clips_of_step(k: int) -> set[int]:

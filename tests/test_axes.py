@@ -1,4 +1,6 @@
 """Claims about what an experiment measures while its runs are trained: both axes, at two guidance scales."""
+import pytest
+
 import evaluate
 import train
 from lab import axes
@@ -28,6 +30,26 @@ def test_super_resolution_has_two_samples_and_no_guidance_scale(sr_run, monkeypa
     monkeypatch.setitem(axes.CLIPS, "sr", 2)
     found = axes.both_axes(evaluate.load_run(sr_run), SoundWorld("val", 4), drawn_elsewhere)
     assert set(found) == {"lsd_hf", "energy_score", "measured_on"}
+
+
+@pytest.mark.parametrize("split, own", [("test", 0), ("val", 1)])
+def test_the_scale_is_chosen_on_other_clips_than_it_is_reported_on(t2a_run, monkeypatch, split, own):
+    """Of validation clips, by fewer steps; where validation is what is reported, of another seed's."""
+    share, asked = {1.0: 0.5, 1.75: 0.9, 2.5: 0.7, 4.0: 0.6}, []
+
+    def measured(config, clips, make, n, twice, device, judge="dev"):
+        asked.append((make, clips.split, clips.seed, n, judge))
+        return {"event_accuracy": share[make[1]], "of": make}
+
+    monkeypatch.setattr(axes, "maker", lambda run, steps, w: (steps, w))
+    monkeypatch.setattr(axes, "quick_metrics", measured)
+    run = evaluate.load_run(t2a_run)
+    run.config.update(score_split=split, judge="final", score_clips=7)
+    found = axes.final_axes(run)
+    assert found["w"] == 1.75 and found["by_w"] == {str(w): x for w, x in share.items()}
+    assert found["w1"]["of"] == (None, 1.0) and found["tuned"]["of"] == (None, 1.75)
+    assert asked[:4] == [((axes.QUICK_STEPS, w), "val", own, 7, "dev") for w in share]
+    assert {each[1:] for each in asked[4:]} == {(split, 0, 7, "final")}
 
 
 def test_a_run_logs_what_it_is_told_to_measure_and_else_its_previews(tmp_path, tiny, bare):

@@ -1,14 +1,10 @@
 """Claims about the baselines of super-resolution."""
 import numpy as np
+from fabricated import gaussian
 
-from parts.audio import RATE
 from parts.band_limit import band_limit
 from parts.baselines import SpectrumBaseline
 from parts.metrics import log_power, lsd
-
-
-def gaussian(n=RATE * 2, seed=0):
-    return np.random.default_rng(seed).standard_normal(n).astype(np.float32) * 0.1
 
 
 def test_ridge_is_the_normal_equations_and_beats_the_mean(waves):

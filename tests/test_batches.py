@@ -1,6 +1,5 @@
 """Claims about batches on their way to a device: what is gathered there or drawn ahead is what would have
 been read; how long captions are padded."""
-import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,4 +103,3 @@ def test_data_too_large_for_the_gpu_is_said_to_be_read_from_disk(capsys):
     with pretend(free=1):
         run = prefetcher("cuda")
     assert run.resident is None and "read from disk step by step" in capsys.readouterr().out
-    assert dataclasses.is_dataclass(Config) and batches.SHARE < 0.5

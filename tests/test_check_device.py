@@ -151,7 +151,7 @@ def script(text):
 def test_a_part_that_breaks_dies_hangs_or_finds_nothing_has_failed_with_its_last_words(
         tmp_path, command, limit_s, note):
     row = run_part("x", command, limit_s, tmp_path)
-    assert row["passed"] is False and row["note"] == note and row["seconds"] < 15
+    assert row["passed"] is False and row["note"] == note
 
 
 def test_a_part_that_failed_stops_no_other_and_the_command_says_which(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_spectrograms import pairs
+from fabricated import pairs
 
 from parts.dashboard import draw_dashboard
 from parts.errors import UserError

@@ -3,14 +3,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from run_files import distance, final, log_of
+from run_files import distance, final, log_of, until
 
 import train
 from parts import devices, runs
@@ -31,14 +30,6 @@ def torchrun(out, settings):
                *flags(settings), "--out", out]
     return subprocess.Popen(command, env=env, cwd=out.parent, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True)
-
-
-def until(condition, seconds):
-    for _ in range(10 * seconds):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise TimeoutError
 
 
 # --- several processes
@@ -137,8 +128,7 @@ def test_a_signal_ends_a_loop_between_two_steps_and_not_in_the_middle(number):
     assert signal.getsignal(number) is before, "afterwards it means what it meant before"
 
 
-def test_several_processes_stop_only_where_all_of_them_agree(monkeypatch):
-    """Process 0 decides."""
+def test_of_several_processes_the_first_decides_whether_all_stop(monkeypatch):
     monkeypatch.setattr(devices, "WORLD", 2)
     for decided in (False, True):
         monkeypatch.setattr(devices, "broadcast_from_rank0", lambda x, decided=decided: decided)

@@ -7,19 +7,16 @@ import scipy.signal
 import soundfile
 import torch
 from conftest import in_process
+from fabricated import gaussian
 from folders import write_tone
 
 import data
 import evaluate
-from parts import judges, metrics
+from parts import judges, metrics, previews
 from parts.audio import RATE, resample
 from parts.band_limit import band_limit
 from parts.judges import ASSETS
 from parts.soundworld import FAMILIES, NAMES, SOUNDS, SoundWorld
-
-
-def gaussian(n=RATE * 2, seed=0):
-    return np.random.default_rng(seed).standard_normal(n).astype(np.float32) * 0.1
 
 
 def below_1500_hz(x):
@@ -173,6 +170,35 @@ def test_the_score_command_prints_a_table_and_writes_it(t2a_run, tmp_path):
     (result,) = json.loads((tmp_path / "scores.json").read_text()).values()
     assert result["protocol"]["n"] == 3 and result["protocol"]["w"] == 1
     assert all(row["row"] in done.stdout for row in result["rows"])
+
+
+def test_a_table_is_of_the_scale_the_steps_and_the_cutoff_that_were_asked_for(t2a_run, sr_run, monkeypatch):
+    asked = []
+
+    def noted(run, inputs, *more, **named):
+        asked.append((more, named))
+        raise StopIteration
+
+    monkeypatch.setattr(evaluate, "generate", noted)
+    monkeypatch.setattr(evaluate, "upsample", noted)
+    for path in (t2a_run, sr_run):
+        with pytest.raises(StopIteration):
+            evaluate.rows_of(evaluate.load_run(path), 3, "dev", "val", 4_000, 1.5, 2)
+    (_, of_captions), (of_restored, _) = asked
+    assert (of_captions["w"], of_captions["steps"]) == (1.5, 2)
+    assert of_restored == (4_000, [0, 2, 4], 2)
+
+
+@pytest.mark.parametrize("task, asked", [("sr", [[0, 1, 2], [3, 4, 5]]), ("t2a", [[0, 1, 2], [3, 4]])])
+def test_the_second_sample_of_a_clip_has_a_seed_of_its_own(waves, task, asked):
+    seen = []
+
+    def make(inputs, seeds):
+        seen.append(seeds)
+        return waves[seeds]
+    config = {"task": task, "data": "soundworld", "seconds": 2.56}
+    previews.quick_metrics(config, SoundWorld("val", 4), make, 3, 2)
+    assert seen == asked
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, in_process
 from fabricated import fabricated_rows, fabricated_run
+from run_files import until
 
 import evaluate
 import train
@@ -173,14 +173,6 @@ def test_an_experiment_goes_on_in_its_own_precision(small, tmp_path, monkeypatch
 
 
 # --- several at a time
-
-def until(condition, seconds=120):
-    for _ in range(10 * seconds):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise TimeoutError
-
 
 def status(stat):
     """/proc/PID/stat -> [state, parent, ...]; [] where the process is gone."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY
 from pretended_gpu import GPU, pretend
+from run_files import step_rows
 from tiny_models import tiny_model, write_recordings
 
 import data
@@ -103,26 +104,29 @@ FAST, *SLOW = SWITCHES
 
 @pytest.mark.parametrize("more", [FAST, *(pytest.param(more, marks=pytest.mark.slow) for more in SLOW)],
                          ids=lambda more: next(iter(more)))
-def test_switches(more, tmp_path, bare, waves):
+def test_no_switch_mixes_tensors_of_two_devices(more, tmp_path, bare, waves):
+    """Which the pretended GPU would refuse; and all losses are numbers."""
     settings = {**SMALL, "task": "t2a", "steps": 33, "eval_every": 33, "batch": 4}
     if more.get("data"):                                           # clips of unequal lengths, so with a mask
         (tmp_path / "mine").mkdir()
         more = {**more, "data": f"{write_recordings(tmp_path / 'mine', waves)}=1,soundworld=1"}
     with pretend():
-        train.train({**settings, **more, "out": str(tmp_path / "run")})
+        out = train.train({**settings, **more, "out": str(tmp_path / "run")})
+    rows = step_rows(out)
+    assert rows[-1]["step"] == 33 and np.isfinite([row["loss"] for row in rows]).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [{"codec": "dac"}, {"teacher": "hubert"},
                                    {"codec": "dac", "teacher": "hubert", "text": "t5"}], ids=str)
-def test_pretrained_parts(parts, tmp_path, bare):
+def test_pretrained_parts_and_the_embedded_ones_meet_on_the_gpu(parts, tmp_path, bare):
     """One at a time, so that each meets the embedded others. (freeze() makes them bfloat16 on a GPU.)"""
     parts = {name: str(tiny_model(kind, tmp_path / kind)) for name, kind in parts.items()}
     with pretend():
         out = train.train({**SMALL, "task": "t2a", "out": str(tmp_path / "run"), "channels": 8, "steps": 33,
                            "guidance": "constant", "probe": "always", **parts})
         run = evaluate.load_run(out, "cuda")
-        evaluate.generate(run, ["a dog"], [0])
+        assert np.isfinite(evaluate.generate(run, ["a dog"], [0])).all()
 
 
 def test_groups_are_detected_as_on_a_cpu():
@@ -217,20 +221,22 @@ def test_no_float64_reaches_an_apple_gpu(task, tmp_path, quiet):
     settings = {"structure": "constant", "probe": "always", "steps": 33, "eval_every": 33, "device": "mps"}
     with pretend("mps"):
         out = train.train({**SMALL, **settings, "task": task, "out": str(tmp_path / "run")})
-        evaluate.load_run(out, "mps")
+        run = evaluate.load_run(out, "mps")
+    assert next(run.model.parameters()).device.type == "mps" and np.isfinite(step_rows(out)[-1]["loss"])
 
 
 # --- the laboratory
 
 @pytest.mark.slow
-def test_the_benchmark(monkeypatch):
+def test_the_benchmark_runs_all_its_arms_on_the_gpu(monkeypatch):
     tiny = {"width": 32, "depth": 2, "heads": 2, "batch": 8, "channels": 16, "sample_steps": 2}
     monkeypatch.setitem(config.PRESETS, "smoke", (tiny, {"variants": 1}))
     monkeypatch.setattr(bench, "matmul_rate", lambda *a: 1e9)
     monkeypatch.setattr(bench, "bench_generation", functools.partial(bench.bench_generation, sizes=(2,)))
     monkeypatch.setattr(bench, "bench_data", functools.partial(bench.bench_data, sizes=(1,)))
     with pretend():
-        bench.bench("cuda", "smoke", 3, clips=100)
+        result = bench.bench("cuda", "smoke", 3, clips=100)
+    assert {row["arm"] for row in result["steps"]} >= {"plain", "vanilla", "static", "stage"}
 
 
 def test_hours_are_measured_until_the_gpu_is_done(monkeypatch):
@@ -252,8 +258,7 @@ def test_peak_memory_of_a_step_begins_anew_with_it(monkeypatch):
     assert bench._step_mb(arm, {}, "cuda:1") == 3 and order == ["reset", "held", "step", "peak"]
 
 
-def test_rows_name_the_device_that_was_used(monkeypatch):
-    """The GPU of a machine is not named where --device cpu ran."""
+def test_the_gpu_of_a_machine_is_not_named_where_a_run_was_on_its_cpu():
     with pretend():
         assert devices.hardware("cuda") == "a pretended GPU" != devices.hardware("cpu")
 

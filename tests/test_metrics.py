@@ -5,13 +5,10 @@ import scipy.linalg
 import scipy.stats
 import torch
 import torchaudio.functional as TAF
+from fabricated import gaussian
 
 from parts import metrics
 from parts.audio import RATE
-
-
-def gaussian(n=RATE * 2, seed=0):
-    return np.random.default_rng(seed).standard_normal(n).astype(np.float32) * 0.1
 
 
 def test_wilson_interval_is_the_closed_form():
@@ -57,6 +54,12 @@ def test_kid_is_the_double_sum():
     across = np.mean([kernel(a, b) for a in x for b in y])
     slow = mean_of_distinct_pairs(x) + mean_of_distinct_pairs(y) - 2 * across
     assert abs(metrics.kid(x, y) - slow) < 1e-9
+
+
+def test_kid_does_not_depend_on_the_scale_of_the_features():
+    x, y = np.random.default_rng(0).standard_normal((2, 20, 3))
+    assert metrics.kid(30 * x, 30 * y) == pytest.approx(metrics.kid(x, y))
+    assert metrics.kid(30 * x, y) != pytest.approx(metrics.kid(x, y)), "negative control: of one of them"
 
 
 def test_frechet_distance_is_torchaudios_scipys_and_the_closed_form():
@@ -123,6 +126,14 @@ def test_treble_is_counted_relative_to_what_lies_below():
     for gain in (1.0, 0.01):
         assert abs(metrics.level_above(gain * (low + 0.1 * high), 2_000) + 20) < 0.1
     assert metrics.level_above(0 * low, 2_000) >= -120
+
+
+def test_the_high_band_knows_nothing_of_what_is_below_the_cutoff():
+    hiss = 0.1 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+    low, high = (np.sin(2 * np.pi * hz * np.arange(RATE) / RATE).astype(np.float32) for hz in (300, 5_000))
+    of_hiss, with_low, with_high = (metrics.high_band_mel(x, 2_000) for x in (hiss, hiss + low, hiss + high))
+    assert of_hiss.shape[1] == 28, "of 64 bands"
+    assert np.abs(with_low - of_hiss).max() < 0.3 and np.abs(with_high - of_hiss).max() > 2
 
 
 def test_texture_knows_level_and_roughness_and_nothing_of_order():

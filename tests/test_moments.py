@@ -4,7 +4,7 @@ import types
 
 import numpy as np
 import pytest
-from test_train import final, same_weights
+from run_files import final, same_weights
 
 import train
 from parts.band_limit import band_limit

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import data
+import evaluate
 import model
 import sampler
 import train
@@ -61,6 +62,77 @@ def test_parts_of_a_batch_of_unequal_clips_give_its_gradient_with_guidance_on(mo
     monkeypatch.setattr(train.guidance, "alignment_loss", over_tokens)
     wrong = gradient_of(networks, data.split_batch(batch, 4)), gradient_of(networks, [batch])
     assert distance_of(*wrong) > 1e-3, "negative control: a mean over the tokens of a part"
+
+
+def everywhere(networks, std=0.1):
+    """Networks whose blocks all do something: adaLN is 0 at first, and so is what a block adds."""
+    torch.manual_seed(1)
+    for net in (networks.model, networks.ema):
+        for p in net.parameters():
+            torch.nn.init.normal_(p, std=std)
+    return networks
+
+
+@pytest.mark.parametrize("teacher", ["tiny", "shuffled"])
+def test_guidance_is_of_every_fourth_token_of_one_block_and_the_centred_features_of_its_clip(teacher):
+    """Against a loop over clips and tokens, at step 2; the control's features are another clip's."""
+    networks = everywhere(networks_of(depth=4, align_block=2, teacher=teacher))
+    networks.phi_mean = torch.randn(6)
+    batch, each = batch_of(1), []
+    found = train.losses(networks.cfg, networks, batch, 2, GUIDED)
+    _, hs, _ = model.predict(networks.model, batch)
+    for clip in range(4):
+        for token in range(2, 16, 4):
+            z = networks.projector(hs[2][clip, token])
+            phi = batch["phi"][clip - (teacher == "shuffled"), token] - networks.phi_mean
+            each.append(1 - torch.cosine_similarity(z, phi, dim=0).item())
+    assert found["ssl"].item() == pytest.approx(np.mean(each), rel=1e-4)
+    assert found["total"].item() == pytest.approx((found["fm"] + 0.5 * found["ssl"]).item(), rel=1e-6)
+
+
+def test_what_stands_at_padded_tokens_changes_no_loss_and_no_measurement():
+    """Negative control: without the mask each of them changes."""
+    networks = everywhere(networks_of())
+    mask = torch.arange(16) < torch.tensor([5, 16, 9, 12])[:, None]
+    driven = GUIDED._replace(share=0.1, mu=1.0)
+
+    def measured(seed, masked):
+        """With other numbers at padded tokens for each seed."""
+        batch = batch_of(1)
+        torch.manual_seed(seed)
+        for name in ("x0", "eps", "cond", "phi"):
+            batch[name] = torch.where(mask[..., None], batch[name], torch.randn_like(batch[name]))
+        if masked:
+            batch["mask"] = mask
+        loss = train.losses(networks.cfg, networks, batch, 2, driven)
+        probe = train.Probe(batch, torch.nn.Identity(), None, "latent")
+        return [*(float(loss[name]) for name in ("fm", "ssl", "struct")), probe(networks.ema)["D"],
+                *evaluate.validation_loss(networks.ema, [batch], 2)]
+    assert np.allclose(measured(2, True), measured(3, True), rtol=1e-5)
+    assert not np.isclose(measured(2, False), measured(3, False), rtol=1e-5).any()
+
+
+def test_the_validation_loss_is_the_mean_over_clips_at_ten_noise_levels_with_the_condition():
+    networks, by_t = everywhere(networks_of()), []
+    batches = [batch_of(1), {**batch_of(2), "drop": torch.ones(4, dtype=torch.bool)}]
+    for t in np.arange(0.05, 1, 0.1):
+        each = []
+        for batch in batches:
+            level = torch.full((4,), t, dtype=torch.float32)
+            x_t = (1 - level[:, None, None]) * batch["x0"] + level[:, None, None] * batch["eps"]
+            v_hat = networks.ema(x_t, level, None, batch["cond"])
+            each += list((v_hat - (batch["eps"] - batch["x0"])).square().mean((1, 2)))
+        by_t.append(float(torch.stack(each).mean()))
+    found = evaluate.validation_loss(networks.ema, batches)
+    assert found == pytest.approx(by_t, rel=1e-4) and len(set(found)) == 10
+
+
+def test_each_optimizer_cools_from_a_rate_of_its_own():
+    networks = networks_of(lr=1e-3, muon_lr=3e-3, steps=100, warmup=4, cool=0.2)
+    for k, factor in ((2, 0.5), (50, 1.0), (91, 10 / 21), (100, 1 / 21)):
+        one_step(networks, k)
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in networks.model_optimizers]
+        assert rates == pytest.approx([1e-3 * factor, 3e-3 * factor]), k
 
 
 def distance_of(a, b) -> float:

@@ -253,6 +253,21 @@ def test_the_log_keeps_the_slope_of_each_probe_and_that_there_is_no_signal():
         assert young.notes(k) == {}, "too few probes for a slope"
 
 
+def test_the_clock_is_followed_only_until_there_is_a_fall():
+    """Flat until a quarter of the run, then falling as steeply as ever: r goes back to 0."""
+    regime, steps, r = run(lambda k: 2 - 0.08 * (root(max(k, 2_048)) - root(2_048)), noise=0.002)
+    assert r[list(steps).index(1_448)] == pytest.approx(1_448 / K) and not regime.no_signal
+    assert r[-1] < 0.15
+
+
+@pytest.mark.parametrize("at_first, counts", [(1.0, False), (0.1, True)])
+def test_what_a_fall_must_be_is_told_by_the_first_window_and_not_by_the_last(at_first, counts):
+    """Late in the run D falls by 0.01 a window: a tenth of what is left, a hundredth of what it was at first
+    in one case. (The jump between is no straight line, and so no slope that counts.)"""
+    regime, *_ = run(lambda k: at_first if k < 1_024 else 0.1 - 0.002 * (root(k) - root(1_024)), noise=0)
+    assert (regime.ref is not None) == counts
+
+
 # --- its other sources
 
 def test_the_clock_is_a_replay_of_k_over_K(tmp_path):

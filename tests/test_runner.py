@@ -65,6 +65,28 @@ def test_a_run_whose_folder_is_gone_is_replayed_from_its_rows_as_from_its_log(tm
     assert np.array_equal(replayed(), from_log) and len(set(from_log)) == 3
 
 
+def test_a_run_that_replays_another_is_trained_with_its_r_and_its_rows_say_what_was_asked_for(
+        tmp_path, monkeypatch):
+    """And D of a row is that of the log's probes, on a line in log2 k."""
+    arms = {"slope": {"recipe": "stage", "steps": 40},
+            "back": {"recipe": "stage", "steps": 40, "regime": "reversed:slope"}}
+    log, asked = fabricated_run(tmp_path, "slope", arms["slope"], 0, [0]) / "log.jsonl", []
+
+    def trained(given, resume="", quick=None):
+        asked.append(given["regime"])
+        fabricated_run(tmp_path, "back", {**arms["back"], "regime": given["regime"]}, 0, [0])
+    monkeypatch.setattr(runner.train, "train", trained)
+    monkeypatch.setattr(runner.evaluate, "load_run", lambda *a: None)
+    monkeypatch.setattr(runner, "final_axes", lambda run: {})
+    runner.run_arm(tmp_path, "back", arms["back"], 0, [0])
+    (replayed,) = asked
+    r = regime.hold_last(*regime.read_r(log), np.arange(1, 41))
+    assert np.array_equal(regime.read_r(replayed.removeprefix("replay:"))[1], r[::-1])
+    rows = [row for row in runner.collect(tmp_path, "E3", arms, [0]) if row["arm"] == "back"]
+    assert {row["config"]["regime"] for row in rows} == {"reversed:slope"}
+    assert [row["D"] for row in rows] == pytest.approx([np.log2(10), np.log2(20), 5])
+
+
 SEEDS = [3, 5, 9]
 
 

@@ -6,18 +6,12 @@ import pytest
 
 from parts import metrics, scoring
 from parts.codec import Codec
-from parts.soundworld import SoundWorld
+from parts.soundworld import SoundWorld, factor_table
 
 
 @pytest.fixture
 def codec(waves):
     return Codec(16).fit(waves)
-
-
-@pytest.fixture(autouse=True)
-def no_references(monkeypatch):
-    """What one test's clips are scored against is not what another's are."""
-    monkeypatch.setattr(scoring, "_REFERENCES", {})
 
 
 SETTINGS = {"data": "soundworld", "val_fold": 0, "clips": 20, "seconds": 2.56}
@@ -52,21 +46,33 @@ def test_what_runs_are_scored_against_is_made_once_for_a_key_and_anew_for_anothe
     assert [scoring.cached_reference((key,), make) for key in "aaba"] == [1, 1, 2, 3]
 
 
-def test_data_sets_are_opened_only_where_the_references_of_restored_clips_are_not_cached(codec):
-    """And two models are then compared with the same rows."""
+def test_data_sets_are_opened_only_where_the_references_of_restored_clips_are_not_cached(codec, monkeypatch):
+    """And two models are then compared with the same rows. Both samples of a clip have seeds of their own, or
+    the spread of an energy score would be 0."""
     opened = []
 
     def open_sets():
         opened.append(1)
         return SoundWorld("test", 4), SoundWorld("train", 20)
 
+    asked, rendered, render = [], [], scoring.SpectrumBaseline.render
+
     def make(muffled, seeds):
-        assert muffled.shape == (4, 40_960) and len(seeds) == 4
+        assert muffled.shape == (4, 40_960)
+        asked.append(seeds)
         return muffled
 
+    def noted(self, x, kind, seed):
+        rendered.append((kind, seed))
+        return render(self, x, kind, seed)
+
+    monkeypatch.setattr(scoring.SpectrumBaseline, "render", noted)
     first = scoring.score_superresolution(codec, SETTINGS, make, open_sets, 4, 2_000, "test")
     second = scoring.score_superresolution(codec, SETTINGS, make, open_sets, 4, 2_000, "test")
     assert len(opened) == 1 and first == second
+    two_samples = [0, 2, 4, 6, 1, 3, 5, 7]
+    assert asked[0] + asked[1] == two_samples
+    assert rendered == [(kind, seed) for kind in ("mean", "ridge") for seed in two_samples]
     by_name = {row["row"]: row for row in first}
     assert by_name["model"]["lsd"] == by_name["input"]["lsd"], "a model that returns its input"
     scoring.score_superresolution(codec, SETTINGS, make, open_sets, 4, 4_000, "test")
@@ -133,6 +139,43 @@ def test_the_quick_energy_score_is_the_slow_one_of_both_samples_and_the_lsd_is_o
     first = [metrics.lsd(metrics.log_power(x), metrics.log_power(y), 2_000)["lsd_hf"]
              for x, y in zip(reals, samples[0])]
     assert found["lsd_hf"] == pytest.approx(np.mean(first))
+
+
+def test_each_factor_is_right_for_the_true_answers_and_wrong_for_their_opposites():
+    """Count, pitch and order are asked of events that are detected; recall is 0 where none is."""
+    world = SoundWorld("val", 200)
+    truth = factor_table(world, 200)
+    right = {"presence": np.where(truth["presence"] > 0.5, 1.0, -1.0), "onset": truth["onset"],
+             "pitch": np.nan_to_num(truth["pitch"]),
+             "count": np.eye(4)[np.nan_to_num(truth["count"], nan=1).astype(int) - 1]}
+    hit = np.ones(200, bool)
+    found = scoring.factor_scores(world, truth, right, hit)
+    asked = found.pop("order_n")
+    assert found == {"recall": 1, "count": 1, "pitch": 1, "order": 1} and 10 < asked < 200
+    wrong = {**right, "onset": -truth["onset"], "pitch": -right["pitch"],
+             "count": np.roll(right["count"], 1, -1)}
+    found = scoring.factor_scores(world, truth, wrong, hit)
+    assert found == {"recall": 1, "count": 0, "pitch": 0, "order": 0, "order_n": asked}
+    found = scoring.factor_scores(world, truth, {**right, "presence": -right["presence"]}, ~hit)
+    assert found == {"recall": 0, "count": None, "pitch": None, "order": None, "order_n": 0}
+
+
+def test_a_table_tells_its_results_by_number_of_events_and_of_new_captions_apart(monkeypatch):
+    """Three clips: one event, right; two events, of which one is found; one event, right, its caption new."""
+    presence = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]])
+    detected = np.where([[1, 0, 0], [1, 0, 0], [0, 0, 1]], 2.0, -2.0)
+    judged = {"presence": np.where(presence, 2.0, -2.0)}
+    answers = {"presence": detected, "embedding": np.random.default_rng(0).standard_normal((3, 4))}
+    monkeypatch.setattr(scoring, "judge_clips", lambda judge, waves: answers)
+    monkeypatch.setattr(scoring, "factor_table", lambda world, n: {"presence": presence})
+    monkeypatch.setattr(scoring, "factor_scores", lambda *a: {})
+    unseen = scoring.UnseenClips(None, [], {}, None, judged, answers["embedding"][::-1],
+                                 np.array([False, False, True]))
+    found = scoring.text_scores(unseen, [None] * 3, None)
+    assert found["by_events"] == {1: {"exact": 1.0, "n": 2}, 2: {"exact": 0.0, "n": 1}}
+    assert found["new_wording"]["exact"] == 1.0 and found["new_wording"]["n"] == 1
+    p, q = 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))
+    assert found["event_kl"] == pytest.approx((p * np.log(p / q) + q * np.log(q / p)) / 9), "one of nine"
 
 
 def test_how_many_clips_a_curve_is_of_is_what_its_last_evaluation_says():

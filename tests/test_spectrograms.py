@@ -3,15 +3,10 @@ import io
 
 import numpy as np
 import scipy.io.wavfile
+from fabricated import pairs
 
 from parts.audio import RATE
 from parts.spectrograms import draw_previews, draw_spectrogram, spectrogram_png
-
-
-def pairs(n=2):
-    rng = np.random.default_rng(0)
-    clips = 0.1 * rng.standard_normal((n, 2, RATE)).astype(np.float32)
-    return [(f"$caption {k}: rain, then wind_", real, made) for k, (real, made) in enumerate(clips)]
 
 
 def test_previews_are_a_picture_sounds_and_captions(tmp_path):

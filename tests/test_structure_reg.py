@@ -52,6 +52,25 @@ def test_signatures_are_free_of_gauge():
     assert np.allclose(before, after, atol=1e-3)
 
 
+def test_the_mean_direction_that_layer_norm_takes_out_is_no_part_of_a_signature():
+    blocks, generator = S.demo_blocks(6, 3), torch.Generator().manual_seed(0)
+
+    def shifted(x):
+        return x + 5 * torch.randn(len(x), 1, generator=generator)
+    after = [(wo, shifted(wv), shifted(w1), w2, c) for wo, wv, w1, w2, c in blocks]
+    assert np.allclose(*(S.similarity(S.signatures(some)) for some in (blocks, after)), atol=1e-3)
+    moved = [(shifted(wo), wv, w1, w2, c) for wo, wv, w1, w2, c in blocks]
+    assert not np.allclose(*(S.similarity(S.signatures(some)) for some in (blocks, moved)), atol=1e-2)
+
+
+def test_adaln_counts_once_it_has_left_0_in_every_block():
+    blocks = S.demo_blocks(6, 3)
+    assert len(S.signatures(blocks)) == 3
+    *others, c = blocks[2]
+    blocks[2] = (*others, 0 * c)
+    assert len(S.signatures(blocks)) == 2
+
+
 @pytest.mark.parametrize("L", [8, 12])
 def test_planted_groups_are_found(L):
     assert share_found(L, range(20)) >= 0.95

@@ -1,11 +1,40 @@
 """Claims about tables and figures, on rows of runs that never were."""
+import json
+
 import numpy as np
+import pytest
+from conftest import ROOT
 from fabricated import fabricated_rows, half
 
 from lab import tables
 from lab.questions import reference_of
 
 SEEDS = [0, 1, 2]
+
+
+def flat(value, name="") -> dict:
+    """Nested lists and dicts -> {path: leaf}; None, which stands for NaN in a file, as NaN."""
+    if isinstance(value, dict):
+        value = list(value.items())
+    elif isinstance(value, (list, tuple)):
+        value = list(enumerate(value))
+    else:
+        return {name: float("nan") if value is None else value}
+    found = {}
+    for key, each in value:
+        found |= flat(each, f"{name}/{key}")
+    return found
+
+
+@pytest.mark.parametrize("folder", ["e1", "e1-sr"])
+def test_a_recorded_summary_is_what_its_rows_give(folder):
+    """Event sets, of which more is better, and energy scores and LSD-HF, of which less is."""
+    path = ROOT / "results" / folder
+    spec = json.loads((path / "experiment.json").read_text())
+    rows = [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines()]
+    found = flat(tables.summarize(rows, spec["arms"], spec["reference"]))
+    recorded = flat(json.loads((path / "summary.json").read_text()))
+    assert found == pytest.approx(recorded, rel=1e-9, nan_ok=True) and len(recorded) > 50
 
 
 def test_an_arm_of_a_setting_is_compared_within_its_setting():
@@ -60,9 +89,20 @@ def test_seconds_are_compared_only_where_every_run_has_some_that_count():
     for row in rows:
         if row["arm"] == "clock":
             del row["seconds"]
+        elif row["arm"] == "stage":
+            row["seconds"] *= 2
     _, clock, stage = tables.summarize(rows, arms, "static")
-    assert set(stage["sooner"]["event_accuracy"]) == {"step", "seconds"}
     assert set(clock["sooner"]["event_accuracy"]) == {"step"}
+    found = stage["sooner"]["event_accuracy"]
+    assert found["step"]["ratio"] == pytest.approx(1) and found["seconds"]["ratio"] == pytest.approx(0.5)
+
+
+def test_the_more_arms_a_table_compares_the_larger_each_p():
+    arms = {"static": {}, "clock": {}, "stage": {}}
+    rows = fabricated_rows(arms, range(8), lambda arm, seed: 0.5 + 0.01 * seed * list(arms).index(arm))
+    _, clock, stage = (row.get("against") for row in tables.summarize(rows, arms, "static"))
+    assert clock["p"] == stage["p"] == 2 / 2**7, "seven of eight differ, all with one sign"
+    assert clock["holm_p"] == stage["holm_p"] == 2 * clock["p"]
 
 
 def test_e5_tells_semantics_from_detail_and_leaves_out_what_was_not_asked():

@@ -22,10 +22,11 @@ import regime
 import sampler
 import structure_reg
 import train
-from parts import latents, peers, soundworld
+from parts import config, latents, peers, soundworld
 from parts.audio import ACTIVE_RMS, at_level
 from parts.codec import Codec
 from parts.config import Config
+from parts.devices import Timer
 from parts.errors import UserError
 from parts.soundworld import SoundWorld
 from parts.text import Words
@@ -229,6 +230,8 @@ def test_the_structure_loss_gets_its_share_of_the_gradient_where_it_is_constant(
     found = shares_of_structure({**settings, "out": str(tmp_path / "r")})
     assert list(found) == regime.probe_steps(80) and found[32] == 0, "its weight is not known yet"
     assert all(0.02 < share < 0.5 for step, share in found.items() if step > 32), found
+    settled = {row["mu"] for row in step_rows(tmp_path / "r") if row["step"] > 64}
+    assert len(settled) == 1 and settled > {0.0} - settled, "once it has set in the weight stays"
     assert shares_of_structure({**settings, "structure": "off", "out": str(tmp_path / "off")}) == {}
     take = structure_reg.GroupDetector.take_ratio
     monkeypatch.setattr(structure_reg.GroupDetector, "take_ratio", lambda self, x: take(self, 20 * x))
@@ -413,6 +416,33 @@ def test_the_signal_that_was_asked_for_is_the_mean_of_its_discrepancies_and_no_o
         assert row["D"] == pytest.approx(np.mean([row["D_of"][name + how] for name in alone]))
 
 
+def test_the_averaged_network_is_what_is_probed_and_validated(tiny, tmp_path, monkeypatch, bare):
+    """D by hand: of ten clips and their noise, in features less their mean. Negative controls: the network
+    that is trained, and features that are not centred."""
+    cfg = config.resolve({**tiny, "task": "sr", "out": str(tmp_path / "r")})
+    run, k = train.prepare(cfg, None, "", lambda folder: None), 32
+    with torch.no_grad():
+        for p in run.networks.model.parameters():
+            p += 0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    run.step, batch = k, {name: x[:10] for name, x in run.val_batches[0].items()}
+
+    def by_hand(net, mean):
+        found = regime.probe(lambda x_t, t: net(x_t, t, None, batch["cond"]), run.data.extract, batch["x0"],
+                             batch["eps"], mean=mean)
+        return np.mean(list(found[name] for name in regime.LEVELS))
+    found = train.measure(run, 0, Timer())["D"]
+    assert found == pytest.approx(by_hand(run.networks.ema, run.data.phi_mean), rel=1e-5)
+    assert found != pytest.approx(by_hand(run.networks.model, run.data.phi_mean), rel=1e-2)
+    assert found != pytest.approx(by_hand(run.networks.ema, None), rel=1e-2)
+
+    log = []
+    monkeypatch.setattr(train, "save_run", lambda *a: None)
+    train.evaluate_and_save(run, log.append, Timer())
+    average, raw = (evaluate.validation_loss(net, run.val_batches)
+                    for net in (run.networks.ema, run.networks.model))
+    assert log[0]["eval"]["val_loss_t"] == average != raw
+
+
 def test_the_proxy_without_a_teacher_can_be_probed_always_while_a_teacher_guides(tiny, tmp_path, bare):
     """The discrepancy is of latents, the agreement of what the teacher says."""
     rows = step_rows(train.train({**tiny, "task": "sr", "steps": 34, "eval_every": 34, "probe": "always",
@@ -420,12 +450,25 @@ def test_the_proxy_without_a_teacher_can_be_probed_always_while_a_teacher_guides
     assert [row["step"] for row in rows if "D" in row and "agreement_t" in row] == [32]
 
 
-def test_the_loss_can_be_the_source_of_r(tiny, tmp_path, bare):
-    """A slope at each probe step from the first that has a whole window behind it."""
-    rows = step_rows(train.train({**tiny, "task": "sr", "steps": 92, "eval_every": 92, "regime": "loss",
-                                  "out": str(tmp_path / "r")}))
+def test_the_loss_can_be_the_source_of_r(tiny, tmp_path, monkeypatch, bare):
+    """In the place of D: the mean of flow matching's losses since the last probe. A slope at each probe step
+    from the first that has a whole window behind it."""
+    observed, observe = [], regime.Regime.observe
+
+    def noted(self, loss):
+        observed.append(float(loss))
+        observe(self, loss)
+    monkeypatch.setattr(regime.Regime, "observe", noted)
+    run = train.train({**tiny, "task": "sr", "steps": 92, "eval_every": 92, "regime": "loss",
+                       "out": str(tmp_path / "r")})
+    rows, steps = step_rows(run), regime.probe_steps(92)
     assert not any("D" in row for row in rows)
-    expected = regime.probe_steps(92)[regime.WINDOW - 1:]
+    assert len(observed) == 92
+    for row in rows:
+        assert observed[row["step"] - 1] == pytest.approx(row["loss_fm"])
+    since = zip([0, *(k - 1 for k in steps)], (k - 1 for k in steps))  # a probe comes before its own step
+    assert final(run)["regime"]["D"] == pytest.approx([np.mean(observed[a:b]) for a, b in since])
+    expected = steps[regime.WINDOW - 1:]
     assert len(expected) >= 2 and [row["step"] for row in rows if "slope" in row] == expected
 
 
@@ -457,17 +500,28 @@ def test_guidance_can_end_all_at_once(tiny, tmp_path, bare):
 def test_guidance_costs_nothing_after_it_has_decayed(tiny, tmp_path, monkeypatch, bare):
     """r = 0.95 throughout: neither the features are read nor the loss computed. Negative control: at r = 0.5
     they are."""
+    read = data.Prefetcher.read
+
     def refuse(*a):
         raise RuntimeError("computed")
 
+    def without_features(self, crops, with_phi):
+        if with_phi:
+            raise RuntimeError("read")
+        return read(self, crops, with_phi)
+
     monkeypatch.setattr(guidance, "alignment_loss", refuse)
+    monkeypatch.setattr(data.Prefetcher, "read", without_features)
     for r in (0.95, 0.5):
         (tmp_path / f"{r}.jsonl").write_text(json.dumps({"step": 1, "r": r}) + "\n")
     settings = {**tiny, "task": "sr", "steps": 4, "eval_every": 4}
     decayed, strong = (f"replay:{tmp_path / name}" for name in ("0.95.jsonl", "0.5.jsonl"))
     train.train({**settings, "regime": decayed, "out": str(tmp_path / "a")})
-    with pytest.raises(RuntimeError, match="computed"):
+    with pytest.raises(RuntimeError, match="read"):
         train.train({**settings, "regime": strong, "out": str(tmp_path / "b")})
+    monkeypatch.setattr(data.Prefetcher, "read", read)
+    with pytest.raises(RuntimeError, match="computed"):
+        train.train({**settings, "regime": strong, "out": str(tmp_path / "c")})
 
 
 def test_negative_control_a_regime_turned_round_drives_everything_the_other_way():
@@ -481,6 +535,14 @@ def test_negative_control_a_regime_turned_round_drives_everything_the_other_way(
         return a.lam > b.lam, a.density.m > b.density.m, a.share < b.share, a.mu < b.mu
 
     assert all(claims(0.1, 0.8)) and not any(claims(1 - 0.1, 1 - 0.8))
+
+
+def test_the_share_of_structure_sets_in_over_a_tenth_of_the_run_and_lambda_falls_with_its_exponent():
+    cfg, detector = Config(steps=100, gamma=2.0), structure_reg.GroupDetector(8)
+    detector.activated_at, detector.groups, detector.ratio = 40, [0, 0, 0, 1, 1, 1, 2, 2], 0.5
+    shares = [train.drive(cfg, 0.5, k, detector).share for k in (40, 45, 50, 60)]
+    assert shares == pytest.approx([0, 0.25 * cfg.struct_share, 0.5 * cfg.struct_share, shares[2]])
+    assert train.drive(cfg, 0.5, 60, detector).lam == pytest.approx(cfg.lambda0 / 4)
 
 
 def test_the_structure_loss_has_the_weight_that_gives_it_its_share_and_none_while_that_is_unknown():
@@ -535,14 +597,23 @@ def test_a_run_without_an_interval_is_evaluated_and_saved_at_half_doublings(tiny
 # --- time
 
 
-def test_the_profile_accounts_for_all_of_the_time(tiny, tmp_path, capsys, bare):
+def test_the_profile_accounts_for_all_of_the_time(tiny, tmp_path, capsys, monkeypatch, bare):
+    """But for what lies between steps. By another clock around the loop."""
+    loop, whole = train.loop, []
+
+    def timed(run):
+        began = time.perf_counter()
+        timer = loop(run)
+        whole.append(time.perf_counter() - began)
+        return timer
+    monkeypatch.setattr(train, "loop", timed)
     train.train({**tiny, "task": "sr", "steps": 20, "eval_every": 20, "profile": True,
                  "out": str(tmp_path / "r")})
     row = re.compile(r"^(\w[\w ]*?)\s+([\d.]+)\s+([\d.]+) %$", re.MULTILINE)
     table = row.findall(capsys.readouterr().out)
     assert {name for name, *_ in table} == {"data", "forward", "backward", "optimizer", "EMA", "probe",
                                             "guidance", "structure", "log and evaluation"}
-    assert abs(sum(float(share) for *_, share in table) - 100) < 1
+    assert 0.8 * whole[0] - 0.5 < sum(float(seconds) for _, seconds, _ in table) < whole[0] + 0.5
 
 
 # --- command line
