@@ -236,8 +236,8 @@ def score(trained: list[Run], clips: int = 500, judge: str = "dev", split: str =
         how = scoring.score_protocol(config, rows[0]["n"], split, steps, cutoff, judge, w, RESCALE, judges)
         result[name] = {"protocol": {"run": name, "step": run.step, **how, **(protocol or {})}, "rows": rows}
         scoring.print_table(**result[name])
-    if out:
-        write_text(Path(out), to_json(result, indent=1) + "\n")
+        if out:
+            write_text(Path(out), to_json(result, indent=1) + "\n")
     return result
 
 
@@ -282,11 +282,13 @@ def cmd_generate(args) -> None:
         print(printable(note))
     seconds = args.seconds or run.config["seconds"]
     n = round(seconds * RATE)
-    waves = generate(run, [caption] * args.n, [args.seed + k for k in range(args.n)],
-                     tokens=max(run.tokens, run.codec.tokens(n)), w=args.guidance_scale, steps=args.steps,
-                     method=args.method)[:, :n]
     judge = load_judge("dev") if in_soundworld else None
-    for k, x in enumerate(waves):
+    for k in range(args.n):
+        if k % 16 == 0:                                            # a few at a time; then they are written
+            seeds = list(range(args.seed + k, args.seed + min(k + 16, args.n)))
+            waves = generate(run, [caption] * len(seeds), seeds, w=args.guidance_scale, steps=args.steps,
+                             tokens=max(run.tokens, run.codec.tokens(n)), method=args.method)[:, :n]
+        x = waves[k % 16]
         path = args.out if args.n == 1 else args.out.with_stem(f"{args.out.stem}-{k}")
         factor = write_wav(path, x)
         level = "peak {peak:.2f}, RMS {rms:.3f}, centroid {centroid_hz:.0f} Hz".format(**describe(x))
@@ -329,8 +331,7 @@ def cmd_sounds(args) -> None:
 def cmd_score(args) -> None:
     options = args.trust_remote_code, args.allow_pickle
     trained = [load_run(run, args.device, *options) for run in args.runs]
-    for run in trained if args.data else []:
-        run.config.update(data=args.data, val_fold=args.val_fold)
+    scoring.take_request([run.config for run in trained], args)
     score(trained, args.clips, args.judge, args.split, args.cutoff, args.guidance_scale, args.steps, args.out,
           args.clap, args.audio_model, *options, pick_device(args.device))
 

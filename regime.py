@@ -171,8 +171,7 @@ class Regime:
     def __init__(self, source: str, K: int):
         self.source, _, path = source.partition(":")
         if self.source not in SOURCES or (self.source == "replay") != bool(path):
-            known = "slope, loss, agreement, clock or replay:FILE"
-            raise ValueError(f"unknown regime source {source!r}: {known}")
+            raise ValueError(f"unknown source {source!r}: slope, loss, agreement, clock or replay:FILE")
         self.K = K
         self.steps = {k: j for j, k in enumerate(probe_steps(K))}
         self.replayed = read_r(path) if path else None

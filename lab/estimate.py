@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import structure_reg
 import train
 from parts import config
-from parts.arguments import Parser
+from parts.arguments import Parser, new_file
 from parts.audio import RATE
 from parts.codec import Codec
 from parts.errors import run_cli
@@ -271,7 +270,7 @@ def estimate_table(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, help="JSON")
+    parser.add_argument("--out", type=new_file, help="JSON")
     args = parser.parse_args()
     rows = [row for task in TASKS for row in estimate(task)]
     print(estimate_table(rows))

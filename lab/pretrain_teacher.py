@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from parts.arguments import Parser, whole
+from parts.arguments import Parser, new_file, whole
 from parts.checkpoints import save_half
 from parts.devices import pick_precision
 from parts.errors import run_cli
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--steps", type=whole(1), default=600)
     parser.add_argument("--objective", choices=("contrastive", "masked"), default="contrastive")
     parser.add_argument("--seed", type=whole(), default=0)
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=new_file, default=WEIGHTS)
     args = parser.parse_args()
     teacher = pretrain(args.clips, args.steps, objective=args.objective, seed=args.seed)
     save_teacher(teacher, args.out)

@@ -28,7 +28,7 @@ import torch
 import data
 import evaluate
 from lab.statistics import format_interval
-from parts.arguments import Parser, whole
+from parts.arguments import Parser, new_file, whole
 from parts.audio import first_seconds, write_wav
 from parts.band_limit import band_limit
 from parts.curves import Series, StepAxis, make_panel
@@ -213,7 +213,7 @@ def _score_text(row: dict | None) -> str:
     if "energy_score" in row:
         score = row["energy_score"]
         return f"energy score {score['mean']:.3f} {format_interval(score['interval'], False)}"
-    return f"KID {row['kid']:.4f}"
+    return "KID -, of too few clips" if row["kid"] is None else f"KID {row['kid']:.4f}"
 
 
 def _settings_that_differ(runs: list) -> list[tuple]:
@@ -308,12 +308,12 @@ def _dashboards(runs: list, names: list[str]) -> list[tuple[str, str]]:
 
 def _sounds(runs: list, names: list[str], n: int) -> list[tuple]:
     """(task, data, clips) of each kind of run, in the order in which they come; runs of a kind share their
-    clips."""
+    clips, of which none was trained on."""
     groups = {}
     for name, run in zip(names, runs):
-        kind = (run.config["task"], run.config["data"], run.config["seconds"])
+        kind = tuple(run.config[name] for name in ("task", "data", "seconds", "val_fold"))
         groups.setdefault(kind, []).append((name, run))
-    return [(task, folder, _clips(group, n)) for (task, folder, _), group in groups.items()]
+    return [(task, folder, _clips(group, n)) for (task, folder, *_), group in groups.items()]
 
 
 def _clips(runs: list[tuple], n: int) -> list[tuple]:
@@ -384,7 +384,7 @@ def _data_url(kind: str, content: bytes) -> str:
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("report.html"))
+    parser.add_argument("--out", type=new_file, default=Path("report.html"))
     parser.add_argument("--clips", type=whole(1), default=4)
     args = parser.parse_args()
     report(args.runs, args.out, args.clips)

@@ -7,16 +7,14 @@ Public: main.
 """
 from __future__ import annotations
 
-from pathlib import Path
-
 import data
-from parts.arguments import Parser, number, whole
+from parts.arguments import Parser, new_file, number, whole
 from parts.audio import CLIP_S
 from parts.commands import add_loading_options
 from parts.components import open_codec
 from parts.config import Config
 from parts.devices import pick_device
-from parts.errors import run_cli
+from parts.errors import UserError, run_cli
 from parts.files import to_json, write_text
 from parts.scoring import codec_table, score_codec
 
@@ -30,14 +28,17 @@ def main() -> None:
     parser.add_argument("--max-bad-share", type=number(0, 0.999), default=Config.max_bad_share,
                         help="share of its rows or files that may be unusable")
     parser.add_argument("--clips", type=whole(2), default=100)
-    parser.add_argument("--out", type=Path, help="JSON")
+    parser.add_argument("--out", type=new_file, help="JSON")
     add_loading_options(parser)
     args = parser.parse_args()
     config = {"codec": args.codec, "channels": args.channels, "data": args.data, "val_fold": args.val_fold,
               "max_bad_share": args.max_bad_share, "seconds": CLIP_S}
     train_set, test_set = data.open_set(config, "train", 2_000), data.open_set(config, "test", args.clips)
     codec = open_codec(config, pick_device(args.device), args.trust_remote_code, args.allow_pickle)
-    result = score_codec(codec, config, train_set, test_set, args.clips)
+    try:
+        result = score_codec(codec, config, train_set, test_set, args.clips)
+    except ValueError as e:  # a few seconds of sound
+        raise UserError(f"--channels {args.channels}: {e}; give more sound, or fewer channels") from None
     print(codec_table(result))
     if args.out:
         write_text(args.out, to_json(result, indent=1) + "\n")

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from parts.arguments import Parser, whole
+from parts.arguments import Parser, new_file, whole
 from parts.audio import RATE
 from parts.cache import cache_dir, digest, fill_array
 from parts.checkpoints import save_half
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--patches", type=whole(1), default=6_000, help="random patches")
     parser.add_argument("--seed", type=whole(), default=0)
     parser.add_argument("--resume", action="store_true", help="go on after a stop")
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=new_file, default=WEIGHTS)
     args = parser.parse_args()
     banks = training_waves(args.clips, args.patches, args.seed)
     codec = Codec().fit(banks[0][i].astype(np.float32) / 32_767 for i in range(min(2_000, len(banks[0]))))

@@ -3,13 +3,14 @@
 A wrong flag ends in one line with the nearest right one, like any other error of a user (parts/errors.py); a
 number is checked where it is typed, so NaN, infinities and integers too large for a generator get no further.
 
-Public: Parser, whole, number.
+Public: Parser, whole, number, new_file.
 """
 from __future__ import annotations
 
 import argparse
 import difflib
 import re
+from pathlib import Path
 
 from parts.errors import UserError
 
@@ -53,6 +54,13 @@ def whole(low: int = 0, high: int = HIGHEST):
 def number(low: float, high: float):
     """An argparse type: a float from low to high."""
     return _between(float, low, high, "a number")
+
+
+def new_file(text: str) -> Path:
+    """An argparse type: a file to write. Asked before the work, whose result would find no place."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text[:200]}: must be a file, and this is a folder")
+    return Path(text)
 
 
 def _between(kind, low, high, name: str):

@@ -15,6 +15,8 @@ import scipy.io.wavfile
 import scipy.signal
 from tqdm import tqdm
 
+from parts.files import cannot_write
+
 RATE = 16_000  # Hz; every waveform inside the project has this rate
 CLIP_S = 2.56  # s; 40,960 samples = 128 codec frames = 64 tokens
 
@@ -137,7 +139,10 @@ def write_wav(path: str | Path, x: np.ndarray) -> float:
     x = np.asarray(x, np.float64)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     factor = 1 / max(1.0, np.abs(x).max(initial=0))
-    scipy.io.wavfile.write(path, RATE, np.round(x * factor * 32_767).astype(np.int16))
+    try:
+        scipy.io.wavfile.write(path, RATE, np.round(x * factor * 32_767).astype(np.int16))
+    except OSError as e:
+        raise cannot_write(path, e) from None
     return factor
 
 

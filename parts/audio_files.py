@@ -44,10 +44,12 @@ def open_sound(path: Path):
             if not RATES[0] <= sound.samplerate <= RATES[1]:
                 raise UserError(f"{path}: its header says {sound.samplerate} Hz; from {RATES[0]} to "
                                 f"{RATES[1]} can be read")
+            if sound.frames > 1 << 60:
+                raise UserError(f"{path}: its header does not say how long it is; {CONVERT}")
             if not 0 <= sound.frames <= LONGEST_S * sound.samplerate:
                 raise UserError(f"{path}: its header says {sound.frames / sound.samplerate:.0f} s; cut it "
                                 "into pieces of at most an hour")
-            unread = _unread(path, sound.frames, sound.samplerate)
+            unread = _unread(path, sound)
             if unread:
                 raise UserError(f"{path}: {unread}")
             yield sound
@@ -112,10 +114,9 @@ def _read(path: str | Path, mix) -> np.ndarray:
 CONVERT = "convert it anew, for example: ffmpeg -i FILE FILE.wav"
 
 
-def _unread(path: Path, frames: int, rate: int) -> str:
-    """Why a file holds another length of sound than the frames that would be read; '' where it does not."""
-    if path.stat().st_size == 0:
-        return ""
+def _unread(path: Path, sound) -> str:
+    """Why a file holds another length of sound than the frames that would be read; '' where it does not, or
+    where nothing is known of its format (AIFF, RF64 and others, whatever their names)."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         magic = data[:4]
         if magic == b"RIFF":
@@ -125,11 +126,12 @@ def _unread(path: Path, frames: int, rate: int) -> str:
             return f"several recordings joined in one flac file; {CONVERT}" if again > 0 else ""
         if magic == b"OggS":
             return _cut_or_joined_ogg(data)
-        seconds = _mp3_seconds(data)
+        seconds = _mp3_seconds(data) if sound.format == "MP3" else None
     # Encoders add up to a fifth of a second at both ends, which is taken off again.
-    if seconds is None or abs(seconds - frames / rate) < 0.25:
+    said = sound.frames / sound.samplerate
+    if seconds is None or abs(seconds - said) < 0.25:
         return ""
-    return (f"holds {seconds:.2f} s of mp3 but only {frames / rate:.2f} s can be read (it lacks an index, is "
+    return (f"holds {seconds:.2f} s of mp3 but only {said:.2f} s can be read (it lacks an index, is "
             f"cut, or several were joined); {CONVERT}")
 
 

@@ -48,7 +48,8 @@ def cache_dir() -> Path:
 
 def digest(*parts) -> str:
     """Short stable hash of any printable parts; the name of a cache entry."""
-    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
+    text = "|".join(map(str, parts))
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]  # of file names in no UTF-8
 
 
 # --- worker processes -----------------------------------------------------------------------------------
@@ -122,6 +123,12 @@ def parallel_map(fn, jobs, args=(), workers: int | None = None, ahead: int = 2, 
 
 
 # --- arrays ---------------------------------------------------------------------------------------------
+
+def chunk_of(lengths) -> int:
+    """How many clips of some lengths (samples at 16 kHz) are made at a time: 64, or fewer where they are
+    long, since a chunk lies in memory: at most ten minutes, or one clip."""
+    return int(np.clip(600 * 16_000 // max(lengths), 1, 64))
+
 
 def fill_array(folder: Path, name: str, shape, dtype, fn, n: int, args=(), chunk: int = 64, workers=None,
                desc: str = "", where=None) -> np.ndarray:

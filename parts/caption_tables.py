@@ -6,7 +6,8 @@ UserError that names the file, the row and what to do.
 
     folder --find_metadata(split)--> the table of that split --read_rows--> [{column: cell, "#": row number}]
 
-Public: find_metadata, read_rows, find_column, caption_columns, split_named, FILE_COLUMNS.
+Public: find_metadata, refuse_other_tables, read_rows, find_column, caption_columns, split_named,
+FILE_COLUMNS.
 """
 from __future__ import annotations
 
@@ -28,6 +29,7 @@ SPLIT_OR_STAND_IN = {"train": ("train",), "val": ("val", "test"), "test": ("test
 # Columns that are understood, the first that is there counts.
 FILE_COLUMNS = ("file_name", "filename", "youtube_id", "audiocap_id")
 CAPTION_COLUMNS = ("caption", "text", "category")
+OTHER_TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xls", ".xlsx")
 
 
 # --- which table ----------------------------------------------------------------------------------------
@@ -77,6 +79,17 @@ def find_metadata(folder: Path, split: str) -> tuple[Path | None, bool]:
     names = ", ".join(str(path.relative_to(folder)) for path in found)
     raise UserError(f"{folder}: several metadata files ({names}); keep one, or one a split named train, val "
                     "and test")
+
+
+def refuse_other_tables(folder: Path) -> None:
+    """UserError where a folder without metadata holds a table after all: of another kind or name, or deeper
+    than one is looked for. Its folders' names would be taken for captions."""
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder)
+        if path.suffix.lower() in OTHER_TABLES and not any(part.startswith(".") for part in place.parts):
+            raise UserError(f"{folder}: {place} is not where a table of captions is looked for; save it as "
+                            "metadata.csv or metadata.jsonl in the folder, or take it out if the names of "
+                            "folders are the captions")
 
 
 # --- its rows -------------------------------------------------------------------------------------------

@@ -140,10 +140,14 @@ def save_run(run, log, timer) -> None:
 
 def export(run: Path, folder: Path) -> tuple[dict, dict]:
     """EMA weights in half precision, codec, vocabulary and settings: everything that using a run needs, as
-    safetensors. -> load_checkpoint(run). UserError where the folder holds a run that can still be trained."""
+    safetensors. -> load_checkpoint(run). UserError where the folder holds a run that can still be trained, or
+    other things."""
     fields, checkpoint = load_checkpoint(run)
     if has_checkpoint(folder) and "optimizer" in load_checkpoint(folder)[1]:
         raise UserError(f"{folder}: holds a run that can still be trained; export to another folder")
+    ours = (folder / EXPORTED).is_file() or has_checkpoint(folder)
+    if not ours and folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty and holds no exported model; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     cfg = Config(**{**fields, "out": ""})                  # the path is of this machine
     ema = {name: weight.half() for name, weight in checkpoint["ema"].items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from parts.arguments import Parser, number, whole
+from parts.arguments import Parser, new_file, number, whole
 
 
 def evaluate_parser(description: str) -> argparse.ArgumentParser:
@@ -40,7 +40,7 @@ def evaluate_parser(description: str) -> argparse.ArgumentParser:
     score.add_argument("--cutoff", type=whole(500, 7_250), default=2_000)
     score.add_argument("--data", default="", metavar="FOLDER", help="other data than it was trained on")
     score.add_argument("--val-fold", type=whole(), default=0, help="the fold of that data to score on")
-    score.add_argument("--out", type=Path, help="JSON")
+    score.add_argument("--out", type=new_file, help="JSON")
     score.add_argument("--clap", default="", metavar="MODEL",
                        help="a CLAP model, folder or hub id: CLAP score")
     score.add_argument("--audio-model", default="", metavar="MODEL",

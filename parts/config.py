@@ -247,6 +247,7 @@ def _evaluation_checks(c: Config):
     yield "score_clips", c.score_clips >= 2, "at least 2"
     captioned = c.task == "t2a"
     yield "clap", not c.clap or captioned, "left out with --task sr: there is no caption to compare with"
+    yield "audio_model", not c.audio_model or captioned, "left out with --task sr: its table has no such row"
 
 
 CHECKS = (_number_checks, _run_checks, _data_checks, _model_checks, _optimizer_checks, _regime_checks,

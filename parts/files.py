@@ -1,10 +1,11 @@
 """Files that are whole or absent, JSON that every program reads, and locks between processes.
 
-Public: write_text, write_bytes, to_json, file_lock.
+Public: write_text, write_bytes, cannot_write, to_json, file_lock.
 """
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -27,10 +28,16 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # there may be another writer
     try:
         temporary.write_bytes(content)
-    except OSError:
+        os.replace(temporary, path)
+    except OSError as e:
         temporary.unlink(missing_ok=True)
-        raise
-    os.replace(temporary, path)
+        raise cannot_write(path, e) from None
+
+
+def cannot_write(path: str | Path, e: OSError) -> UserError:
+    """What to say where the system refuses a file."""
+    full = "; make room there" if e.errno == errno.ENOSPC else ""
+    return UserError(f"{path}: can't be written ({e.strerror}){full}")
 
 
 def to_json(x, indent: int | None = None) -> str:

@@ -15,9 +15,9 @@ import multiprocessing
 import numpy as np
 import torch
 
-from parts.audio import ACTIVE_RMS, active_rms, gains_to_level
+from parts.audio import ACTIVE_RMS, RATE, active_rms, gains_to_level
 from parts.band_limit import BAND_LIMIT_VERSION, random_band_limit
-from parts.cache import cache_dir, digest, fill_array
+from parts.cache import cache_dir, chunk_of, digest, fill_array
 
 PAIRS_VERSION = 2  # raise when training_pairs changes: caches are keyed by it
 # A clip of which hardly anything is left under the cutoff is made no louder than 20 dB above it. With 60 dB
@@ -37,7 +37,8 @@ class LatentCache:
     def __init__(self, data, codec, variants: int = 0, workers: int | None = None):
         self.variants, self.channels = variants, codec.channels
         self.p = getattr(data, "p", None)                  # probability of each clip, where they differ
-        tokens = [codec.tokens(n) for n in data.lengths()]
+        lengths = data.lengths()
+        tokens = [codec.tokens(n) for n in lengths]
         self.where = np.concatenate([[0], np.cumsum(tokens)])      # clip i owns rows where[i]:where[i + 1]
         versions = (BAND_LIMIT_VERSION, PAIRS_VERSION) if variants else (BAND_LIMIT_VERSION,)
         folder = cache_dir() / f"latents-{digest(data.key, codec.key, variants, *versions)}"
@@ -46,8 +47,8 @@ class LatentCache:
         # here.
         spreads = variants and getattr(codec, "spreads", False)
         self.z = fill_array(folder, "z", shape, np.float16, _encode_chunk, len(data), (data, codec, variants),
-                            where=self.where, workers=workers if spreads else 0,
-                            desc="encoding" + (" muffled" if variants else ""))
+                            chunk_of(lengths), workers if spreads else 0,
+                            "encoding" + (" muffled" if variants else ""), self.where)
 
     def __len__(self) -> int:
         return len(self.where) - 1
@@ -82,10 +83,23 @@ def _encode_chunk(indices, data, codec, variants: int) -> np.ndarray:
         return codec.encode(torch.from_numpy(np.stack(waves))).flatten(0, 1).numpy().astype(np.float16)
     latents = []
     for i, x in zip(indices, waves):
-        versions = x[None]
         if variants:
-            muffled = [random_band_limit(x, np.random.default_rng([77, i, r]))[0] for r in range(variants)]
-            versions = training_pairs(np.stack(muffled), x)
-        z = codec.encode(torch.from_numpy(versions))                               # (2 R, T, C)
-        latents.append(z.permute(1, 0, 2).reshape(z.shape[1], -1).numpy())         # (T, 2 R C)
+            z = _encode_pairs(x, i, codec, variants)                               # (2 R, T, C)
+        else:
+            z = codec.encode(torch.from_numpy(x[None]))                            # (1, T, C)
+        latents.append(z.permute(1, 0, 2).reshape(z.shape[1], -1).numpy())         # (T, 2 R C) or (T, C)
     return np.concatenate(latents).astype(np.float16)
+
+
+def _encode_pairs(x: np.ndarray, i: int, codec, variants: int) -> torch.Tensor:
+    """Latents (2 R, T, C) of the training pairs of clip i (N,): all versions at once, of a recording of more
+    than a minute one by one."""
+    at_once = variants if len(x) <= 60 * RATE else 1
+    muffled, clean = [], []
+    for first in range(0, variants, at_once):
+        versions = [random_band_limit(x, np.random.default_rng([77, i, r]))[0]
+                    for r in range(first, min(first + at_once, variants))]
+        z = codec.encode(torch.from_numpy(training_pairs(np.stack(versions), x)))
+        muffled.append(z[: len(versions)])
+        clean.append(z[len(versions) :])
+    return torch.cat([*muffled, *clean])

@@ -212,7 +212,8 @@ def model_card(config: dict, step: int, scores: dict | None, parameters: int) ->
 
 
 def export_with_card(run: Path, folder: Path) -> None:
-    """Export a run (checkpoints.export) with its model card; prints what was written."""
+    """Export a run (checkpoints.export) with its model card; prints what was written. A README.md that is
+    there already may have been filled in by hand, and stays."""
     config, checkpoint = checkpoints.export(run, folder)
     scores = None
     try:
@@ -220,6 +221,10 @@ def export_with_card(run: Path, folder: Path) -> None:
     except (OSError, ValueError):
         print(f"note: {run} has no readable scores.json; the card says that no results are recorded")
     parameters = sum(weight.numel() for weight in checkpoint["ema"].values())
-    write_text(folder / "README.md", model_card(config, checkpoint["step"], scores, parameters))
+    card, text = folder / "README.md", model_card(config, checkpoint["step"], scores, parameters)
+    if card.is_file() and card.read_text(encoding="utf-8", errors="replace") != text:
+        card = folder / "README.new.md"
+        print(f"note: {folder / 'README.md'} is kept; the card of these weights is {card.name}")
+    write_text(card, text)
     size = (folder / checkpoints.EXPORTED).stat().st_size / 1e6
-    print(f"{folder}: {checkpoints.EXPORTED} ({size:.1f} MB), config.json, README.md (its model card)")
+    print(f"{folder}: {checkpoints.EXPORTED} ({size:.1f} MB), config.json, {card.name} (its model card)")

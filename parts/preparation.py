@@ -30,6 +30,7 @@ from parts.devices import RANK
 from parts.errors import UserError, printable
 from parts.files import write_text
 from parts.latents import LatentCache
+from parts.pretrained_judges import open_judges
 from parts.recordings import AudioFolder, Mixed
 from parts.soundworld import SoundWorld
 from parts.teacher import TeacherFeatures, feature_mean
@@ -93,6 +94,8 @@ def prepare(cfg: Config, codec, words, teacher, checkpoint: dict | None, resume:
     claimed is then removed."""
     out, workers = Path(cfg.out), None if cfg.workers < 0 else cfg.workers
     claimed = RANK == 0 and not resume
+    # The judges of the final table are opened again at its end: what is missing should be known now.
+    open_judges(cfg.clap, cfg.audio_model, cfg.trust_remote_code, cfg.allow_pickle)
     train_set, val_set = _open_clips(cfg, claim if claimed else None)
 
     # The latent space: that of the checkpoint, or fitted on ten seconds of 500 clips.
@@ -104,7 +107,7 @@ def prepare(cfg: Config, codec, words, teacher, checkpoint: dict | None, resume:
             codec.fit(_for_codec(train_set.wave(i)[: 10 * RATE], cfg.task) for i in some)
         except ValueError as e:  # a few seconds of sound
             if claimed:
-                shutil.rmtree(out)
+                _remove(out)
             raise UserError(f"--channels {cfg.channels}: {e}; give more sound, or fewer channels") from None
         print(f"codec {cfg.codec}: {cfg.channels} components hold {100 * codec.explained:.1f} % of the "
               f"variance; {codec.rate:g} tokens a second")
@@ -143,6 +146,12 @@ def prepare(cfg: Config, codec, words, teacher, checkpoint: dict | None, resume:
                         token_ids, val_token_ids, extract, phi_mean, phi)
 
 
+def _remove(out: Path) -> None:
+    """A run folder that was just claimed; of a link, what it leads to is emptied."""
+    for path in list(out.iterdir()) if out.is_symlink() else [out]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _for_codec(x: np.ndarray, task: str) -> np.ndarray:
     """A clip as the codec will be given it: super-resolution brings every recording to one level."""
     return at_level(x[None], ACTIVE_RMS)[0][0] if task == "sr" else x
@@ -165,7 +174,7 @@ def _open_clips(cfg: Config, claim) -> tuple:
             clips.prepare(workers)
     except UserError:       # too many files that can't be read
         if claim:
-            shutil.rmtree(out)
+            _remove(out)
         raise
 
     # Say what was mended, and list what is left out.

@@ -26,13 +26,14 @@ import numpy as np
 
 from parts.audio import RATE
 from parts.audio_files import AUDIO_TYPES, open_sound, read_audio
-from parts.cache import cache_dir, digest, fill_array
+from parts.cache import cache_dir, chunk_of, digest, fill_array
 from parts.caption_tables import (
     FILE_COLUMNS,
     caption_columns,
     find_column,
     find_metadata,
     read_rows,
+    refuse_other_tables,
     split_named,
 )
 from parts.errors import UserError, printable
@@ -61,10 +62,13 @@ def _clean(caption: str) -> str:
 def _read_layout(folder: Path, split: str, val_fold: int | None) -> tuple[list[_Entry], Path]:
     """-> (all entries of a folder, what they were read from), by the layout that is there (AudioFolder)."""
     root = _vctk_root(folder)
+    meta, is_own = (None, False) if root is not None else find_metadata(folder, split)
+    if meta is None and val_fold is not None:
+        raise UserError(f"{folder}: --val-fold {val_fold} needs a table with a column 'fold' (metadata.csv)")
     if root is not None:
         return _vctk(folder, root), folder
-    meta, is_own = find_metadata(folder, split)
     if meta is None:
+        refuse_other_tables(folder)
         return _class_folders(folder), folder
     held_out = split != "train" if is_own else None
     return _table_entries(folder, meta, held_out, val_fold), meta
@@ -108,11 +112,15 @@ def _vctk(folder: Path, root: Path) -> list[_Entry]:
 
 def _class_folders(folder: Path) -> list[_Entry]:
     """FOLDER/CLASS/FILE without metadata: the class is the caption. (train/CLASS/FILE, test/CLASS/FILE: with
-    these splits.)"""
-    entries = []
-    for path in _audio_files(folder):
+    these splits.) No entries where there is no such folder."""
+    entries, files = [], _audio_files(folder)
+    if all(path.parent == folder for path in files):
+        return []
+    for path in files:
         folders = path.relative_to(folder).parts[:-1]
         if not folders:
+            why = "lies beside the folders that name the classes; move it into one"
+            entries.append(_Entry(path, str(path), [], bad=why))
             continue
         split = split_named({folders[0].lower()})
         held_out = None
@@ -138,9 +146,11 @@ def _table_entries(folder: Path, meta: Path, held_out: bool | None, val_fold: in
         place = f"{meta}, row {row['#']}"
         in_fold = held_out
         if val_fold is not None:
-            if not str(row.get("fold") or "").strip():
+            value = row.get("fold")
+            fold = "" if value is None else str(value).strip().removesuffix(".0")  # jsonl may hold 1.0
+            if not fold:
                 raise UserError(f"{place}: empty fold; fill it in or remove the row")
-            in_fold = str(row["fold"]) == str(val_fold)
+            in_fold = fold == str(val_fold)
         captions = [_clean(row[column]) for column in wordings if isinstance(row.get(column), str)]
         captions = [caption for caption in captions if caption]
         name = str(row.get(file) or "").strip()
@@ -358,8 +368,8 @@ class AudioFolder:
                              workers=workers, desc="reading lengths")
         where = np.concatenate([[0], np.cumsum(lengths)])          # clip i owns where[i]:where[i + 1]
         waves = fill_array(folder, "waves", (where[-1],), np.int16, _decode_chunk, n,
-                           (self.paths, lengths.tolist()), workers=workers, desc=f"decoding {self.split}",
-                           where=where)
+                           (self.paths, lengths.tolist()), chunk_of(lengths), workers,
+                           f"decoding {self.split}", where)
 
         # The first sample of a clip says whether it could be read.
         readable = [waves[where[i]] != UNREADABLE for i in range(n)]

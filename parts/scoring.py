@@ -31,6 +31,7 @@ from tqdm import tqdm
 from parts.audio import ACTIVE_RMS, at_level, first_seconds, with_added
 from parts.band_limit import band_limit
 from parts.baselines import SpectrumBaseline
+from parts.errors import UserError
 from parts.judges import Judge, judge_clips, load_judge
 from parts.metrics import (
     bernoulli_kl,
@@ -410,6 +411,19 @@ def score_codec(codec, config: dict, train_set, test_set, clips: int = 100) -> d
 
 
 # --- how a table was made -----------------------------------------------------------------------------------
+
+
+def take_request(configs: list[dict], args) -> None:
+    """What `evaluate.py score` was asked for, put into the settings of its runs; UserError where that can't
+    be."""
+    if args.val_fold and not args.data:
+        raise UserError(f"--val-fold {args.val_fold}: belongs to --data; a run is scored on its own fold")
+    for config in configs:
+        if config["task"] == "sr" and (args.clap or args.audio_model):
+            flag = "--clap" if args.clap else "--audio-model"
+            raise UserError(f"{flag}: for captions; the table of super-resolution has no such row")
+        if args.data:
+            config.update(data=args.data, val_fold=args.val_fold)
 
 
 def score_protocol(config: dict, n: int, split: str, steps: int | None, cutoff: int, judge: str,

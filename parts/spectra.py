@@ -10,6 +10,7 @@ Public: N_FFT, HOP, N_MELS, FLOOR, stft, istft, mel_filters, mel_spread, log_mel
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import torchaudio.functional as TAF
 from torch import Tensor
 
@@ -20,6 +21,7 @@ HOP = 320      # samples from one frame to the next
 N_MELS = 64    # mel bands
 # STFT magnitude under which everything is silence; 80 dB under a full-scale tone's main lobe and more.
 FLOOR = 1e-4
+LONG = 60      # s; what is longer is done block by block
 
 
 def stft(wav: Tensor, n_fft: int = N_FFT, hop: int = HOP) -> Tensor:
@@ -50,6 +52,17 @@ def mel_spread(filters: Tensor) -> Tensor:
 
 def log_mel(wav: Tensor, n_fft: int = N_FFT, hop: int = HOP, n_mels: int = N_MELS) -> Tensor:
     """Log-mel magnitude: (B, N) -> (B, N // hop, n_mels), natural log, floored at log FLOOR."""
-    magnitude = stft(wav, n_fft, hop)[:, :-1].abs()                # (B, N // hop, bins)
-    mel = magnitude @ mel_filters(n_fft, n_mels).to(wav)           # (B, N // hop, n_mels)
-    return mel.clamp_min(FLOOR).log()
+    filters, frames, block = mel_filters(n_fft, n_mels).to(wav), wav.shape[-1] // hop, LONG * RATE // hop
+    if frames <= block:
+        magnitude = stft(wav, n_fft, hop)[:, :-1].abs()            # (B, N // hop, bins)
+        return (magnitude @ filters).clamp_min(FLOOR).log()        # (B, N // hop, n_mels)
+
+    # The same frames, block by block: the spectrum of an hour takes gigabytes.
+    padded, window = F.pad(wav, (n_fft // 2, n_fft // 2), mode="reflect"), torch.hann_window(n_fft).to(wav)
+    blocks = []
+    for first in range(0, frames, block):
+        last = min(first + block, frames) - 1
+        part = padded[:, first * hop : last * hop + n_fft]
+        spec = torch.stft(part, n_fft, hop, window=window, center=False, return_complex=True)
+        blocks.append((spec.mT.abs() @ filters).clamp_min(FLOOR).log())
+    return torch.cat(blocks, 1)
