@@ -2,6 +2,7 @@
 import torch
 import torchaudio
 
+from parts import spectra
 from parts.spectra import FLOOR, HOP, istft, log_mel, mel_filters, stft
 
 
@@ -26,3 +27,11 @@ def test_log_mel_of_a_tone_peaks_in_its_band_and_silence_is_at_the_floor():
     expected = int((mel_filters()[64]).argmax())                   # bin 64 is 1,000 Hz
     assert (mel[0, 2:-2].argmax(-1) == expected).all()
     assert torch.equal(mel[1], torch.full((50, 64), FLOOR).log())
+
+
+def test_log_mel_of_a_long_recording_is_made_in_blocks_and_is_that_of_the_whole(monkeypatch):
+    x = 0.1 * torch.randn(2, 5 * 16_000 + 123, generator=torch.Generator().manual_seed(0))
+    whole = spectra.log_mel(x)
+    monkeypatch.setattr(spectra, "LONG", 1)
+    in_blocks = spectra.log_mel(x)
+    assert in_blocks.shape == whole.shape and torch.allclose(in_blocks, whole, atol=1e-4)
