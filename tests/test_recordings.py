@@ -246,3 +246,22 @@ def test_a_start_time_that_is_no_number_is_refused_with_its_row(tmp_path):
         (tmp_path / "metadata.jsonl").write_text(row + "\n")
         with pytest.raises(UserError, match="row 1: start_time .* is no number"):
             AudioFolder(tmp_path, "train")
+
+
+def test_a_table_that_is_not_read_is_refused_before_names_of_folders_become_captions(tmp_path):
+    for k in range(3):
+        write_tone(tmp_path / "audio" / f"{k}.wav", 0.3)
+    (tmp_path / "metadata.tsv").write_text("file\tcaption\n")
+    with pytest.raises(UserError, match="metadata.tsv is not where a table of captions is looked for"):
+        AudioFolder(tmp_path)
+
+
+def test_files_beside_class_folders_count_as_bad_and_a_fold_needs_a_table(tmp_path):
+    for k in range(3):
+        write_tone(tmp_path / "dog" / f"{k}.wav", 0.3)
+    write_tone(tmp_path / "loose.wav", 0.3)
+    with pytest.raises(UserError, match="loose.wav: lies beside the folders"):
+        AudioFolder(tmp_path)
+    assert len(AudioFolder(tmp_path, max_bad_share=0.5).bad) == 1
+    with pytest.raises(UserError, match="--val-fold 5 needs a table"):
+        AudioFolder(tmp_path, "val", 5, max_bad_share=0.5)
