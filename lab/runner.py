@@ -193,7 +193,7 @@ def provenance(device: str = "cpu") -> dict:
     }
 
 
-def _first_difference(made_with: dict, wanted: dict, ignored: tuple) -> str | None:
+def _first_difference(made_with: dict, wanted: dict, *ignored: str) -> str | None:
     """The first setting that differs, as "steps 100, not 3000"; None: there is none. What `made_with` lacks
     did not exist when the run was made, and counts as equal."""
     for name, value in wanted.items():
@@ -211,7 +211,7 @@ def other_settings(options: dict, seed: int, made_with: dict) -> str | None:
         ignored.append("regime")     # made_with holds the path of a file
     if wanted["codec"] != "mel":
         ignored.append("channels")   # made_with holds what the codec has
-    return _first_difference(made_with, wanted, tuple(ignored))
+    return _first_difference(made_with, wanted, *ignored)
 
 
 def _what_counts(settings: dict) -> dict:
@@ -319,7 +319,7 @@ def _recorded_rows(out: Path) -> dict:
 def _other_option(row: dict, options: dict) -> str | None:
     """What this row's run was made with otherwise than with these options, because it is of another
     experiment with an arm of that name; None: nothing."""
-    return _first_difference(row.get("config", {}), options, ())
+    return _first_difference(row.get("config", {}), options)
 
 
 def other_rows(out: Path, arms: dict, seeds: list[int]) -> str | None:

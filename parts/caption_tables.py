@@ -6,7 +6,7 @@ UserError that names the file, the row and what to do.
 
     folder --find_metadata(split)--> the table of that split --read_rows--> [{column: cell, "#": row number}]
 
-Public: find_metadata, refuse_other_tables, read_rows, find_column, caption_columns, split_named,
+Public: is_hidden, find_metadata, refuse_other_tables, read_rows, find_column, caption_columns, split_named,
 FILE_COLUMNS.
 """
 from __future__ import annotations
@@ -48,12 +48,17 @@ def _split_of(meta: Path, folder: Path) -> str | None:
     return split_named(set(re.split(r"[\W\d_]+", name.lower())))
 
 
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Does a name on the way from the folder begin with a dot? Those are other programs' (checkpoints of
+    notebooks, the trash, macOS's resource forks)."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
 def _tables(folder: Path, *places: str) -> list[Path]:
     """Tables of a folder, by glob patterns without their extension."""
     patterns = [f"{place}.{ext}" for place in places for ext in ("csv", "jsonl")]
     found = {path for pattern in patterns for path in folder.glob(pattern)}
-    return sorted(path for path in found                           # dots: other programs' files
-                  if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(path for path in found if not is_hidden(path, folder))
 
 
 def find_metadata(folder: Path, split: str) -> tuple[Path | None, bool]:
@@ -85,9 +90,8 @@ def refuse_other_tables(folder: Path) -> None:
     """UserError where a folder without metadata holds a table after all: of another kind or name, or deeper
     than one is looked for. Its folders' names would be taken for captions."""
     for path in sorted(folder.rglob("*")):
-        place = path.relative_to(folder)
-        if path.suffix.lower() in OTHER_TABLES and not any(part.startswith(".") for part in place.parts):
-            raise UserError(f"{folder}: {place} is not where a table of captions is looked for; save it as "
+        if path.suffix.lower() in OTHER_TABLES and not is_hidden(path, folder):
+            raise UserError(f"{path}: not where a table of captions is looked for; save it as "
                             "metadata.csv or metadata.jsonl in the folder, or take it out if the names of "
                             "folders are the captions")
 

@@ -6,8 +6,8 @@
 each. A new setting is one line of `Config`; a new combination of mechanisms is one line of RECIPES. What a
 value must satisfy stands in the check of its group, below.
 
-Public: Config, PRESETS, RECIPES, CHOICES, parse, resolve, compiles_by_default, validate_config, save_config,
-load_config, settings_not_default, NOT_OF_ITS_KIND, TRUST, free_folder.
+Public: Config, PRESETS, RECIPES, CHOICES, parse, resolve, compiles_by_default, refuse_out_of_range,
+validate_config, save_config, load_config, settings_not_default, NOT_OF_ITS_KIND, TRUST, free_folder.
 """
 from __future__ import annotations
 
@@ -262,6 +262,13 @@ def out_of_range(cfg: Config) -> tuple[str, str] | None:
     return None
 
 
+def refuse_out_of_range(cfg: Config) -> None:
+    """UserError, as of a flag, where a setting is impossible."""
+    wrong = out_of_range(cfg)
+    if wrong:
+        raise UserError("--{}: must be {}".format(*wrong))
+
+
 def validate_config(fields) -> str | None:
     """What is wrong with the settings of a run folder from elsewhere, in one line; None: nothing."""
     # The folder's fields are those of this version, no more and no fewer.
@@ -392,9 +399,7 @@ def resolve(given: dict) -> Config:
     cfg.out = os.path.expanduser(cfg.out)
     if not cfg.out:
         cfg.out = free_folder(f"runs/{cfg.task}")
-    wrong = out_of_range(cfg)
-    if wrong:
-        raise UserError("--{}: must be {}".format(*wrong))
+    refuse_out_of_range(cfg)
     if not cfg.align_block:
         cfg.align_block = _align_block(cfg.depth)
     return cfg

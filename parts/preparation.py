@@ -148,8 +148,14 @@ def prepare(cfg: Config, codec, words, teacher, checkpoint: dict | None, resume:
 
 def _remove(out: Path) -> None:
     """A run folder that was just claimed; of a link, what it leads to is emptied."""
-    for path in list(out.iterdir()) if out.is_symlink() else [out]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not out.is_symlink():
+        shutil.rmtree(out)
+        return
+    for path in out.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _for_codec(x: np.ndarray, task: str) -> np.ndarray:

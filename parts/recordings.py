@@ -32,6 +32,7 @@ from parts.caption_tables import (
     caption_columns,
     find_column,
     find_metadata,
+    is_hidden,
     read_rows,
     refuse_other_tables,
     split_named,
@@ -75,11 +76,9 @@ def _read_layout(folder: Path, split: str, val_fold: int | None) -> tuple[list[_
 
 
 def _audio_files(folder: Path) -> list[Path]:
-    """All audio files under a folder, in order. Names that begin with a dot are other programs' (checkpoints
-    of notebooks, the trash, macOS's resource forks)."""
+    """All audio files under a folder, in order, but for hidden ones."""
     return [path for path in sorted(folder.rglob("*"))
-            if path.suffix.lower() in AUDIO_TYPES and path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+            if path.suffix.lower() in AUDIO_TYPES and path.is_file() and not is_hidden(path, folder)]
 
 
 def _vctk_root(folder: Path) -> Path | None:

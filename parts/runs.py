@@ -23,7 +23,7 @@ import os
 from pathlib import Path
 
 from parts.checkpoints import has_checkpoint, load_checkpoint, not_written
-from parts.config import TRUST, Config, compiles_by_default, load_config, out_of_range, resolve
+from parts.config import TRUST, Config, compiles_by_default, load_config, refuse_out_of_range, resolve
 from parts.devices import RANK, WORLD, broadcast_from_rank0, join_processes, pick_device
 from parts.errors import Stopped, UserError
 from parts.files import file_lock, to_json, write_text
@@ -79,9 +79,7 @@ def _settings(given: dict, resume: str) -> tuple[Config, dict | None]:
     cfg.device = pick_device(cfg.device)
     if cfg.device.split(":")[0] != fields["device"].split(":")[0]:  # what was right there may not be here
         cfg.compile = compiles_by_default(cfg.device)
-    wrong = out_of_range(cfg)
-    if wrong:
-        raise UserError("--{}: must be {}".format(*wrong))
+    refuse_out_of_range(cfg)
     if checkpoint and "steps" in given and cfg.steps <= checkpoint["step"]:
         raise UserError(f"--steps {cfg.steps}: {resume} already has {checkpoint['step']} steps; "
                         "give a larger number")

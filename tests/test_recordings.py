@@ -252,7 +252,7 @@ def test_a_table_that_is_not_read_is_refused_before_names_of_folders_become_capt
     for k in range(3):
         write_tone(tmp_path / "audio" / f"{k}.wav", 0.3)
     (tmp_path / "metadata.tsv").write_text("file\tcaption\n")
-    with pytest.raises(UserError, match="metadata.tsv is not where a table of captions is looked for"):
+    with pytest.raises(UserError, match="metadata.tsv: not where a table of captions is looked for"):
         AudioFolder(tmp_path)
 
 
