@@ -20,7 +20,7 @@ def test_arms_take_turns_and_a_slower_one_is_told_by_its_ratio(monkeypatch):
 
     def work(name, seconds):
         order.append(name)
-        now[0] += seconds * rng.uniform(0.8, 1.25)
+        now[0] += seconds * rng.uniform(0.9, 1.1)
 
     arms = {"a": functools.partial(work, "a", 0.002), "b": functools.partial(work, "b", 0.006)}
     seconds = bench.in_turns(arms, rounds=12, warm_up=2)

@@ -106,7 +106,7 @@ def test_what_stands_at_padded_tokens_changes_no_loss_and_no_measurement():
             batch["mask"] = mask
         loss = train.losses(networks.cfg, networks, batch, 2, driven)
         probe = train.Probe(batch, torch.nn.Identity(), None, "latent")
-        return [*(float(loss[name]) for name in ("fm", "ssl", "struct")), probe(networks.ema)["D"],
+        return [*(loss[name].item() for name in ("fm", "ssl", "struct")), probe(networks.ema)["D"],
                 *evaluate.validation_loss(networks.ema, [batch], 2)]
     assert np.allclose(measured(2, True), measured(3, True), rtol=1e-5)
     assert not np.isclose(measured(2, False), measured(3, False), rtol=1e-5).any()
