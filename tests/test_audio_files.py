@@ -79,6 +79,28 @@ def test_a_wav_written_to_a_pipe_says_no_length_and_is_read(tmp_path):
     assert len(read_audio(tmp_path / "pipe.wav")) == RATE
 
 
+@pytest.mark.parametrize("kind", ["AIFF", "RF64"])
+def test_samples_that_look_like_frames_of_an_mp3_make_no_mp3(tmp_path, kind):
+    """Negative control: by the frames found in it the file would be much shorter than it is."""
+    mp3 = encoded(noise(3), "mp3")
+    samples = np.frombuffer(mp3[: len(mp3) // 2 * 2], ">i2" if kind == "AIFF" else "<i2")
+    path = tmp_path / "x.wav"
+    soundfile.write(path, samples.astype(np.int16), RATE, format=kind, subtype="PCM_16")
+    seconds = len(samples) / RATE
+    assert abs(_mp3_seconds(path.read_bytes()) - seconds) > 0.5
+    assert abs(len(read_audio(path)) / RATE - seconds) < 1e-6
+
+
+def test_a_flac_that_was_streamed_says_no_length_and_is_refused_with_the_way_out(tmp_path):
+    """The last 36 bits of its second 8 bytes are the number of samples; 0: not known (RFC 9639)."""
+    flac = bytearray(encoded(noise(1), "flac"))
+    flac[21] &= 0xF0
+    flac[22:26] = bytes(4)
+    (tmp_path / "streamed.flac").write_bytes(flac)
+    with pytest.raises(UserError, match="streamed.flac: .*does not say how long it is; convert it anew"):
+        read_audio(tmp_path / "streamed.flac")
+
+
 # --- channels
 
 def test_channels_are_mixed_by_their_mean_unless_they_cancel(tmp_path):

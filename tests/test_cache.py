@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from parts.cache import cache_dir, digest, fill_array, parallel_map
+from parts.cache import cache_dir, chunk_of, digest, fill_array, parallel_map
 
 
 def row_once(indices, folder):
@@ -82,3 +82,12 @@ def test_jobs_give_the_same_in_worker_processes_and_in_this_one():
 def test_names_of_cache_entries_are_those_of_caches_that_exist():
     """If this fails, every cache is made again."""
     assert digest("a", 1, None, (2.5, "b")) == "1e03d434fc02f0bd"
+
+
+def test_a_folder_whose_name_is_no_text_has_a_cache_entry_of_its_own():
+    names = [os.fsdecode(name) for name in (b"caf\xe9", b"caf\xe8", "caf\u00e9".encode())]
+    assert len({digest(name) for name in names}) == 3
+
+
+def test_a_chunk_is_at_most_ten_minutes_of_sound_or_one_clip():
+    assert [chunk_of([s * 16_000, 1]) for s in (1, 9, 60, 300, 599, 3_600)] == [64, 64, 10, 2, 1, 1]

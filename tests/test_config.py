@@ -178,6 +178,7 @@ def test_a_resumed_run_keeps_its_settings():
     (("--depth", 1), "--depth 1: must be at least 2"),
     (("--grad-clip", 0), "--grad-clip 0.0: must be positive"),
     (("--task", "sr", "--clap", "models/clap"), "--clap models/clap: must be left out with --task sr"),
+    (("--task", "sr", "--audio-model", "x"), "--audio-model x: must be left out with --task sr"),
     (("--recipe", "soup"), "invalid choice: 'soup'"),
     (("--device", "abacus"), "--device abacus: not here"),
 ])

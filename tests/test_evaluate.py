@@ -122,6 +122,24 @@ def test_upsample_command_takes_any_format(sr_run, tmp_path, ext, rate):
     assert out_rate == RATE and abs(len(y) - RATE) < 0.15 * RATE
 
 
+def test_many_clips_are_generated_a_few_at_a_time_each_from_a_seed_of_its_own(t2a_run, tmp_path, monkeypatch):
+    """And written before the next few are begun."""
+    begun = []
+
+    def noted(run, captions, seeds, **how):
+        begun.append((seeds, len(list(tmp_path.glob("x-*.wav")))))
+        assert len(captions) == len(seeds)
+        return np.stack([np.full(40_960, 0.001 * (1 + seed), np.float32) for seed in seeds])
+
+    monkeypatch.setattr(evaluate, "generate", noted)
+    done = in_process(evaluate, "generate", t2a_run, "--prompt", "rain", "--seed", 3, "--n", 20,
+                      "--out", "x.wav", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert begun == [(list(range(3, 19)), 0), (list(range(19, 23)), 16)]
+    for k in range(20):
+        assert abs(soundfile.read(tmp_path / f"x-{k}.wav")[0].mean() - 0.001 * (4 + k)) < 1e-4
+
+
 @pytest.mark.parametrize("argv, message", [
     (("generate", "nowhere", "--prompt", "rain"), "not a run folder"),
     (("generate", "T2A", "--prompt", "xyzzy"), "no word of it names a sound that this model knows"),
@@ -136,6 +154,10 @@ def test_upsample_command_takes_any_format(sr_run, tmp_path, ext, rate):
     (("dashboard", "."), "no log.jsonl"),
     (("score", "SR", "--cutoff", 9_000), "--cutoff 9000"),
     (("score", "T2A", "--clips", 1), "--clips 1: must be a whole number of at least 2"),
+    (("score", "T2A", "--val-fold", 2), "--val-fold 2: belongs to --data"),
+    (("score", "SR", "--clap", "x"), "--clap: for captions"),
+    (("score", "SR", "--audio-model", "x"), "--audio-model: for captions"),
+    (("score", "T2A", "--out", "."), "--out .: must be a file, and this is a folder"),
 ])
 def test_bad_requests_end_with_status_2_one_line_and_no_file(t2a_run, sr_run, tmp_path, argv, message):
     soundfile.write(tmp_path / "full.wav", gaussian(), RATE)
@@ -170,6 +192,21 @@ def test_the_score_command_prints_a_table_and_writes_it(t2a_run, tmp_path):
     (result,) = json.loads((tmp_path / "scores.json").read_text()).values()
     assert result["protocol"]["n"] == 3 and result["protocol"]["w"] == 1
     assert all(row["row"] in done.stdout for row in result["rows"])
+
+
+def test_finished_tables_are_written_though_a_later_run_fails(t2a_run, sr_run, tmp_path, monkeypatch):
+    runs = [evaluate.load_run(path) for path in (t2a_run, sr_run)]
+
+    def rows(run, *asked, **judges):
+        if run.config["task"] == "sr":
+            raise MemoryError
+        return [{"row": "model", "n": 3, "kid": 0.5}]
+
+    monkeypatch.setattr(evaluate, "rows_of", rows)
+    with pytest.raises(MemoryError):
+        evaluate.score(runs, out=tmp_path / "x.json")
+    (result,) = json.loads((tmp_path / "x.json").read_text()).values()
+    assert result["rows"] == [{"row": "model", "n": 3, "kid": 0.5}]
 
 
 def test_a_table_is_of_the_scale_the_steps_and_the_cutoff_that_were_asked_for(t2a_run, sr_run, monkeypatch):

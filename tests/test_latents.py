@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 
+from parts import latents
 from parts.audio import ACTIVE_RMS, active_rms
 from parts.band_limit import random_band_limit
 from parts.codec import Codec
@@ -38,6 +39,23 @@ def test_muffled_latents_belong_to_the_same_moment(world, codec):
     for found, wave in zip(pair, (y, x)):
         expected = codec.encode(torch.from_numpy((gain * wave).astype(np.float32))[None])[0, 10:30].numpy()
         assert np.allclose(found, expected, atol=0.02)
+
+
+def test_versions_of_a_long_recording_are_encoded_one_by_one_and_are_the_same(world, codec, monkeypatch):
+    at_once = []
+    encode = codec.encode
+
+    def noted(waves):
+        at_once.append(len(waves))
+        return encode(waves)
+
+    monkeypatch.setattr(codec, "encode", noted)
+    x = world.wave(5)
+    together = latents._encode_pairs(x, 5, codec, 3)
+    monkeypatch.setattr(latents, "RATE", len(x) / 61)              # as if the clip had 61 s
+    alone = latents._encode_pairs(x, 5, codec, 3)
+    assert at_once == [6, 2, 2, 2] and together.shape == alone.shape == (6, codec.tokens(len(x)), 16)
+    assert torch.allclose(together, alone, atol=1e-4)
 
 
 def test_a_pair_does_not_depend_on_the_level_of_the_recording(world):

@@ -57,6 +57,26 @@ def test_an_export_has_a_card_whose_snippet_and_command_work(t2a_run, sr_run, tm
         assert made.ndim == 1 and len(made) > 10_000 and abs(made).max() > 0
 
 
+def test_a_card_that_was_filled_in_by_hand_stays_beside_the_new_one(t2a_run, tmp_path):
+    out = tmp_path / "MODEL"
+    for _ in range(2):  # the same card again is no new one
+        assert in_process(evaluate, "export", t2a_run, out, cwd=tmp_path).returncode == 0
+        assert not (out / "README.new.md").exists()
+    made = (out / "README.md").read_text()
+    (out / "README.md").write_text("mine")
+    done = in_process(evaluate, "export", t2a_run, out, cwd=tmp_path)
+    assert done.returncode == 0 and "README.md is kept" in done.stdout
+    assert (out / "README.md").read_text() == "mine" and (out / "README.new.md").read_text() == made
+
+
+def test_an_export_goes_into_no_folder_of_other_things(t2a_run, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.txt").write_text("x")
+    done = in_process(evaluate, "export", t2a_run, tmp_path / "photos", cwd=tmp_path)
+    assert done.returncode == 2 and "is not empty and holds no exported model" in done.stderr
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["1.txt"]
+
+
 def test_results_are_those_of_these_weights_or_none_are_claimed():
     said = "No results are recorded with this model"
     assert "| model | 0.812 [0.770, 0.850] | 0.034 |" in card(found=scores())

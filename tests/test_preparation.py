@@ -3,6 +3,7 @@ import pytest
 from folders import make_folder, write_tone
 
 import train
+from parts import preparation
 from parts.audio import RATE
 from parts.config import Config
 from parts.errors import UserError
@@ -44,6 +45,24 @@ def test_mixtures_that_do_not_read_name_equals_weight_are_refused(tmp_path, mixt
 def test_a_part_of_a_mixture_that_does_not_exist_is_named():
     with pytest.raises(UserError, match="nowhere: no such folder"):
         open_data("nowhere=1,soundworld=1", "train", 100)
+
+
+def test_a_missing_judge_model_is_told_before_training_and_leaves_no_run(tiny, tmp_path):
+    for flag in ("clap", "audio_model"):
+        with pytest.raises(UserError, match="no/model"):
+            train.train({**tiny, flag: str(tmp_path / "no/model"), "out": str(tmp_path / "run")})
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_is_a_link_is_emptied_and_stays(tmp_path):
+    for name in ("disk", "plain"):
+        (tmp_path / name / "samples").mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    preparation._remove(tmp_path / "run")
+    preparation._remove(tmp_path / "plain")
+    assert (tmp_path / "run").is_symlink() and list((tmp_path / "disk").iterdir()) == []
+    assert not (tmp_path / "plain").exists()
 
 
 @pytest.mark.parametrize("n, message", [(8_000, "silence"), (1, "can't fit|silence")])

@@ -99,6 +99,15 @@ def test_on_one_slider_each_run_is_heard_at_its_last_moment(tmp_path):
     assert report._training([none], ["c"], StepAxis(9)) == (None, [])
 
 
+def test_a_distance_of_too_few_clips_is_no_number_and_runs_of_other_folds_share_no_clips(monkeypatch):
+    assert report._score_text({"row": "model", "kid": None}) == "KID -, of too few clips"
+    assert report._score_text({"row": "model", "kid": 0.25}) == "KID 0.2500"
+    monkeypatch.setattr(report, "_clips", lambda group, n: [name for name, _ in group])
+    config = {"task": "t2a", "data": "a", "seconds": 1.0}
+    runs = [types.SimpleNamespace(config={**config, "val_fold": fold}) for fold in (1, 2, 1)]
+    assert report._sounds(runs, ["x", "y", "z"], 4) == [("t2a", "a", ["x", "z"]), ("t2a", "a", ["y"])]
+
+
 @pytest.mark.parametrize("argv, message", [
     ((".", "--out", "x.txt"), "--out x.txt: must name an .html file"),
     ((".",), "not a run folder"),

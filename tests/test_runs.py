@@ -66,6 +66,8 @@ def test_a_resumed_run_has_the_settings_of_its_folder_and_those_typed_and_trusts
     cfg, checkpoint = runs.open_settings({"steps": 9}, str(run))
     assert (cfg.steps, cfg.seed, cfg.out) == (9, 3, str(run))
     assert checkpoint is None, "it died before its first one: from the start"
+    with pytest.raises(UserError, match="--steps 0: must be positive"):
+        runs.open_settings({"steps": 0}, str(run))
     assert not cfg.trust_remote_code and not cfg.allow_pickle
     save(run, step=7)
     cfg, checkpoint = runs.open_settings({"steps": 8, "allow_pickle": True}, str(run))

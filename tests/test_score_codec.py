@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import in_process
+from folders import write_tone
 from tiny_models import tiny_model, write_recordings
 
 import evaluate
@@ -34,6 +35,19 @@ def test_the_round_trip_of_a_latent_space_is_scored_before_anything_is_trained(w
         assert abs(result["rows"][0]["lsd"]["mean"] - mel_round_trip_lsd(folder, channels=16)) < 1e-3
     assert in_process(score_codec, cwd=tmp_path).returncode == 2
     assert in_process(evaluate, "score", cwd=tmp_path).returncode == 2
+
+
+def test_too_little_sound_and_files_that_cannot_be_read_end_in_one_line(tmp_path):
+    for k in range(2):
+        write_tone(tmp_path / "set" / "class" / f"{k}.wav", 0.02)
+    done = in_process(score_codec, "mel", "--data", "set", "--clips", 2, cwd=tmp_path)
+    assert done.returncode == 2 and "--channels 64: " in done.stderr and "fewer channels" in done.stderr
+    (tmp_path / "set" / "class" / "bad.wav").write_text("none")
+    asked = ("mel", "--data", "set", "--channels", 2, "--clips", 2)
+    done = in_process(score_codec, *asked, cwd=tmp_path)
+    assert done.returncode == 2 and "bad.wav" in done.stderr
+    done = in_process(score_codec, *asked, "--max-bad-share", 0.5, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def mel_round_trip_lsd(folder, channels):
