@@ -18,7 +18,7 @@ python -m lab.experiments run E1 $restored --seeds 2 --first-seed 1000 --score-s
   --arm 'm 2={"recipe": "static", "m": 2.0}' --arm 'm 3={"recipe": "static", "m": 3.0}'
 python -m lab.experiments run E9 $restored --seeds 1 --first-seed 1001 --score-split val --only "m 0.75, s 1" "m 2, s 1" --out results/e9-sr
 
-# Captions, commit 2dcdfb6: one development seed; then the comparison itself, of which seeds 1002 to 1008 are recorded (from 1004 on by fc1b217, which trains alike).
+# Captions, commit 2dcdfb6: one development seed; then the comparison itself, recorded from 1004 on by fc1b217, which trains alike.
 python -m lab.experiments run E1 $captions --seeds 1 --first-seed 1000 --score-split val --score-clips 256 --only static stage --out results/e1-dev
 python -m lab.experiments run E1 $captions --seeds 8 --first-seed 1002 --judge final --score-clips 500 --only static stage --out results/e1-full
 

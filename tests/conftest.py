@@ -32,24 +32,27 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Several processes side by side: their threads would fight over the cores.
     os.environ["OMP_NUM_THREADS"] = "1"
 
-from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.image import imsave  # noqa: E402
 
 # cool=0: at constant rates a run that is extended is the run that was longer.
 TINY = dict(clips=100, width=32, depth=2, heads=2, batch=8, steps=12, eval_every=6, warmup=4, cool=0.0,
             score_clips=8, sample_steps=3, precision="fp32", device="cpu", workers=0, variants=1, channels=16)
 
 
-# Placing the panels of a figure takes half of the time of drawing it, and only tests of pictures need it.
-PLACE = ConstrainedLayoutEngine.execute
-OF_PICTURES = ("test_dashboard", "test_figures", "test_spectrograms")
-ConstrainedLayoutEngine.execute = lambda engine, fig: None
+# Drawing a figure takes longer than training a tiny network, and only tests of pictures look at it: elsewhere
+# its file is one pixel.
+DRAW = Figure.savefig
+OF_PICTURES = ("test_best_by_step", "test_dashboard", "test_figures", "test_learning_curves", "test_plane",
+               "test_spectrograms")
+Figure.savefig = lambda fig, target, **how: imsave(target, [[0.5]], format="png")
 
 
 @pytest.fixture(autouse=True)
-def placed_panels(request, monkeypatch):
+def drawn_pictures(request, monkeypatch):
     """Pictures as users get them, in the tests of pictures."""
     if request.module.__name__ in OF_PICTURES:
-        monkeypatch.setattr(ConstrainedLayoutEngine, "execute", PLACE)
+        monkeypatch.setattr(Figure, "savefig", DRAW)
 
 
 def in_process(module, *argv, cwd):
@@ -84,37 +87,46 @@ def tiny():
     return dict(TINY)
 
 
-def finished_run(task: str) -> Path:
-    """Folder of a finished tiny run of a task: trained once, whichever process asks for it first."""
+def made_once(name: str, settings: dict) -> Path:
+    """Folder of a finished run: trained once, whichever process asks for it first."""
     import filelock
 
     import train
 
-    folder = Path(f"{CACHE}-runs") / task
+    folder = Path(f"{CACHE}-runs") / name
     folder.parent.mkdir(exist_ok=True)
     with filelock.FileLock(f"{folder}.lock"):
-        if not (folder / "scores.json").is_file():
-            train.train({**TINY, "task": task, "out": str(folder)})
+        finished = folder.with_name(f"{name}.finished")
+        if not finished.is_file():
+            train.train({**settings, "out": str(folder)})
+            finished.touch()
     return folder
 
 
 @pytest.fixture(scope="session")
 def t2a_run():
     """A finished tiny caption run."""
-    return finished_run("t2a")
+    return made_once("t2a", {**TINY, "task": "t2a"})
 
 
 @pytest.fixture(scope="session")
 def sr_run():
     """A finished tiny super-resolution run."""
-    return finished_run("sr")
+    return made_once("sr", {**TINY, "task": "sr"})
 
 
 def training_alone(monkeypatch) -> None:
-    """No previews, no pictures, no final table."""
+    """No previews, no pictures, no final table; validation on eight clips, whose 128 would take longer than a
+    tiny network's steps."""
     import evaluate
     import train
 
+    validation_loss = evaluate.validation_loss
+
+    def of_eight_clips(net, batches):
+        return validation_loss(net, [{name: x[:8] for name, x in batches[0].items()}])
+
+    monkeypatch.setattr(evaluate, "validation_loss", of_eight_clips)
     monkeypatch.setattr(evaluate, "preview", lambda *a: {})
     monkeypatch.setattr(train, "draw_pages", lambda *a: None)
     monkeypatch.setattr(train, "write_moment", lambda *a: None)

@@ -34,9 +34,15 @@ def test_arms_take_turns_and_a_slower_one_is_told_by_its_ratio(monkeypatch):
 
 def test_the_benchmark_runs_and_says_what_it_measured(tmp_path, monkeypatch):
     """At a tiny shape with blocks enough to be checked: every row, with its interval; a table; JSON."""
+    in_turns = bench.in_turns
+
+    def once(arms, rounds, warm_up=0):
+        return in_turns(arms, rounds, warm_up)
+
     tiny = {"width": 32, "depth": 6, "heads": 2, "batch": 8, "channels": 16, "sample_steps": 2}
     monkeypatch.setitem(config.PRESETS, "smoke", (tiny, {"variants": 1}))
     monkeypatch.setattr(bench, "matmul_rate", lambda *a: 1e9)
+    monkeypatch.setattr(bench, "in_turns", once)
     monkeypatch.setattr(bench, "bench_generation", functools.partial(bench.bench_generation, sizes=(2,)))
     monkeypatch.setattr(bench, "bench_data", functools.partial(bench.bench_data, sizes=(1, 2)))
     monkeypatch.setattr(bench, "bench", functools.partial(bench.bench, clips=100))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, in_process
+from conftest import ROOT, in_process, training_alone
 from fabricated import fabricated_rows, fabricated_run
 from run_files import until
 
@@ -42,8 +42,7 @@ def small(monkeypatch):
 
     monkeypatch.setitem(EXPERIMENTS, "E1", Experiment("small", RECIPES, "static"))
     monkeypatch.setattr(experiments, "estimate_hours", lambda options: 0.0)  # it measures for seconds
-    monkeypatch.setattr(train, "draw_pages", lambda *a: None)
-    monkeypatch.setattr(train, "write_moment", lambda *a: None)
+    training_alone(monkeypatch)
     monkeypatch.setattr(runner, "both_axes", lambda run, *more: {"event_accuracy": quality(run)})
     monkeypatch.setattr(runner, "final_axes", lambda run: {})
     monkeypatch.setattr(evaluate, "score", score)

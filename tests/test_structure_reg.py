@@ -148,7 +148,7 @@ def noisy(S0: np.ndarray, seed: int, noise: float = 0.02) -> np.ndarray:
     return found
 
 
-def share_significant(S0: np.ndarray, copies: int = 60, test=S.depth_test) -> float:
+def share_significant(S0: np.ndarray, copies: int = 40, test=S.depth_test) -> float:
     """Share of noisy copies of S0 that pass for grouped at p <= .05."""
     return np.mean([test(noisy(S0, seed), 3, seed, DRAWS) <= 0.05 for seed in range(copies)])
 

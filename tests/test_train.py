@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, training_alone
+from conftest import ROOT, made_once, training_alone
 from folders import make_folder
 from run_files import distance, final, log_of, same_weights, step_rows
 
@@ -171,7 +172,7 @@ def test_a_mechanism_draws_nothing_from_the_others(tiny, tmp_path, monkeypatch, 
     whatever is switched on (and the timesteps have equal ends), so data, noise, t and initial weights are.
     Negative controls: another centre, another width."""
     monkeypatch.setattr(peers, "BINS", 1_000)  # never all drawn: infonoise keeps its first density
-    still = {**tiny, "task": "t2a", "steps": 40, "eval_every": 40, "lr": 1e-30, "muon_lr": 1e-30,
+    still = {**tiny, "task": "t2a", "steps": 20, "eval_every": 20, "lr": 1e-30, "muon_lr": 1e-30,
              "weight_decay": 0.0, "probe": "never", "regime": "clock", "timesteps": "constant",
              "m": 0.5, "m_late": 0.5, "m_early": 0.5, "guidance": "off", "structure": "off"}
     by_loss = {loss: {"structure": "constant", "struct_loss": loss} for loss in train.STRUCT_LOSSES}
@@ -185,7 +186,7 @@ def test_a_mechanism_draws_nothing_from_the_others(tiny, tmp_path, monkeypatch, 
     for name in ("centre", "width"):
         assert not np.allclose(fm.pop(name), fm["off"], atol=1e-3), name
     for name, losses in fm.items():
-        assert len(losses) >= 4 and np.allclose(losses, fm["off"], atol=1e-6), name
+        assert len(losses) >= 2 and np.allclose(losses, fm["off"], atol=1e-6), name
 
 
 def test_each_mechanism_trains_something_else(tiny, tmp_path, bare):
@@ -232,7 +233,8 @@ def test_the_structure_loss_gets_its_share_of_the_gradient_where_it_is_constant(
     assert all(0.02 < share < 0.5 for step, share in found.items() if step > 32), found
     settled = {row["mu"] for row in step_rows(tmp_path / "r") if row["step"] > 64}
     assert len(settled) == 1 and settled != {0.0}, "once it has set in the weight stays"
-    assert shares_of_structure({**settings, "structure": "off", "out": str(tmp_path / "off")}) == {}
+    off = {"structure": "off", "steps": 34, "eval_every": 34}
+    assert shares_of_structure({**settings, **off, "out": str(tmp_path / "off")}) == {}
     take = structure_reg.GroupDetector.take_ratio
     monkeypatch.setattr(structure_reg.GroupDetector, "take_ratio", lambda self, x: take(self, 20 * x))
     too_little = shares_of_structure({**settings, "out": str(tmp_path / "little")})
@@ -243,13 +245,13 @@ STAGED = 100  # steps of the staged run: seven probes, the last of them with a s
 
 
 @pytest.fixture(scope="module")
-def staged(tiny, tmp_path_factory):
+def staged(tiny):
     """A run of `stage` that measures all there is, every mechanism adaptive, six blocks."""
     settings = {**tiny, "task": "t2a", "recipe": "stage", "steps": STAGED, "eval_every": STAGED // 2,
                 "depth": 6, "probe": "always", "cool": 0.2}
     with pytest.MonkeyPatch.context() as patch:
         training_alone(patch)
-        return settings, train.train({**settings, "out": str(tmp_path_factory.mktemp("stage") / "r")})
+        return settings, made_once("staged", settings)
 
 
 def test_the_log_holds_the_regime_and_what_it_drives(staged):
@@ -285,14 +287,13 @@ def test_a_run_that_always_probes_measures_every_discrepancy_and_agreement_by_no
         assert all(-1 <= cosine <= 1 for cosine in by_t.values()) and len(set(by_t.values())) == 5
 
 
-def test_the_clock_is_the_stage_fed_with_its_r(staged, tmp_path, bare):
-    """`--regime clock` and a replay of r = k / K: bitwise the same run. Negative control: a replay of another
-    r."""
-    settings, _ = staged
-    clock_rows = [json.dumps({"step": k, "r": k / STAGED}) for k in range(1, STAGED + 1)]
+def test_the_clock_is_the_stage_fed_with_its_r(tiny, tmp_path, bare):
+    """`--regime clock` and a replay of r = k / K: bitwise the same run, also after the blocks' groups were
+    tested at step 32. Negative control: a replay of another r."""
+    settings = {**tiny, "task": "t2a", "recipe": "stage", "depth": 6, "steps": 40, "eval_every": 40}
+    clock_rows = [json.dumps({"step": k, "r": k / 40}) for k in range(1, 41)]
     (tmp_path / "clock.jsonl").write_text("\n".join(clock_rows) + "\n")
     (tmp_path / "half.jsonl").write_text(json.dumps({"step": 1, "r": 0.5}) + "\n")
-    settings = {**settings, "probe": "auto"}
     arms = ({"recipe": "clock"}, {"regime": f"replay:{tmp_path / 'clock.jsonl'}"},
             {"regime": f"replay:{tmp_path / 'half.jsonl'}"})
     clock, replay, half = (final(train.train({**settings, **arm, "out": str(tmp_path / str(k))}))
@@ -574,7 +575,7 @@ def test_the_profile_accounts_for_all_of_the_time(tiny, tmp_path, capsys, monkey
 
 # --- command line
 
-def test_terminated_runs_save_and_say_how_to_continue(tiny, tmp_path):
+def test_terminated_runs_save_and_say_how_to_continue(tiny, tmp_path, bare):
     """SIGTERM between evaluations: the step is finished and saved; resumed, it ends bitwise like a run that
     was left alone."""
     # Not an adaptive recipe: those know how many steps are planned.
@@ -615,9 +616,9 @@ def test_each_phase_is_said_once_and_only_where_something_follows_r(tiny, tmp_pa
 
 @pytest.mark.parametrize("script", ["data.py", "model.py", "sampler.py", "regime.py", "guidance.py",
                                     "structure_reg.py"])
-def test_concept_demos_run(script):
-    done = subprocess.run([sys.executable, ROOT / script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) >= 5, done.stderr
+def test_concept_demos_run(script, capsys):
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert len(capsys.readouterr().out.splitlines()) >= 5
 
 
 @pytest.mark.slow
