@@ -21,6 +21,7 @@ factor_table.
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -353,6 +354,15 @@ def list_sounds() -> list[str]:
                     "then, followed by, after, while, over, in the background"]
 
 
+def _stream(seed: int, split: str, i: int, *more: int):
+    return np.random.default_rng([seed, SPLITS[split], i, *more])
+
+
+@functools.lru_cache(maxsize=10_000)  # drawn once for its four captions, its factors and its sound
+def _scene_of(seed: int, split: str, i: int, seconds: float) -> Scene:
+    return draw_scene(_stream(seed, split, i), split, seconds)
+
+
 class SoundWorld:
     """The embedded data set: n clips of a split, drawn from (seed, split, index) alone, so clip i is always
     the same clip. It has the interface of every data set (data.py). UserError for an unknown split."""
@@ -379,10 +389,10 @@ class SoundWorld:
     def _rng(self, i: int, *more: int):
         """The random stream of clip i: (i) draws its scene, (i, 1, k) its wording k, (i, 2) its room
         noise."""
-        return np.random.default_rng([self.seed, SPLITS[self.split], i, *more])
+        return _stream(self.seed, self.split, i, *more)
 
     def scene(self, i: int) -> Scene:
-        return draw_scene(self._rng(i), self.split, self.seconds)
+        return _scene_of(self.seed, self.split, i, self.seconds)
 
     def p_by_events(self) -> np.ndarray:
         """(n,) probabilities of the clips in proportion to their number of events: drawn so, every *event* is
