@@ -153,7 +153,7 @@ def share_significant(S0: np.ndarray, copies: int = 40, test=S.depth_test) -> fl
     return np.mean([test(noisy(S0, seed), 3, seed, DRAWS) <= 0.05 for seed in range(copies)])
 
 
-@pytest.mark.parametrize("L", [8, 12])
+@pytest.mark.parametrize("L", [8, pytest.param(12, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shape", by_depth(8))
 def test_a_similarity_that_is_depth_alone_is_taken_for_groups_in_at_most_a_tenth_of_draws(shape, L):
     assert share_significant(by_depth(L)[shape]) <= 0.1
@@ -274,7 +274,7 @@ def test_frozen_blocks_are_not_checked_twice():
 def test_random_blocks_that_drift_are_accepted_in_at_most_five_per_cent_of_seeds(monkeypatch):
     """By the first test alone; with the second, which can only refuse more, in no more."""
     monkeypatch.setattr(S, "depth_test", lambda *a: 0.0)
-    assert share_accepted(20) <= 0.05
+    assert share_accepted(12) <= 0.05
 
 
 def test_negative_control_without_the_null_random_blocks_are_accepted(monkeypatch):
