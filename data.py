@@ -86,10 +86,9 @@ def read_crops(crops: Crops, latents: LatentCache, muffled: LatentCache | None, 
 
 
 def draw_batch(latents: LatentCache, muffled: LatentCache | None, batch: int, length: int, rng,
-               phi: LatentCache | None = None, rows: slice = slice(None)) -> dict:
+               phi: LatentCache | None = None) -> dict:
     """choose_crops, then read_crops. (`phi` draws nothing: the batch stays the same.)"""
-    crops = choose_crops(latents, muffled, batch, length, rng, rows)
-    return read_crops(crops, latents, muffled, length, phi)
+    return read_crops(choose_crops(latents, muffled, batch, length, rng), latents, muffled, length, phi)
 
 
 def to_tensors(drawn: dict, token_ids: list) -> dict[str, Tensor]:
