@@ -115,7 +115,7 @@ def plane_figure(path: Path, found: list[dict]) -> None:
             if METRICS[name][0] < 0:
                 turn()
         ax.set_title(VIEWS[view])
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="lower right")          # arms lie along the other diagonal
     fig.suptitle("Both axes of quality: better is up and to the right")
     fig.savefig(path, dpi=90)
     plt.close(fig)
