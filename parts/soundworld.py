@@ -355,6 +355,7 @@ def list_sounds() -> list[str]:
 
 
 def _stream(seed: int, split: str, i: int, *more: int):
+    """The random stream of clip i: (i) draws its scene, (i, 1, k) its wording k, (i, 2) its room noise."""
     return np.random.default_rng([seed, SPLITS[split], i, *more])
 
 
@@ -386,11 +387,6 @@ class SoundWorld:
         # Workers map the cache themselves: pickling would copy all the audio.
         return {**self.__dict__, "_waves": None}
 
-    def _rng(self, i: int, *more: int):
-        """The random stream of clip i: (i) draws its scene, (i, 1, k) its wording k, (i, 2) its room
-        noise."""
-        return _stream(self.seed, self.split, i, *more)
-
     def scene(self, i: int) -> Scene:
         return _scene_of(self.seed, self.split, i, self.seconds)
 
@@ -405,7 +401,7 @@ class SoundWorld:
 
     def caption(self, i: int, k: int = 0) -> str:
         """Wording k (modulo 4) of clip i."""
-        return word_scene(self.scene(i), self._rng(i, 1, k % self.wordings))
+        return word_scene(self.scene(i), _stream(self.seed, self.split, i, 1, k % self.wordings))
 
     def factors(self, i: int) -> dict:
         """True factors of clip i, see scene_factors."""
@@ -413,7 +409,7 @@ class SoundWorld:
 
     def render(self, i: int) -> np.ndarray:
         """Clip i, (N,) float32, before 16-bit storage."""
-        return render_scene(self.scene(i), self._rng(i, 2), self.seconds)
+        return render_scene(self.scene(i), _stream(self.seed, self.split, i, 2), self.seconds)
 
     def lengths(self) -> list[int]:
         return [round(self.seconds * RATE)] * self.n
