@@ -98,13 +98,12 @@ def prepare(cfg: Config, codec, words, teacher, checkpoint: dict | None, resume:
     open_judges(cfg.clap, cfg.audio_model, cfg.trust_remote_code, cfg.allow_pickle)
     train_set, val_set = _open_clips(cfg, claim if claimed else None)
 
-    # The latent space: that of the checkpoint, or fitted on ten seconds of 500 clips.
+    # The latent space: that of the checkpoint, or a fitted one.
     if checkpoint:
         load_weights(resume, codec, checkpoint["codec"])
     else:
-        some = np.random.default_rng(cfg.seed).permutation(len(train_set))[:500]
         try:
-            codec.fit(_for_codec(train_set.wave(i)[: 10 * RATE], cfg.task) for i in some)
+            fit_codec(codec, train_set, cfg)
         except ValueError as e:  # a few seconds of sound
             if claimed:
                 _remove(out)
@@ -158,9 +157,12 @@ def _remove(out: Path) -> None:
             path.unlink()
 
 
-def _for_codec(x: np.ndarray, task: str) -> np.ndarray:
-    """A clip as the codec will be given it: super-resolution brings every recording to one level."""
-    return at_level(x[None], ACTIVE_RMS)[0][0] if task == "sr" else x
+def fit_codec(codec, train_set, cfg: Config) -> None:
+    """Fit the codec on ten seconds of 500 random clips. ValueError for too little sound."""
+    some = np.random.default_rng(cfg.seed).permutation(len(train_set))[:500]
+    clips = (train_set.wave(i)[: 10 * RATE] for i in some)
+    # Super-resolution brings every recording to one level.
+    codec.fit(at_level(x[None], ACTIVE_RMS)[0][0] if cfg.task == "sr" else x for x in clips)
 
 
 def _open_clips(cfg: Config, claim) -> tuple:

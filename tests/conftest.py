@@ -103,16 +103,58 @@ def made_once(name: str, settings: dict) -> Path:
     return folder
 
 
+def finished_run(task: str) -> Path:
+    return made_once(task, {**TINY, "task": task})
+
+
 @pytest.fixture(scope="session")
 def t2a_run():
     """A finished tiny caption run."""
-    return made_once("t2a", {**TINY, "task": "t2a"})
+    return finished_run("t2a")
 
 
 @pytest.fixture(scope="session")
 def sr_run():
     """A finished tiny super-resolution run."""
-    return made_once("sr", {**TINY, "task": "sr"})
+    return finished_run("sr")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_run_each(request, fitted_once):
+    """In the whole suite each of two processes begins with one of the two runs, so none waits for another."""
+    task = {"gw0": "t2a", "gw1": "sr"}.get(os.environ.get("PYTEST_XDIST_WORKER"))
+    if task and len(request.session.items) > 1_000:
+        finished_run(task)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fitted_once():
+    """Hundreds of tiny runs have the same clips: the latent space and the mean of the teacher's features,
+    half of what preparing them costs, are made for the first of them."""
+    from parts import preparation
+    from parts.codec import Codec
+
+    fit, mean, codecs, means = preparation.fit_codec, preparation.feature_mean, {}, {}
+
+    def fit_codec(codec, clips, cfg):
+        if type(codec) is not Codec:
+            return fit(codec, clips, cfg)
+        of = clips.key, codec.channels, codec.whiten, cfg.task, cfg.seed
+        if of not in codecs:
+            fit(codec, clips, cfg)
+            codecs[of] = {name: x.clone() for name, x in codec.state_dict().items()}, codec.explained
+        state, codec.explained = codecs[of]
+        codec.load_state_dict(state)
+
+    def feature_mean(extract, latents, clips, device):
+        of = clips.key, extract.key
+        if device != "cpu":
+            return mean(extract, latents, clips, device)
+        if of not in means:
+            means[of] = mean(extract, latents, clips, device)
+        return means[of].clone()
+
+    preparation.fit_codec, preparation.feature_mean = fit_codec, feature_mean
 
 
 def training_alone(monkeypatch) -> None:
