@@ -37,7 +37,7 @@ def axis_label(metric: str) -> str:
     if metric in BOUNDED:
         return BOUNDED[metric]
     sign, name = METRICS[metric]
-    return f"{name} ({'higher' if sign > 0 else 'lower'} is better)"
+    return f"{name}\n({'higher' if sign > 0 else 'lower'} is better)"
 
 
 def _curves(rows: list[dict], arm: str, metric: str) -> dict:

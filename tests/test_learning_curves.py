@@ -64,7 +64,7 @@ def test_differences_are_drawn_over_the_second_half_of_the_doublings(ax):
 
 
 @pytest.mark.parametrize("metric, label", [
-    ("event_accuracy", "event sets (higher is better)"), ("lsd_hf", "LSD-HF (lower is better)"),
+    ("event_accuracy", "event sets\n(higher is better)"), ("lsd_hf", "LSD-HF\n(lower is better)"),
     ("r", "regime r")])
 def test_a_label_says_which_way_is_better(metric, label):
     assert learning_curves.axis_label(metric) == label
