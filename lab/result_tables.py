@@ -26,7 +26,7 @@ PAGES = ("README.md", "docs/results.md")
 CAPTIONS = "captions: event set right"
 RESTORED = "super-resolution: energy score, lower is better"
 COMPARED = {  # what is compared -> folder of results/
-    "event sets, text-to-audio": "e1-full", "energy score, super-resolution": "e1-sr"}
+    "event sets, text-to-audio": "e1-full", "energy score (speed-ups: LSD-HF), super-resolution": "e1-sr"}
 FIRST = {CAPTIONS: "e1", RESTORED: "e1-sr", "the same on ESC-10, fold 5 held out": "e1-esc10"}
 FULL = "e1-full"  # captions at full length
 SCREEN, ON_THE_WAY = "e1-sr-dev", (512, 1_024, 2_048, 3_000)

@@ -20,7 +20,9 @@ python -m lab.experiments run E9 $restored --seeds 1 --first-seed 1001 --score-s
 
 # Captions, commit 2dcdfb6: one development seed; then the comparison itself, recorded by fc1b217, which trains alike, from 1004 on, and all of `vanilla`.
 python -m lab.experiments run E1 $captions --seeds 1 --first-seed 1000 --score-split val --score-clips 256 --only static stage --out results/e1-dev
-python -m lab.experiments run E1 $captions --seeds 8 --first-seed 1002 --judge final --score-clips 500 --only static stage vanilla --out results/e1-full
+python -m lab.experiments run E1 $captions --seeds 8 --first-seed 1002 --judge final --score-clips 500 --out results/e1-full \
+  --only static stage vanilla "guidance alone" "density alone" \
+  --arm 'guidance alone={"recipe": "static", "timesteps": "off"}' --arm 'density alone={"recipe": "static", "guidance": "off"}'
 
 # Captions, commit 9917a46: clips drawn evenly, decoded by Griffin-Lim.
 python -m lab.experiments run E9 $captions --seeds 1 --first-seed 1000 --score-split val --score-clips 256 --only "m 0, s 1" "m 0.75, s 1" "m 1.5, s 1" --out results/e9
