@@ -7,12 +7,14 @@ crops from a memory map.
 
     --data --prepare--> latents z of each clip, token ids of its captions, teacher features phi
     draw_batch(rng of the step) --> x0 (B, T, C), mask (B, T), cond (B, T, C) or a caption, phi (B, T, F)
+    add_noise(density of t)     --> and eps (B, T, C), t (B,), which conditions are dropped
 
 Conventions: t in [0, 1], t = 1 is noise, t = 0 is data. B batch, T tokens, C latent channels, F teacher
 features.
 
-Public: Crops, choose_crops, read_crops, draw_batch, to_tensors, split_batch. Of parts/batches.py Prefetcher,
-of parts/latents.py LatentCache, of parts/preparation.py open_data, open_set, TrainingData, prepare.
+Public: Crops, choose_crops, read_crops, draw_batch, to_tensors, add_noise, validation_batches, split_batch.
+Of parts/batches.py Prefetcher, of parts/latents.py LatentCache, of parts/preparation.py open_data, open_set,
+TrainingData, prepare.
 
     python data.py            # demo: five scenes, worded and measured
 """
@@ -24,13 +26,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parts.batches import Prefetcher
+from parts.batches import Prefetcher, to_device
+from parts.config import Config
 from parts.latents import LatentCache
 from parts.preparation import TrainingData, open_data, open_set, prepare
 from parts.soundworld import NAMES, SoundWorld
 
-__all__ = ["Crops", "LatentCache", "Prefetcher", "TrainingData", "choose_crops", "draw_batch", "open_data",
-           "open_set", "prepare", "read_crops", "split_batch", "to_tensors"]
+__all__ = ["Crops", "LatentCache", "Prefetcher", "TrainingData", "add_noise", "choose_crops", "draw_batch",
+           "open_data", "open_set", "prepare", "read_crops", "split_batch", "to_tensors",
+           "validation_batches"]
 
 
 class Crops(NamedTuple):
@@ -101,6 +105,32 @@ def to_tensors(drawn: dict, token_ids: list) -> dict[str, Tensor]:
         captions = [token_ids[i][k % len(token_ids[i])] for i, k in zip(drawn["i"], drawn["wording"])]
         batch["ids"] = torch.nn.utils.rnn.pad_sequence(captions, batch_first=True)
     return batch
+
+
+def add_noise(drawn: dict, token_ids: list, cfg: Config, generator: torch.Generator, density, size: int = 0,
+              rows: slice = slice(None)) -> dict:
+    """Arrays of draw_batch -> tensors on the device: x0, eps (B, T, C), t (B,), drop (B,), mask (B, T) where
+    a clip is padded, ids (B, S) or cond (B, T, C)[, phi (B, T, F)]. density: of t, as sampler.LogitNormal.
+
+    Noise is drawn on the CPU, so that it is the same whatever the device, and for all `size` clips of the
+    batch of which these are `rows`, so that it is the same on any number of devices."""
+    batch = to_tensors(drawn, token_ids)
+    size = size or len(batch["x0"])
+    if "eps" not in batch:                                 # else drawn ahead, from the same generator
+        batch["eps"] = torch.randn(size, *batch["x0"].shape[1:], generator=generator)[rows]
+    batch["t"] = density.sample(size, generator)[rows]
+    batch["drop"] = torch.rand(size, generator=generator)[rows] < cfg.cond_drop
+    return to_device(batch, cfg.device)
+
+
+def validation_batches(clips: TrainingData, cfg: Config, density) -> list[dict]:
+    """Two of 64 held-out clips, always the same and with the same noise."""
+    batches = []
+    for k in range(2):
+        rng, generator = np.random.default_rng([cfg.seed, 9, k]), torch.Generator().manual_seed(9_000 + k)
+        drawn = draw_batch(clips.val_latents, clips.val_muffled, 64, clips.T, rng)
+        batches.append(add_noise(drawn, clips.val_token_ids, cfg, generator, density))
+    return batches
 
 
 def split_batch(batch: dict, n: int) -> list[dict]:

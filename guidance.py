@@ -54,8 +54,8 @@ class Projector(nn.Module):
 
 def alignment_loss(z: Tensor, phi: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over clips, of each over its real tokens, of 1 - cos(z, phi): (B, T, F) x 2, mask (B, T) True at
-    real tokens -> scalar in [0, 2]. A clip counts as one however short it is, so the parts of a batch have
-    the gradient of the batch.
+    real tokens -> scalar in [0, 2]. A clip counts as one however short it is (as 0 where no token is real),
+    so the parts of a batch have the gradient of the batch.
 
     phi is a target: no gradient reaches the teacher. In float32: norms of half-precision vectors overflow or
     round to 0. The cosine is written out because F.cosine_similarity normalises both sides anew in forward

@@ -219,7 +219,7 @@ def flow_matching_loss(v_hat: Tensor, v: Tensor, mask: Tensor | None = None) -> 
 
 
 def predict(model: DiT, batch: dict, net=None, drop: bool = True) -> tuple:
-    """Batch of train.add_noise -> v_hat, hs (see DiT.forward), v. net: what is called in the model's place,
+    """Batch of data.add_noise -> v_hat, hs (see DiT.forward), v. net: what is called in the model's place,
     compiled or distributed. drop: replace the conditions of the clips that batch["drop"] marks."""
     x_t, v = interpolate(batch["x0"], batch["eps"], batch["t"])
     dropped = batch["drop"] if drop else None
@@ -232,17 +232,27 @@ def predict(model: DiT, batch: dict, net=None, drop: bool = True) -> tuple:
     return v_hat, hs, v
 
 
+@torch.no_grad()
+def conditioned(model: DiT, batch: dict):
+    """-> predict(x_t (B, T, C), t (B,)) -> v_hat under the batch's own conditions, none of them dropped."""
+    text = model.encode_text(batch["ids"]) if "ids" in batch else None
+    cond, mask = batch.get("cond"), batch.get("mask")
+    return lambda x_t, t: model(x_t, t, text, cond, mask)
+
+
 # --- generation -----------------------------------------------------------------------------------------
 
 class VelocityField:
     """v(x (B, T, C), t) of a model with classifier-free guidance, for any length T.
 
     text, null: encoded captions and as many empty ones; cond (B, T, C). w: guidance scale; w = 1 evaluates
-    the conditional branch alone, w = 0 is without condition. rescale in [0, 1]: w > 1 also exaggerates the
-    level; the standard deviation of x0_hat is moved back towards that of the conditional branch (1: fully).
-    # Lin et al. 2024, sec. 3.4, who rescale the network's output. window
-    (tokens): where T is longer, overlapping windows of that length (hop window/2, triangular weights) are
-    evaluated and averaged in each step, so one trajectory spans any length."""
+    the conditional branch alone, w = 0 is without condition.
+
+    rescale in [0, 1]: w > 1 also exaggerates the level; the standard deviation of x0_hat is moved back
+    towards that of the conditional branch (1: fully).  # Lin et al. 2024, sec. 3.4: of the network's output
+
+    window (tokens): where T is longer, overlapping windows of that length (hop window / 2, triangular
+    weights) are evaluated and averaged in each step, so one trajectory spans any length."""
 
     def __init__(self, model: DiT, text: Text | None = None, null: Text | None = None,
                  cond: Tensor | None = None, w: float = 1.0, window: int | None = None, rescale: float = 0.0):
@@ -290,8 +300,8 @@ class VelocityField:
 
 @torch.no_grad()
 def integrate(field, x: Tensor, steps: int = 25, method: str = "euler") -> Tensor:
-    """Solve dx/dt = field(x, t) from t = 1 (noise x) to t = 0 in equal steps. euler: one evaluation a step;
-    heun: two, second order. Deterministic: the noise is the caller's. ValueError for another method."""
+    """Solve dx/dt = field(x, t) from t = 1 (noise x, any shape) to 0 in equal steps. euler: one evaluation a
+    step; heun: two, second order. Deterministic: the noise is the caller's. ValueError for another method."""
     if method not in ("euler", "heun"):
         raise ValueError(f"unknown method {method!r}: euler or heun")
     times = torch.linspace(1, 0, steps + 1).tolist()

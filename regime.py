@@ -31,7 +31,7 @@ planned steps.
 What r drives is said in train.drive: guidance, timesteps, structure. This file knows nothing of them, nor of
 any model: `predict` and `extract` are passed in as functions.
 
-Public: Regime (state, r), probe, discrepancy, signal, predictions_of, slope, probe_steps, read_r, hold_last.
+Public: Regime (state, r), Probe, probe, discrepancy, signal, slope, probe_steps, read_r, hold_last.
 
     python regime.py          # demo: r on four synthetic discrepancy curves with known answers
 """
@@ -83,7 +83,7 @@ def discrepancy(a: Tensor, b: Tensor, mean: Tensor | None = None, mask: Tensor |
 
 
 def over_frames(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over real frames: (B, T, ...) -> (B, ...)."""
+    """Mean over real frames, those where mask (B, T) is True: (B, T, ...) -> (B, ...)."""
     if mask is None:
         return x.mean(1)
     mask = mask.reshape(*mask.shape, *[1] * (x.ndim - 2))
@@ -112,9 +112,9 @@ def probe(predict, extract, x0: Tensor, eps: Tensor, names=LEVELS, mean: Tensor 
           target: Tensor | None = None, mask: Tensor | None = None) -> dict[str, float]:
     """Measure D of some PREDICTIONS, frame by frame and pooled -> {name: mean over the probe clips}.
 
-    predict: see predicted; extract(x0 (B, T, C)) -> features (B, T, F); target: extract(x0), if at hand. x0
-    and eps are the same tensors at every probe: with fresh noise the slope would drown in it. The levels are
-    fixed, not drawn, or a sampler that follows r would bend the signal that drives it.
+    predict: see predicted; extract(x0 (B, T, C)) -> features (B, T, F), mean (F,) of them; target: of x0, if
+    at hand; mask (B, T). x0, eps (B, T, C) are the same at every probe: in fresh noise the slope would drown.
+    The levels are fixed, not drawn, or a sampler that follows r would bend the signal that drives it.
 
     Probe the averaged (EMA) weights: at a constant learning rate the raw ones scatter D about three times as
     much (results/log.md), and an average over the last tenth of a run is only log2(10/9) doublings late."""
@@ -130,14 +130,27 @@ def probe(predict, extract, x0: Tensor, eps: Tensor, names=LEVELS, mean: Tensor 
     return D
 
 
-def predictions_of(kind: str) -> tuple[str, ...]:
-    """The PREDICTIONS that a signal needs."""
-    return tuple(name.removesuffix("-pooled") for name in SIGNALS[kind])
-
-
 def signal(kind: str, D: dict[str, float]) -> float:
     """The one number of a probe whose slope is taken."""
     return float(np.mean([D[name] for name in SIGNALS[kind]]))
+
+
+class Probe:
+    """D of the same clips x0 and the same noise eps (B, T, C) at every probe.
+
+    extract (B, T, C) -> (B, T, F); mean (F,): of extract over the data set, or None; mask (B, T), or None;
+    kind: of SIGNALS."""
+
+    def __init__(self, extract, x0: Tensor, eps: Tensor, mean: Tensor | None, mask: Tensor | None, kind: str):
+        self.extract, self.x0, self.eps, self.mean, self.mask, self.kind = extract, x0, eps, mean, mask, kind
+        self.target = extract(x0)
+
+    def __call__(self, predict, full: bool = False) -> dict:
+        """-> D (the number whose slope is taken) and D_of {prediction: D}; full: of all PREDICTIONS, else of
+        those that the signal needs. predict: see predicted."""
+        names = PREDICTIONS if full else [name.removesuffix("-pooled") for name in SIGNALS[self.kind]]
+        D = probe(predict, self.extract, self.x0, self.eps, names, self.mean, self.target, self.mask)
+        return {"D": signal(self.kind, D), "D_of": D}
 
 
 # --- its slope ----------------------------------------------------------------------------------------------
@@ -176,7 +189,7 @@ class Regime:
         self.steps = {k: j for j, k in enumerate(probe_steps(K))}
         self.replayed = read_r(path) if path else None
         self.k: list[int] = []          # probes so far: step
-        self.D: list[float] = []        # and discrepancy
+        self.D: list[float] = []        # and discrepancy, mean loss or cosine
         self.losses = torch.zeros(2)    # [sum, number] of training losses since the last probe
         self.s: float | None = None     # last slope
         self.ref: float | None = None   # largest significant slope, or mean cosine
@@ -208,10 +221,10 @@ class Regime:
         self.losses = self.losses.to(loss.device) + one_more
 
     def mean_loss(self) -> float:
-        """Mean of the observed losses, which are then forgotten."""
+        """Mean of the observed losses, which are then forgotten; NaN where there were none."""
         total, n = self.losses.tolist()
         self.losses = torch.zeros(2)
-        return total / max(n, 1)
+        return total / n if n else float("nan")
 
     def update(self, k: int, D: float) -> None:
         """Take the probe of step k. ValueError where D is not finite: it would poison every later slope."""
@@ -279,9 +292,12 @@ class Regime:
 # --- r of another run ---------------------------------------------------------------------------------------
 
 def read_r(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, r) of a run's log.jsonl; ValueError if it holds no r, or one outside [0, 1]."""
+    """(steps, r) of a run's log.jsonl; ValueError if it is none, holds no r, or one outside [0, 1]."""
     rows = [json.loads(line) for line in Path(path).read_text().split("\n")[:-1]]  # a last one was cut off
-    pairs = sorted({(row["step"], row["r"]) for row in rows if "r" in row})
+    try:
+        pairs = sorted({(int(row["step"]), float(row["r"])) for row in rows if "r" in row})
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path}: has lines that are none of a run's log") from None
     if not pairs or not all(0 <= r <= 1 for _, r in pairs):
         raise ValueError(f"{path}: holds {'an r outside [0, 1]' if pairs else 'no value of r'}")
     return np.array([k for k, _ in pairs]), np.array([r for _, r in pairs])

@@ -61,8 +61,8 @@ class LogitNormal:
 
 def between(r: float, early: LogitNormal, late: LogitNormal) -> LogitNormal:
     """The density at regime r in [0, 1]; its floor u is `early`'s."""
-    # m(r) = (1 - r) m_early + r m_late, and s(r) alike                                            # ASSUMED
-    m, s = ((1 - r) * a + r * b for a, b in ((early.m, late.m), (early.s, late.s)))
+    m = (1 - r) * early.m + r * late.m                                                             # ASSUMED
+    s = (1 - r) * early.s + r * late.s
     return LogitNormal(m, s, early.u)
 
 

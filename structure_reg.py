@@ -107,12 +107,13 @@ def group(S: np.ndarray, G: int = 3) -> np.ndarray:
     off_diagonal = 1 - np.eye(len(S))
     distance = scipy.spatial.distance.squareform(np.clip(1 - S, 0, 2) * off_diagonal, checks=False)
     tree = scipy.cluster.hierarchy.linkage(distance, "average")
-    labels = scipy.cluster.hierarchy.fcluster(tree, G, "maxclust")
-    return np.unique(labels, return_index=True)[1].argsort().argsort()[labels - 1]
+    labels = scipy.cluster.hierarchy.fcluster(tree, G, "maxclust").tolist()
+    order = list(dict.fromkeys(labels))
+    return np.array([order.index(label) for label in labels])
 
 
 def contrast(S: np.ndarray, labels: np.ndarray) -> float:
-    """Mean similarity of different blocks within groups minus that between groups."""
+    """Mean similarity S (L, L) of different blocks within groups, labels (L,), minus that between groups."""
     same, different_block = labels[:, None] == labels[None], ~np.eye(len(S), dtype=bool)
     if not (same & different_block).any() or same.all():
         return 0.0
@@ -194,7 +195,7 @@ def _relabel(block, order, sign):
 
 
 def rand_index(a: np.ndarray, b: np.ndarray) -> float:
-    """Adjusted Rand index of two labellings; 1: the same, 0: chance.  # Hubert & Arabie 1985, eq. 5"""
+    """Adjusted Rand index of two labellings (L,); 1: the same, 0: chance.  # Hubert & Arabie 1985, eq. 5"""
     table = np.array([[np.sum((a == i) & (b == j)) for j in np.unique(b)] for i in np.unique(a)], float)
     # Pairs of blocks that share a group: in both labellings, in a, in b.
     both, rows, columns = ((n * (n - 1) / 2).sum() for n in (table, table.sum(1), table.sum(0)))
@@ -275,7 +276,7 @@ def depth_groups(L: int, G: int) -> list[int]:
 # --- the loss: (hs, groups, mask) -> scalar -----------------------------------------------------------------
 
 def grouped_loss(hs: list[Tensor], groups, mask: Tensor | None = None, eps: float = 1e-3) -> Tensor:
-    """Mean cos^2 between what different groups of blocks add to the stream: scalar in [0, 1].
+    """Mean cos^2 between what groups of blocks add to the stream, hs (L + 1) x (B, T, W): scalar in [0, 1].
 
     Increments, because the h themselves are all alike; batch-centred, because what is added to every clip is
     no sign of shared work; norms as sqrt(|u|^2 + eps^2), because adaLN-zero blocks start with u = 0, where a

@@ -36,12 +36,10 @@ import guidance
 import regime
 import sampler
 import structure_reg
-from model import block_weights, flow_matching_loss, predict
+from model import block_weights, conditioned, flow_matching_loss, predict
 from parts import config, devices, peers, runs
 from parts.background import Background
-from parts.batches import to_device
 from parts.checkpoints import save_run
-from parts.components import open_codec, open_teacher, open_text
 from parts.config import Config
 from parts.devices import RANK, WORLD, StopSignal, Timer, broadcast_from_rank0, from_all, ignore
 from parts.errors import Stopped, UserError
@@ -65,11 +63,6 @@ class Driven(NamedTuple):
     share: float                               # of the flow-matching gradient that structure is to have
     mu: float                                  # the weight of the structure loss that gives it this share
     groups: list[int]                          # of blocks, that it keeps apart
-
-
-def ramp(cfg: Config) -> int:
-    """Steps in which the structure loss sets in and its weight is measured."""
-    return round(0.1 * cfg.steps)
 
 
 def drive(cfg: Config, r: float, k: int, detector: structure_reg.GroupDetector, infonoise=None) -> Driven:
@@ -103,29 +96,13 @@ def drive(cfg: Config, r: float, k: int, detector: structure_reg.GroupDetector, 
     elif cfg.structure == "constant":
         share = cfg.struct_share
     else:
-        share = structure_reg.share(r, cfg.struct_share, k, detector.activated_at, ramp(cfg))
+        share = structure_reg.share(r, cfg.struct_share, k, detector.activated_at, cfg.ramp)
         groups = detector.groups or groups
     mu = share / detector.ratio if detector.ratio else 0.0
     return Driven(lam, density, share, mu, groups)
 
 
-# --- one step: noise, losses, update --------------------------------------------------------------------
-
-def add_noise(drawn: dict, token_ids: list, cfg: Config, generator: torch.Generator,
-              density=sampler.LogitNormal(), size: int = 0, rows: slice = slice(None)) -> dict:
-    """Arrays of data.draw_batch -> tensors on the device: x0, eps (B, T, C), t (B,), drop (B,), mask (B, T)
-    where a clip is padded, ids (B, S) or cond (B, T, C)[, phi (B, T, F)].
-
-    Noise is drawn on the CPU, so that it is the same whatever the device, and for all `size` clips of the
-    batch of which these are `rows`, so that it is the same on any number of devices."""
-    batch = data.to_tensors(drawn, token_ids)
-    size = size or len(batch["x0"])
-    if "eps" not in batch:                                 # else drawn ahead, from the same generator
-        batch["eps"] = torch.randn(size, *batch["x0"].shape[1:], generator=generator)[rows]
-    batch["t"] = density.sample(size, generator)[rows]
-    batch["drop"] = torch.rand(size, generator=generator)[rows] < cfg.cond_drop
-    return to_device(batch, cfg.device)
-
+# --- one step: losses, update ---------------------------------------------------------------------------
 
 def losses(cfg: Config, networks: Networks, batch: dict, k: int, driven: Driven, timer=ignore) -> dict:
     """Losses of a batch at step k -> {"total": fm + lambda ssl + mu struct (ASSUMED), "fm", "ssl", "struct":
@@ -140,7 +117,8 @@ def losses(cfg: Config, networks: Networks, batch: dict, k: int, driven: Driven,
 
     # Guidance: align a block with the teacher. Tokens take turns: the projector on all costs 10 % of a step.
     if driven.lam:
-        tokens = slice(k % cfg.guide_every, None, cfg.guide_every)
+        every = min(cfg.guide_every, batch["x0"].shape[1])
+        tokens = slice(k % every, None, every)
         with networks.autocast():
             z = networks.project(hs[cfg.align_block][:, tokens])                   # (B, T / guide_every, F)
         phi = batch["phi"].roll(1, 0) if cfg.teacher == "shuffled" else batch["phi"]   # the control
@@ -182,44 +160,26 @@ def update(cfg: Config, networks: Networks, k: int, timer=ignore) -> float:
 
 # --- between steps: where is training? ------------------------------------------------------------------
 
-class Probe:
-    """Measures D for the regime: what the averaged network predicts for ten held-out clips, always the same,
-    and fixed noise.
-
-    batch: of add_noise, the same at each probe. extract (B, T, C) -> (B, T, F) and mean (F,): phi, or the
-    identity for the latent proxy. kind: of regime.SIGNALS."""
-
-    def __init__(self, batch: dict, extract, mean: torch.Tensor | None, kind: str, clips: int = 10):
-        self.batch = {name: value[:clips] for name, value in batch.items()}
-        self.extract, self.mean, self.kind = extract, mean, kind
-        self.target = extract(self.batch["x0"])
-
-    @torch.no_grad()
-    def __call__(self, model, full: bool = False) -> dict:
-        """-> D (the number whose slope is taken) and D_of {prediction: D}; full: of all predictions, else
-        of those that the signal needs."""
-        names = regime.PREDICTIONS if full else regime.predictions_of(self.kind)
-        batch, mask = self.batch, self.batch.get("mask")
-        text = model.encode_text(batch["ids"]) if "ids" in batch else None
-        D = regime.probe(lambda x_t, t: model(x_t, t, text, batch.get("cond"), mask), self.extract,
-                         batch["x0"], batch["eps"], names, self.mean, self.target, mask)
-        return {"D": regime.signal(self.kind, D), "D_of": D}
-
-
 def measure(run: Training, j: int | None, timer) -> dict:
     """At the j-th probe step: probe the averaged network for the regime, check the blocks for groups. -> what
     the log keeps. Before the step itself, so that a replay of the log drives each step as it was driven."""
-    timer.start()
     if j is None:
         return {}
     cfg, found = run.cfg, {}
     if run.regime.source == "loss":
-        run.regime.update(run.step, broadcast_from_rank0(run.regime.mean_loss()))
+        loss = broadcast_from_rank0(run.regime.mean_loss())
+        if np.isfinite(loss):                              # not where all steps since the last were skipped
+            run.regime.update(run.step, loss)
     if run.probe:
-        with run.networks.autocast():
-            found = run.probe(run.networks.ema, full=cfg.probe == "always") if RANK == 0 else None
+        if RANK == 0:
+            with run.networks.autocast():
+                predict_v = conditioned(run.networks.ema, run.probe_batch)
+                found = run.probe(predict_v, full=cfg.probe == "always")
         found = broadcast_from_rank0(found)
         if run.regime.source == "slope":
+            if not np.isfinite(found["D"]):
+                raise UserError(f"step {run.step}: D is {found['D']}: a validation clip, or what the network "
+                                "makes of it, is not finite")
             run.regime.update(run.step, found["D"])
     timer("probe")
     testable = cfg.structure == "adaptive" and cfg.depth >= structure_reg.TESTABLE
@@ -236,8 +196,9 @@ def measure_gradients(run: Training, j: int | None, driven: Driven, batch: dict,
     block (every second time)? What share of the gradient on the blocks does the structure loss have (until a
     first ratio is known, at other steps too)?"""
     cfg, networks, found = run.cfg, run.networks, {}
-    agreement_due = driven.lam and j is not None and j % 2 == 0
-    share_due = driven.share and (j is not None or not run.detector.ratio) and run.step >= regime.FIRST
+    agreement_due = driven.lam > 0 and j is not None and j % 2 == 0
+    share_due = (driven.share > 0 and run.step >= regime.FIRST
+                 and (j is not None or run.detector.ratio is None))
     if (agreement_due or share_due) and (WORLD > 1 or cfg.compile):
         # The graph of a compiled or distributed network can be traversed once only.
         loss = losses(cfg, networks.plain(), batch, run.step, driven)
@@ -251,7 +212,7 @@ def measure_gradients(run: Training, j: int | None, driven: Driven, batch: dict,
     if agreement_due and run.probe and cfg.probe == "always":
         # By noise level, on the clips and the noise of the probe.
         found["agreement_t"] = {}
-        full = {**run.probe.batch, "phi": run.data.extract(run.probe.batch["x0"])}
+        full = {**run.probe_batch, "phi": run.data.extract(run.probe_batch["x0"])}
         for t in guidance.AGREEMENT_LEVELS:
             at_t = {**full, "t": torch.full_like(full["t"], t)}
             loss_t = losses(cfg, networks.plain(), at_t, run.step, driven)
@@ -261,9 +222,10 @@ def measure_gradients(run: Training, j: int | None, driven: Driven, batch: dict,
         blocks = list(networks.model.blocks.parameters())
         ratio = broadcast_from_rank0(structure_reg.gradient_ratio(loss["fm"], loss["struct"], blocks))
         found["struct_share"] = driven.mu * ratio
-        # Once it has set in the weight stays: a loss that is fulfilled has hardly a gradient left to weigh. A
-        # broken batch is skipped, and forgotten.
-        settling = run.step <= (run.detector.activated_at or 0) + max(ramp(cfg), 2 * regime.FIRST)
+        # The ratio is measured while the loss sets in, from the acceptance of groups (--structure constant:
+        # from step 0), and then kept: a loss that is fulfilled has hardly a gradient left to weigh. One that
+        # is not finite is of a broken batch, which is skipped.
+        settling = run.step <= (run.detector.activated_at or 0) + max(cfg.ramp, 2 * regime.FIRST)
         if settling and np.isfinite(ratio) and ratio > 0:
             run.detector.take_ratio(ratio)
     return found
@@ -281,7 +243,8 @@ class Training:
     regime: regime.Regime                      # where training is: r
     detector: structure_reg.GroupDetector
     infonoise: peers.InfoNoise | None          # a peer's density of timesteps
-    probe: Probe | None
+    probe: regime.Probe | None
+    probe_batch: dict                          # the ten clips that it measures
     val_batches: list[dict]
     draw: data.Prefetcher                      # of the clips of a step
     averaged: evaluate.Run                     # the averaged network, for previews and scores
@@ -310,27 +273,19 @@ def open_regime(cfg: Config) -> regime.Regime:
 
 def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Training:
     """Open and cache all that a run needs. checkpoint: to go on from; claim(folder): lock it for this run."""
-    # Parts that may be missing come first: that should cost nobody the minutes of preparation.
     tracker, detector = open_regime(cfg), structure_reg.GroupDetector(cfg.depth, cfg.seed)
-    options = cfg.device, cfg.trust_remote_code, cfg.allow_pickle
-    codec = open_codec(asdict(cfg), *options)
-    cfg.channels = codec.channels                          # a neural codec may have fewer
-    pretrained_text = cfg.task == "t2a" and cfg.text != "words"
-    words = open_text(asdict(cfg), [], *options) if pretrained_text else None
     infonoise = peers.InfoNoise(sampler.LogitNormal(cfg.m, cfg.s)) if cfg.timesteps == "infonoise" else None
     probing = cfg.probe == "always" or (cfg.probe == "auto" and tracker.source == "slope" and cfg.adaptive)
-    teacher = open_teacher(cfg) if cfg.guidance != "off" or probing else None
-    clips = data.prepare(cfg, codec, words, teacher, checkpoint, resume, claim)
+    clips = data.prepare(cfg, probing, checkpoint, resume, claim)
 
-    # Validation: two batches, always the same; the first is also what the regime is measured on.
-    val_batches = []
-    for k in range(2):
-        rng, generator = np.random.default_rng([cfg.seed, 9, k]), torch.Generator().manual_seed(9_000 + k)
-        drawn = data.draw_batch(clips.val_latents, clips.val_muffled, 64, clips.T, rng)
-        val_batches.append(add_noise(drawn, clips.val_token_ids, cfg, generator))
-    latent = cfg.regime_signal == "latent"                 # the proxy: D of the latents themselves
-    extract, mean = (torch.nn.Identity(), None) if latent else (clips.extract, clips.phi_mean)
-    probe = Probe(val_batches[0], extract, mean, cfg.regime_signal) if probing else None
+    # Ten held-out clips are what the regime is measured on.
+    val_batches, probe = data.validation_batches(clips, cfg, sampler.LogitNormal()), None
+    probed = {name: x[:10] for name, x in val_batches[0].items()}
+    if probing:
+        latent = cfg.regime_signal == "latent"             # the proxy: D of the latents themselves
+        extract, mean = (torch.nn.Identity(), None) if latent else (clips.extract, clips.phi_mean)
+        probe = regime.Probe(extract, probed["x0"], probed["eps"], mean, probed.get("mask"),
+                             cfg.regime_signal)
 
     # What learns, as it was left.
     features = clips.phi.channels if clips.phi else 0
@@ -347,9 +302,9 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
         config.save_config(out, cfg)
         print(introduction(cfg, len(clips.train_set), networks.model, structure_reg.TESTABLE))
     past = checkpoint or {"step": 0, "seconds": 0.0, "wall": 0.0}
-    averaged = evaluate.Run(out, asdict(cfg), networks.ema, codec, clips.words, past["step"])
+    averaged = evaluate.Run(out, asdict(cfg), networks.ema, clips.codec, clips.words, past["step"])
     draw, background = data.Prefetcher(cfg, clips, data.choose_crops, data.read_crops), Background(cfg.device)
-    return Training(cfg, out, clips, networks, tracker, detector, infonoise, probe, val_batches, draw,
+    return Training(cfg, out, clips, networks, tracker, detector, infonoise, probe, probed, val_batches, draw,
                     averaged, background, past["step"], past["seconds"], past["wall"])
 
 
@@ -382,8 +337,8 @@ def loop(run: Training) -> Timer:
 
             # The batch, its noise and noise levels: functions of (seed, step) alone.
             drawn, generator = run.draw(k, bool(driven.lam))
-            batch = add_noise(drawn, run.data.token_ids, cfg, generator, driven.density, cfg.batch,
-                              run.draw.rows)
+            batch = data.add_noise(drawn, run.data.token_ids, cfg, generator, driven.density, cfg.batch,
+                                   run.draw.rows)
             timer("data")
 
             # Losses and gradients; then the weights move.
@@ -413,7 +368,7 @@ def loop(run: Training) -> Timer:
             bar.update()
             if RANK == 0 and moment_due(k, cfg.steps):
                 write_moment(run.averaged, k, run.data.val_set, evaluate.maker(run.averaged, 8))
-            if RANK == 0 and evaluation_due(cfg, k, j):
+            if RANK == 0 and runs.evaluation_due(cfg, k, j):
                 bar.write(f"step {k}: {evaluate_and_save(run, log, timer)}, r {r:.2f}")
             timer("log and evaluation")
         if stop.now and RANK == 0:
@@ -440,15 +395,6 @@ def gradients(run: Training, j: int | None, driven: Driven, batch: dict, timer) 
         each.append(loss.pop("each").detach())
         sums = {name: sums.get(name, 0) + x.detach() / cfg.accumulate for name, x in loss.items()}
     return sums, torch.cat(each), found
-
-
-def evaluation_due(cfg: Config, k: int, j: int | None) -> bool:
-    """Every eval_every steps, or, where that is 0, at every half doubling from step 64; and at the end."""
-    if cfg.eval_every:
-        due = k % cfg.eval_every == 0
-    else:
-        due = k >= 64 and j is not None and j % (regime.PER_DOUBLING // 2) == 0
-    return due or k == cfg.steps
 
 
 def evaluate_and_save(run: Training, log, timer: Timer) -> str:

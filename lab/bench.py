@@ -48,8 +48,8 @@ from lab.axes import CLIPS, FINAL, SAMPLED_TWICE, SCALES
 from lab.estimate import flop, saved_bytes
 from lab.plain_dit import Plain
 from lab.statistics import format_ratio
-from model import DiT, block_weights, flow_matching_loss
-from parts import config
+from model import DiT, block_weights, conditioned, flow_matching_loss
+from parts import config, runs
 from parts.arguments import Parser, new_file, whole
 from parts.audio import CLIP_S, RATE
 from parts.codec import Codec
@@ -218,7 +218,8 @@ def bench_run_cost(task: str, base: dict, precision: str, batches: list[dict], w
     static, stage, still = (Ours(cfg, words, teacher.features, driven_by(cfg, arm))
                             for arm in ("static", "stage", "stage"))
     extract = TeacherFeatures(codec, teacher).to(cfg.device)
-    measure_D = train.Probe(batches[0], extract, None, cfg.regime_signal)
+    ten = {name: x[:10] for name, x in batches[0].items()}
+    measure_D = regime.Probe(extract, ten["x0"], ten["eps"], None, ten.get("mask"), cfg.regime_signal)
     steps, timer = itertools.count(1), Timer(cfg.device)
 
     def static_step():
@@ -234,7 +235,7 @@ def bench_run_cost(task: str, base: dict, precision: str, batches: list[dict], w
 
     def probe():
         with stage.networks.autocast():
-            measure_D(stage.networks.ema)
+            measure_D(conditioned(stage.networks.ema, ten))
 
     def check():
         # A new detector each time: an old one passes over weights that have hardly moved. Of fewer blocks
@@ -368,7 +369,7 @@ def _prepare(cfg: config.Config, clips: int) -> tuple:
 
     def batch_of_step(k: int) -> dict:
         drawn = data.draw_batch(latents, muffled, cfg.batch, tokens, np.random.default_rng(k), phi)
-        return train.add_noise(drawn, token_ids, cfg, torch.Generator().manual_seed(k), density)
+        return data.add_noise(drawn, token_ids, cfg, torch.Generator().manual_seed(k), density)
 
     return codec, words, batch_of_step
 
@@ -458,7 +459,7 @@ def _evaluations(cfg: config.Config) -> int:
     if cfg.eval_every:
         return -(-cfg.steps // cfg.eval_every)
     probes = regime.probe_steps(cfg.steps)
-    due = sum(train.evaluation_due(cfg, k, j) for j, k in enumerate(probes))
+    due = sum(runs.evaluation_due(cfg, k, j) for j, k in enumerate(probes))
     return due + (cfg.steps not in probes)
 
 

@@ -19,12 +19,13 @@ import torch
 import data
 import evaluate
 import structure_reg
-import train
+from model import predict
 from parts.arguments import Parser, new_file
 from parts.config import Config
 from parts.errors import UserError, run_cli
 from parts.files import to_json, write_text
 from parts.latents import LatentCache
+from sampler import LogitNormal
 
 CLIPS, T = 64, 0.7
 
@@ -37,9 +38,9 @@ def block_work(run: evaluate.Run) -> dict:
     muffled = LatentCache(clips, run.codec, 1) if run.config["task"] == "sr" else None
     ids = [] if run.words is None else run.words.cache([[clips.caption(i)] for i in range(len(clips))])
     drawn = data.draw_batch(latents, muffled, CLIPS, run.tokens, np.random.default_rng(0))
-    batch = train.add_noise(drawn, ids, Config(**run.config), torch.Generator().manual_seed(0))
+    batch = data.add_noise(drawn, ids, Config(**run.config), torch.Generator().manual_seed(0), LogitNormal())
     batch["t"] = torch.full_like(batch["t"], T)
-    _, hs, _ = train.predict(run.model, batch, drop=False)
+    _, hs, _ = predict(run.model, batch, drop=False)
 
     L = len(hs) - 1
     cos2 = np.eye(L)

@@ -209,7 +209,7 @@ def _estimate_preset(task: str, preset: str, clips: int) -> dict:
 
 
 def _random_batch(cfg: config.Config, features: int) -> dict:
-    """A batch as train.add_noise makes it, of noise."""
+    """A batch as data.add_noise makes it, of noise."""
     clips, tokens = cfg.batch, Codec(cfg.channels).tokens(round(cfg.seconds * RATE))
     batch = {"x0": torch.randn(clips, tokens, cfg.channels), "eps": torch.randn(clips, tokens, cfg.channels),
              "t": torch.rand(clips), "drop": torch.zeros(clips, dtype=torch.bool),

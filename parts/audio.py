@@ -6,6 +6,7 @@ silence_gate, gains_to_level, at_level, with_added, write_wav, scaled_note, mu_l
 """
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import scipy.io.wavfile
 import scipy.signal
 from tqdm import tqdm
 
-from parts.files import cannot_write
+from parts.files import write_bytes
 
 RATE = 16_000  # Hz; every waveform inside the project has this rate
 CLIP_S = 2.56  # s; 40,960 samples = 128 codec frames = 64 tokens
@@ -137,12 +138,9 @@ def write_wav(path: str | Path, x: np.ndarray) -> float:
     """Write (N,) or (N, channels) float in [-1, 1] as 16-bit 16 kHz wav (scipy); louder sounds are scaled
     down, never clipped. -> the factor of that, 1 where nothing was scaled."""
     x = np.asarray(x, np.float64)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    factor = 1 / max(1.0, np.abs(x).max(initial=0))
-    try:
-        scipy.io.wavfile.write(path, RATE, np.round(x * factor * 32_767).astype(np.int16))
-    except OSError as e:
-        raise cannot_write(path, e) from None
+    factor, file = 1 / max(1.0, np.abs(x).max(initial=0)), io.BytesIO()
+    scipy.io.wavfile.write(file, RATE, np.round(x * factor * 32_767).astype(np.int16))
+    write_bytes(Path(path), file.getvalue())
     return factor
 
 

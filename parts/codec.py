@@ -133,7 +133,7 @@ class Codec(PCA):
         return mel.clamp(np.log(FLOOR), 7.0)
 
     @torch.no_grad()
-    def decode(self, z: Tensor, muffled: Tensor | None = None, cutoff: float | Tensor | None = None,
+    def decode(self, z: Tensor, muffled: Tensor | None = None, cutoff: float | None = None,
                seeds: list[int] | None = None) -> Tensor:
         """z (B, T, C) -> wav (B, 640 T) on the input's device.
 
@@ -169,7 +169,7 @@ def _padded_stft(wav: Tensor, n: int) -> Tensor:
     return stft(F.pad(wav, (0, n - wav.shape[-1])))
 
 
-def _known_bins(cutoff: float | Tensor, device) -> Tensor:
+def _known_bins(cutoff: float, device) -> Tensor:
     """(513,) True at the bins that a recording with this cutoff (Hz) still holds. A low-pass is already
     falling near its cutoff: the last 4 % are the model's.  # ASSUMED: 4 %"""
     frequencies = torch.linspace(0, RATE / 2, N_FFT // 2 + 1, device=device)   # Hz

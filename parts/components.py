@@ -7,7 +7,7 @@ The rest of the project calls what it gets from here and does not know which of 
     --text     words                   text.Words       else  pretrained_text.PretrainedText
     --teacher  tiny, shuffled, random  teacher.Teacher  else  pretrained_teacher.PretrainedTeacher
 
-`config` is a dict of settings as a run folder holds it (older ones lack some), `cfg` the dataclass
+`config` is a dict of settings as a run folder holds it, `cfg` the dataclass
 config.Config. All raise UserError where a pretrained part can't be loaded.
 
 Public: open_codec, beside_model, open_text, open_teacher.
@@ -28,7 +28,7 @@ def open_codec(config: dict, device: str = "cpu", trust: bool = False,
                pickles: bool = False) -> Codec | PretrainedCodec:
     """The codec that the settings name, not yet fitted. trust, pickles: see parts.pretrained.load; they are
     the caller's to give, never the run folder's."""
-    if config.get("codec", "mel") == "mel":
+    if config["codec"] == "mel":
         return Codec(config["channels"])
     return PretrainedCodec(config["codec"], config["channels"], trust=trust, pickles=pickles, device=device)
 
@@ -42,7 +42,7 @@ def beside_model(codec: nn.Module, device: str) -> nn.Module:
 def open_text(config: dict, words: list[str], device: str = "cpu", trust: bool = False,
               pickles: bool = False) -> Words | PretrainedText:
     """The text encoder that the settings name: the embedded vocabulary `words`, or a pretrained encoder."""
-    if config.get("text", "words") == "words":
+    if config["text"] == "words":
         return Words(words)
     return PretrainedText(config["text"], trust=trust, pickles=pickles, device=device)
 

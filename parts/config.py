@@ -123,6 +123,16 @@ class Config:
         """Does any mechanism follow r?"""
         return "adaptive" in (self.guidance, self.timesteps, self.structure)
 
+    @property
+    def ramp(self) -> int:
+        """Steps in which the structure loss sets in and its weight is measured."""
+        return round(0.1 * self.steps)
+
+    @property
+    def compares_clips(self) -> bool:
+        """Does a loss, or the control of shuffled features, need several clips in each part of a batch?"""
+        return self.structure != "off" or self.teacher == "shuffled"
+
 
 PRESETS = {  # what differs from the defaults above; a second entry is laid over it for super-resolution
     "smoke": ({}, {"clips": 2_500, "score_clips": 100, "steps": 3_000, "eval_every": 600}),
@@ -207,14 +217,14 @@ def _optimizer_checks(c: Config):
     yield "batch", c.batch > 0, "positive"
     divides = c.accumulate > 0 and c.batch % c.accumulate == 0
     yield "accumulate", divides, f"a divisor of --batch {c.batch}"
-    compares_clips = c.structure != "off" or c.teacher == "shuffled"
     several = divides and c.batch // c.accumulate > 1
-    yield ("accumulate", several or not compares_clips,
+    yield ("accumulate", several or not c.compares_clips,
            "fewer than --batch: the structure loss and shuffled features compare clips of one part")
     yield "lr", c.lr > 0, "positive"
     yield "muon_lr", c.muon_lr > 0, "positive"
     yield "warmup", c.warmup > 0, "positive"
     yield "cool", 0 <= c.cool <= 1, "in [0, 1]"
+    yield "ema", 0 <= c.ema <= 1, "in [0, 1]"
     yield "weight_decay", c.weight_decay >= 0, "0 or more"
     yield "grad_clip", c.grad_clip > 0, "positive"
     yield "cond_drop", 0 <= c.cond_drop < 1, "in [0, 1)"
@@ -254,11 +264,11 @@ CHECKS = (_number_checks, _run_checks, _data_checks, _model_checks, _optimizer_c
           _mechanism_checks, _evaluation_checks)
 
 
-def out_of_range(cfg: Config) -> tuple[str, str] | None:
-    """The first setting with an impossible value, as ("name value", what it must be)."""
+def out_of_range(cfg: Config) -> str | None:
+    """What is wrong with the first setting that is impossible: "name value: must be ..."."""
     for name, possible, must_be in itertools.chain.from_iterable(check(cfg) for check in CHECKS):
         if not possible:
-            return f"{name.replace('_', '-')} {getattr(cfg, name)}", must_be
+            return f"{name.replace('_', '-')} {getattr(cfg, name)}: must be {must_be}"
     return None
 
 
@@ -266,7 +276,7 @@ def refuse_out_of_range(cfg: Config) -> None:
     """UserError, as of a flag, where a setting is impossible."""
     wrong = out_of_range(cfg)
     if wrong:
-        raise UserError("--{}: must be {}".format(*wrong))
+        raise UserError(f"--{wrong}")
 
 
 def validate_config(fields) -> str | None:
@@ -287,8 +297,7 @@ def validate_config(fields) -> str | None:
             return f"{name} is {value!r}, not of type {types[name].__name__}"
         if name in CHOICES and value not in CHOICES[name]:
             return f"{name} is {value!r}, not one of {', '.join(CHOICES[name])}"
-    wrong = out_of_range(Config(**fields))
-    return "{}: must be {}".format(*wrong) if wrong else None
+    return out_of_range(Config(**fields))
 
 
 # --- config.json of a run folder ---------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from parts.checkpoints import load_weights
 from parts.config import Config
 from parts.devices import WORLD
-from parts.errors import out_of_memory
+from parts.errors import UserError, out_of_memory
 from parts.optim import make_optimizers
 
 
@@ -98,5 +98,9 @@ class Networks:
         load_weights(folder, self.ema, state["ema"])
         if self.projector is not None:
             load_weights(folder, self.projector, state["projector"])
-        for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
-            optimizer.load_state_dict(saved)
+        try:
+            for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
+                optimizer.load_state_dict(saved)
+        except ValueError as e:  # config.json was changed
+            raise UserError(f"{folder}: its optimizers are of other settings than config.json's ({e})"
+                            ) from None

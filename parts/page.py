@@ -68,7 +68,8 @@ def write_page(path: Path, logit_normal) -> None:
     config, rows = load_config(path), read_log(path)
     train = [row for row in rows if "loss" in row]
     evals = [row for row in rows if "eval" in row]
-    last = max([row["step"] for row in rows], default=1)
+    done = max([row["step"] for row in rows], default=0)
+    last = max(1, done)
     moments = read_moments(path, last)
     steps, axis = sorted(moments.made) or doublings(last), StepAxis(last)
     phases = phases_of(config, train)
@@ -78,7 +79,7 @@ def write_page(path: Path, logit_normal) -> None:
     name = "/".join(path.resolve().parts[-2:])
     html = environment().get_template("run.html.j2").render(
         name=name,
-        what=f"{TASKS[config['task']]} on {config['data']}, recipe {config['recipe']}, {last:,} of "
+        what=f"{TASKS[config['task']]} on {config['data']}, recipe {config['recipe']}, {done:,} of "
              f"{config['steps']:,} steps, seed {config['seed']}.",
         how_to=HOW_TO.format(what="captions" if config["task"] == "t2a" else "band-limited clips"),
         slider=slider_of(steps, axis, [readout(state, config) for state in states]),
@@ -140,7 +141,7 @@ def clips_of(moments: Moments, steps: list[int]) -> list[dict]:
     """Each clip: its caption, and slots that stand beside each other, the network's between its input (super-
     resolution) and the real clip."""
     clips, last = [], len(steps) - 1
-    for k, caption in enumerate(moments.captions):
+    for k, caption in enumerate(moments.captions if moments.made else []):
         made = [make_sound(f"network, step {step:,}", moments.made[step][k], j, j)
                 for j, step in enumerate(steps)]
         around = {name: [make_sound(REFERENCES[name], waves[k], 0, last)]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch import Tensor
 from parts.audio import ACTIVE_RMS, CLIP_S, RATE, at_level
 from parts.cache import cache_dir
 from parts.checkpoints import load_weights
-from parts.components import beside_model
+from parts.components import beside_model, open_codec, open_teacher, open_text
 from parts.config import Config, save_config
 from parts.devices import RANK
 from parts.errors import UserError, printable
@@ -40,7 +40,8 @@ from parts.text import Words
 
 def open_data(data: str, split: str, n: int = 0, val_fold: int | None = None, seconds: float = CLIP_S,
               max_bad_share: float = 0.0):
-    """`soundworld`, the path of a folder, or several of them as NAME=WEIGHT,NAME=WEIGHT -> a data set."""
+    """`soundworld`, the path of a folder, or several of them as NAME=WEIGHT,NAME=WEIGHT -> a data set.
+    UserError for a mixture or a folder that can't be read."""
     if data == "soundworld":
         return SoundWorld(split, n, seconds=seconds)
     if "=" not in data or Path(data).is_dir():
@@ -86,17 +87,47 @@ class TrainingData:
     phi: LatentCache | None            # phi of the training clips, where guidance may need it
 
 
-def prepare(cfg: Config, codec, words, teacher, checkpoint: dict | None, resume: str, claim) -> TrainingData:
-    """Open, encode and cache all clips.
+def prepare(cfg: Config, probing: bool, checkpoint: dict | None, resume: str, claim) -> TrainingData:
+    """Open codec, text encoder and teacher; open, encode and cache all clips.
 
-    codec, words, teacher: from parts/components.py. checkpoint, resume: what to go on from. claim(folder):
-    from now on no other process may train there. UserError where the data can't be used; a folder just
-    claimed is then removed."""
-    out, workers = Path(cfg.out), None if cfg.workers < 0 else cfg.workers
-    claimed = RANK == 0 and not resume
-    # The judges of the final table are opened again at its end: what is missing should be known now.
-    open_judges(cfg.clap, cfg.audio_model, cfg.trust_remote_code, cfg.allow_pickle)
-    train_set, val_set = _open_clips(cfg, claim if claimed else None)
+    probing: D will be measured, in features of the teacher. checkpoint, resume: what to go on from.
+    claim(folder): from now on no other process may train there. UserError where a part or the data can't be
+    used; a folder just claimed is then removed."""
+    # Parts that may be missing come first: that should cost nobody the minutes of preparation. (The judges of
+    # the final table are opened again at its end.)
+    options = cfg.device, cfg.trust_remote_code, cfg.allow_pickle
+    open_judges(cfg.clap, cfg.audio_model, *options[1:])
+    codec = open_codec(asdict(cfg), *options)
+    cfg.channels = codec.channels                          # a neural codec may have fewer
+    pretrained_text = cfg.task == "t2a" and cfg.text != "words"
+    words = open_text(asdict(cfg), [], *options) if pretrained_text else None
+    teacher = open_teacher(cfg) if cfg.guidance != "off" or probing else None
+    print(f"cache: {cache_dir()} (safe to delete at any time)")
+    sets = [open_data(cfg.data, split, n, cfg.val_fold, cfg.seconds, cfg.max_bad_share)
+            for split, n in (("train", cfg.clips), ("val", 256))]
+
+    # The name is taken before the minutes of preparation, and what dies in them can be resumed.
+    out, claimed = Path(cfg.out), RANK == 0 and not resume
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    if claimed:
+        claim(out)
+        save_config(out, cfg)
+    try:
+        return _encode(cfg, sets, codec, words, teacher, checkpoint, resume)
+    except UserError:  # too many files that can't be read, a few seconds of sound, a full disk
+        if claimed:
+            _remove(out)
+        raise
+
+
+def _encode(cfg: Config, sets: list, codec, words, teacher, checkpoint: dict | None,
+            resume: str) -> TrainingData:
+    """sets: of training and of validation clips, which are rendered or read here."""
+    workers = None if cfg.workers < 0 else cfg.workers
+    for clips in sets:  # several processes wait for the one that fills a cache
+        clips.prepare(workers)
+    _say_what_is_left_out(sets, Path(cfg.out))
+    train_set, val_set = sets
 
     # The latent space: that of the checkpoint, or a fitted one.
     if checkpoint:
@@ -105,8 +136,6 @@ def prepare(cfg: Config, codec, words, teacher, checkpoint: dict | None, resume:
         try:
             fit_codec(codec, train_set, cfg)
         except ValueError as e:  # a few seconds of sound
-            if claimed:
-                _remove(out)
             raise UserError(f"--channels {cfg.channels}: {e}; give more sound, or fewer channels") from None
         print(f"codec {cfg.codec}: {cfg.channels} components hold {100 * codec.explained:.1f} % of the "
               f"variance; {codec.rate:g} tokens a second")
@@ -165,27 +194,8 @@ def fit_codec(codec, train_set, cfg: Config) -> None:
     codec.fit(at_level(x[None], ACTIVE_RMS)[0][0] if cfg.task == "sr" else x for x in clips)
 
 
-def _open_clips(cfg: Config, claim) -> tuple:
-    """-> training and validation clips, rendered or read. The run folder is claimed first (claim: None where
-    it is ours already): the name is taken before the minutes of preparation, and what dies in them can be
-    resumed."""
-    out, workers = Path(cfg.out), None if cfg.workers < 0 else cfg.workers
-    print(f"cache: {cache_dir()} (safe to delete at any time)")
-    sets = [open_data(cfg.data, split, n, cfg.val_fold, cfg.seconds, cfg.max_bad_share)
-            for split, n in (("train", cfg.clips), ("val", 256))]
-    (out / "samples").mkdir(parents=True, exist_ok=True)
-    if claim:
-        claim(out)
-        save_config(out, cfg)
-    try:
-        for clips in sets:  # several processes wait for the one that fills a cache
-            clips.prepare(workers)
-    except UserError:       # too many files that can't be read
-        if claim:
-            _remove(out)
-        raise
-
-    # Say what was mended, and list what is left out.
+def _say_what_is_left_out(sets: list, out: Path) -> None:
+    """And what was mended; rows and files that can't be used are listed in the run folder."""
     for clips in sets:
         for note in getattr(clips, "notes", []):
             print(f"note: {note}")
@@ -194,4 +204,3 @@ def _open_clips(cfg: Config, claim) -> tuple:
         write_text(out / "bad.txt", "\n".join(map(printable, bad)) + "\n")
         print(f"note: {len(bad)} rows or files can't be used and are left out; they are listed in "
               f"{out / 'bad.txt'}")
-    return tuple(sets)

@@ -1,9 +1,9 @@
 """Previews of a run while it is trained: four sounds, and a rough number on validation clips.
 
 The network is handed in as `make(inputs, seeds) -> waves (n, N)`: inputs are captions, or band-limited waves
-(n, N) in super-resolution; `make_quick` takes fewer steps.
+(n, N) in super-resolution.
 
-Public: preview, write_previews, quick_metrics, shown_clips, CUTOFF, SAMPLED_TWICE.
+Public: write_previews, quick_metrics, shown_clips, CUTOFF, SAMPLED_TWICE.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from parts.audio import first_seconds
 from parts.background import at_once
 from parts.band_limit import band_limit
-from parts.scoring import preview_clips, quick_caption_metrics, quick_superresolution_metric
+from parts.scoring import quick_caption_metrics, quick_superresolution_metric
 from parts.spectrograms import draw_previews
 
 CUTOFF = 2_000      # Hz, of the band-limited input
@@ -35,17 +35,9 @@ def shown_clips(val_set, config: dict, n: int = 4) -> tuple[list[str], np.ndarra
     return shown, real, shown
 
 
-def preview(folder: Path, step: int, config: dict, val_set, make, make_quick, device="cpu",
-            background=at_once) -> dict:
-    """Write four previews (wav + spectrograms), always from the same noise, and return quick metrics:
-    event-set accuracy by the development judge (on `device`) and the texture score, or LSD-HF and the energy
-    score. Rough: for curves, not for tables. background: see parts/background.py."""
-    write_previews(folder, step, config, val_set, make, background)
-    return quick_metrics(config, val_set, make_quick, preview_clips(config), SAMPLED_TWICE, device)
-
-
 def write_previews(folder: Path, step: int, config: dict, val_set, make, background=at_once) -> None:
-    """Four previews, always of the same clips and from the same noise: wav and spectrograms."""
+    """Four previews, always of the same clips and from the same noise: wav and spectrograms. background: see
+    parts/background.py."""
     captions, real, inputs = shown_clips(val_set, config)
     made = make(inputs, list(range(len(real))))
     background(draw_previews, folder, step, list(zip(captions, real, made)))

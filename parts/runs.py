@@ -11,7 +11,7 @@
 A folder may come from somebody else, so nothing in it is believed: fields are checked as if they had been
 typed, and loading runs no code. Errors are UserErrors that name the folder, the file and the fix.
 
-Public: open_settings, Log, read_log, RunLock.
+Public: open_settings, evaluation_due, Log, read_log, RunLock.
 """
 from __future__ import annotations
 
@@ -51,6 +51,9 @@ def open_settings(given: dict, resume: str) -> tuple[Config, dict | None]:
     if cfg.batch % (WORLD * cfg.accumulate):
         raise UserError(f"--batch {cfg.batch}: must be a multiple of {WORLD} processes x {cfg.accumulate} "
                         "parts (--accumulate)")
+    if cfg.compares_clips and cfg.batch == WORLD * cfg.accumulate:
+        raise UserError(f"--batch {cfg.batch}: must be more than {WORLD} processes x {cfg.accumulate} parts: "
+                        "the structure loss and shuffled features compare clips of one part")
     if device.startswith("cuda"):
         cfg = dataclasses.replace(cfg, device=device)
     return cfg, checkpoint
@@ -84,6 +87,16 @@ def _settings(given: dict, resume: str) -> tuple[Config, dict | None]:
         raise UserError(f"--steps {cfg.steps}: {resume} already has {checkpoint['step']} steps; "
                         "give a larger number")
     return cfg, checkpoint
+
+
+def evaluation_due(cfg: Config, k: int, j: int | None) -> bool:
+    """Is step k, the j-th probe step or none, one after which a run is evaluated? Every eval_every-th is, or,
+    where that is 0, each half doubling from step 64 (there are four probes a doubling); and the last one."""
+    if cfg.eval_every:
+        due = k % cfg.eval_every == 0
+    else:
+        due = k >= 64 and j is not None and j % 2 == 0
+    return due or k == cfg.steps
 
 
 # --- log and lock -------------------------------------------------------------------------------------------

@@ -399,7 +399,7 @@ def score_codec(codec, config: dict, train_set, test_set, clips: int = 100) -> d
         table.append({"row": name, **summary(rows), "n": n})
 
     protocol = {
-        "codec": config.get("codec", "mel"),
+        "codec": config["codec"],
         "data": config["data"],
         "n": n,
         "seconds": seconds,

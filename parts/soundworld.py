@@ -391,8 +391,8 @@ class SoundWorld:
         return _scene_of(self.seed, self.split, i, self.seconds)
 
     def p_by_events(self) -> np.ndarray:
-        """(n,) probabilities of the clips in proportion to their number of events. A clip's loss is a mean, of
-        which an event among three has about a third: drawn so, each event weighs as much as one alone."""
+        """(n,) probabilities of the clips in proportion to their number of events. A clip's loss is a mean,
+        of which one of three events has about a third: drawn so, each event weighs as much as one alone."""
         events = np.array([len(self.scene(i).events) for i in range(self.n)])
         return events / events.sum()
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from parts.audio import RATE, write_wav
+from parts.files import write_bytes, write_text
 from parts.spectra import N_FFT, stft
 
 
@@ -88,10 +89,12 @@ def draw_previews(path: Path, step: int, pairs: list[tuple[str, np.ndarray, np.n
     fig.colorbar(image, ax=axes, label="dB", shrink=0.7)
 
     samples = path / "samples"
-    fig.savefig(samples / f"step{step:06d}.png", dpi=90)
+    picture = io.BytesIO()
+    fig.savefig(picture, format="png", dpi=90)
     plt.close(fig)
+    write_bytes(samples / f"step{step:06d}.png", picture.getvalue())
     for k, (_, real, made) in enumerate(pairs):
         write_wav(samples / f"real-{k}.wav", real)
         write_wav(samples / f"step{step:06d}-{k}.wav", made)
     captions = "".join(f"{k}: {caption}\n" for k, (caption, _, _) in enumerate(pairs))
-    (samples / "captions.txt").write_text(captions, encoding="utf-8")
+    write_text(samples / "captions.txt", captions)

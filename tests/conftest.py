@@ -121,9 +121,15 @@ def sr_run():
 
 @pytest.fixture(scope="session", autouse=True)
 def one_run_each(request, fitted_once):
-    """In the whole suite each of two processes begins with one of the two runs, so none waits for another."""
-    task = {"gw0": "t2a", "gw1": "sr"}.get(os.environ.get("PYTEST_XDIST_WORKER"))
-    if task and len(request.session.items) > 1_000:
+    """In the whole suite each of two processes begins with a part of the clips and one of the two runs, so
+    that none waits for another."""
+    from parts.soundworld import SoundWorld
+
+    shares = {"gw0": (("train", TINY["clips"]), "t2a"), "gw1": (("val", 256), "sr")}
+    share = shares.get(os.environ.get("PYTEST_XDIST_WORKER"))
+    if share and len(request.session.items) > 1_000:
+        clips, task = share
+        SoundWorld(*clips).prepare(0)
         finished_run(task)
 
 

@@ -1,5 +1,7 @@
 """Claims about waveforms: what is written, and long recordings in pieces."""
+import errno
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +10,30 @@ import soundfile
 from folders import sine
 
 from parts.audio import RATE, active_rms, at_level, in_segments, mu_law_wav, with_added, write_wav
+from parts.errors import UserError
 
 
 def test_wav_files_never_clip(tmp_path):
     write_wav(tmp_path / "x.wav", 10 * sine())
     rate, x = scipy.io.wavfile.read(tmp_path / "x.wav")
     assert rate == RATE and x.dtype == np.int16 and 32_000 < np.abs(x).max() <= 32_767
+
+
+def test_a_wav_file_is_whole_or_absent(tmp_path, monkeypatch):
+    """On a disk that fills up while it is written the one before it stays."""
+    write_wav(tmp_path / "x.wav", np.zeros(10))
+
+    def fills_up(path, content):
+        with open(path, "wb") as file:
+            file.write(content[:20])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fills_up)
+    for name in ("x.wav", "y.wav"):
+        with pytest.raises(UserError, match=f"{name}: can't be written .*; make room there"):
+            write_wav(tmp_path / name, np.ones(10))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.wav"]
+    assert (soundfile.read(tmp_path / "x.wav")[0] == 0).all()
 
 
 def powers_at_a_seam(made, segment=400, fade=100):

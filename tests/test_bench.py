@@ -8,9 +8,8 @@ from conftest import in_process
 
 import regime
 import sampler
-import train
 from lab import bench
-from parts import config
+from parts import config, runs
 
 
 def test_arms_take_turns_and_a_slower_one_is_told_by_its_ratio(monkeypatch):
@@ -139,5 +138,5 @@ def test_evaluations_are_counted_as_the_loop_makes_them(every):
     for K in (40, 100, 512, 1_000):
         cfg = config.Config(steps=K, eval_every=every)
         stage = regime.Regime("slope", K)
-        due = [k for k in range(1, K + 1) if train.evaluation_due(cfg, k, stage.probe_index(k))]
+        due = [k for k in range(1, K + 1) if runs.evaluation_due(cfg, k, stage.probe_index(k))]
         assert bench._evaluations(cfg) == len(due)

@@ -11,12 +11,12 @@ from lab import block_work as B
 
 def test_the_matrix_is_the_slow_loop_over_clips_and_pairs(t2a_run, monkeypatch):
     run, seen = evaluate.load_run(t2a_run), {}
-    predict = B.train.predict
+    predict = B.predict
 
     def spy(*args, **how):
         seen["v_hat"], seen["hs"], v = predict(*args, **how)
         return seen["v_hat"], seen["hs"], v
-    monkeypatch.setattr(B.train, "predict", spy)
+    monkeypatch.setattr(B, "predict", spy)
     found = B.block_work(run)
 
     pooled = [h.double().mean(1) for h in seen["hs"]]

@@ -164,6 +164,8 @@ def test_a_resumed_run_keeps_its_settings():
     (("--width", 30), "--heads 4: must be"),
     (("--heads", 0), "--heads 0: must be"),
     (("--seed", -1), "--seed -1: must be"),
+    (("--ema", -1), "--ema -1.0: must be in [0, 1]"),
+    (("--ema", 1.5), "--ema 1.5: must be in [0, 1]"),
     (("--regime", "moon"), "--regime moon: must be slope, loss, agreement, clock or replay:FILE"),
     (("--regime", "agreement", "--guidance", "off"), "--regime agreement: must be another one with"),
     (("--regime-signal", "ratio"), "invalid choice: 'ratio'"),

@@ -7,7 +7,6 @@ import torch
 from folders import make_folder
 
 import data
-import train
 from parts.codec import Codec
 from parts.config import Config
 from parts.progress import nonfinite_clips
@@ -58,7 +57,7 @@ def test_rows_of_a_batch_are_those_of_the_whole_batch(waves):
     noised = []
     for drawn, rows in ((whole, slice(None)), (part, slice(4, 9))):
         generator = torch.Generator().manual_seed(1)
-        noised.append(train.add_noise(drawn, token_ids, cfg, generator, LogitNormal(0.5), 12, rows))
+        noised.append(data.add_noise(drawn, token_ids, cfg, generator, LogitNormal(0.5), 12, rows))
     whole, part = noised
     assert whole.keys() == part.keys() and all(torch.equal(part[name], whole[name][4:9]) for name in whole)
 

@@ -1,4 +1,5 @@
 """Claims about the machine: devices, several processes, stopping, time and memory."""
+import contextlib
 import os
 import signal
 import subprocess
@@ -88,6 +89,19 @@ def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_that_goes_on(t
     assert step >= 20 and step % 20 == 0
     cfg, checkpoint = runs.open_settings({}, str(run))
     assert checkpoint["step"] == step and cfg.steps == 4_000
+
+
+@pytest.mark.parametrize("more, refused", [({}, False), ({"structure": "constant"}, True),
+                                           ({"teacher": "shuffled", "guidance": "constant"}, True),
+                                           ({"structure": "constant", "batch": 4}, False)])
+def test_each_process_has_clips_to_compare(tiny, tmp_path, monkeypatch, more, refused):
+    monkeypatch.setattr(runs, "WORLD", 2)
+    monkeypatch.setattr(runs, "join_processes", lambda device: device)
+    monkeypatch.setattr(runs, "broadcast_from_rank0", lambda x: x)
+    given = {**tiny, "recipe": "vanilla", "batch": 2, "out": str(tmp_path / "run"), **more}
+    with pytest.raises(UserError, match="--batch 2: must be more than 2 processes x 1 parts") if refused \
+            else contextlib.nullcontext():
+        runs.open_settings(given, "")
 
 
 def test_one_process_is_a_job_of_its_own():

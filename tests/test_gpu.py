@@ -161,7 +161,7 @@ def batch_of_step(run, k: int) -> tuple:
     """-> what drives step k, with all losses on, and its batch, as train.loop has them."""
     driven = train.drive(run.cfg, 0.5, k, run.detector)
     drawn, generator = run.draw(k, True)
-    return driven, train.add_noise(drawn, run.data.token_ids, run.cfg, generator, driven.density,
+    return driven, data.add_noise(drawn, run.data.token_ids, run.cfg, generator, driven.density,
                                    run.cfg.batch, run.draw.rows)
 
 

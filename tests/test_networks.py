@@ -6,6 +6,7 @@ import torch
 import data
 import evaluate
 import model
+import regime
 import sampler
 import train
 from lab.estimate import saved_bytes
@@ -45,6 +46,24 @@ def gradient_of(networks, parts) -> torch.Tensor:
     for part in parts:
         (train.losses(networks.cfg, networks, part, 1, GUIDED)["total"] / len(parts)).backward()
     return torch.cat([p.grad.flatten() for p in networks.model.parameters() if p.grad is not None])
+
+
+def test_clips_of_fewer_tokens_than_take_turns_are_guided_at_every_step():
+    networks, batch = networks_of(guide_every=8), batch_of()
+    short = {name: x[:, :3] if x.ndim == 3 else x for name, x in batch.items()}
+    for k in range(8):
+        assert 0 < train.losses(networks.cfg, networks, short, k, GUIDED)["ssl"].item() < 2
+
+
+@pytest.mark.parametrize("others", [{"optimizer": "adamw"}, {"guidance": "off"}])
+def test_optimizers_of_other_settings_are_refused_by_the_folder(others):
+    """As a config.json that was changed by hand asks for them."""
+    state = networks_of().state_dict()
+    networks = networks_of(**others)
+    if others.get("guidance"):
+        networks = train.build_networks(networks.cfg, None)
+    with pytest.raises(UserError, match="runs/x: its optimizers are of other settings than config.json's"):
+        networks.load(state, "runs/x")
 
 
 def test_parts_of_a_batch_of_unequal_clips_give_its_gradient_with_guidance_on(monkeypatch):
@@ -105,8 +124,10 @@ def test_what_stands_at_padded_tokens_changes_no_loss_and_no_measurement():
         if masked:
             batch["mask"] = mask
         loss = train.losses(networks.cfg, networks, batch, 2, driven)
-        probe = train.Probe(batch, torch.nn.Identity(), None, "latent")
-        return [*(loss[name].item() for name in ("fm", "ssl", "struct")), probe(networks.ema)["D"],
+        x0, eps = batch["x0"], batch["eps"]
+        probe = regime.Probe(torch.nn.Identity(), x0, eps, None, batch.get("mask"), "latent")
+        D = probe(model.conditioned(networks.ema, batch))["D"]
+        return [*(loss[name].item() for name in ("fm", "ssl", "struct")), D,
                 *evaluate.validation_loss(networks.ema, [batch], 2)]
     assert np.allclose(measured(2, True), measured(3, True), rtol=1e-5)
     assert not np.isclose(measured(2, False), measured(3, False), rtol=1e-5).any()

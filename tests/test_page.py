@@ -194,6 +194,16 @@ def test_training_writes_the_page_and_the_command_writes_it_again(t2a_run, sr_ru
     assert (copy / "index.html").is_file()
 
 
+@pytest.mark.parametrize("logged", [0, 10])
+def test_a_run_that_ended_before_its_first_whole_moment_has_a_page_without_sounds(tmp_path, logged):
+    run = write_run(tmp_path / "run")
+    lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
+    (run / "log.jsonl").write_text("".join(lines[: logged // 10]))
+    write_page(run, sampler.LogitNormal)
+    page = Page(run / "index.html")
+    assert not page.all("audio") and f"{logged} of 100 steps" in page.html
+
+
 def test_a_folder_without_a_log_is_refused(tmp_path, t2a_run):
     (tmp_path / "config.json").write_bytes((t2a_run / "config.json").read_bytes())
     with pytest.raises(UserError, match="no log.jsonl"):

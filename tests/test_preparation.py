@@ -65,6 +65,18 @@ def test_a_run_folder_that_is_a_link_is_emptied_and_stays(tmp_path):
     assert not (tmp_path / "plain").exists()
 
 
+@pytest.mark.parametrize("place", ["LatentCache", "feature_mean"])
+def test_whatever_fails_in_preparation_leaves_no_run(tiny, tmp_path, monkeypatch, place):
+    """A full disk, say."""
+    def fail(*given):
+        raise UserError("latents: can't be written (No space left on device)")
+
+    monkeypatch.setattr(preparation, place, fail)
+    with pytest.raises(UserError, match="No space left"):
+        train.train({**tiny, "task": "sr", "out": str(tmp_path / "run")})
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("n, message", [(8_000, "silence"), (1, "can't fit|silence")])
 def test_a_folder_of_nothing_ends_in_one_line_and_leaves_no_run(tiny, tmp_path, n, message):
     for k in range(25):

@@ -281,7 +281,12 @@ def test_the_clock_is_a_replay_of_k_over_K(tmp_path):
     assert R.Regime(f"replay:{log}", 100).r(100) == 1.0, "of a killed run, whose last line was cut off"
 
 
-@pytest.mark.parametrize("line, why", [({"step": 1}, "no value of r"), ({"step": 1, "r": 1.5}, "outside")])
+NO_LOG = "lines that are none of a run's log"
+
+
+@pytest.mark.parametrize("line, why", [
+    ({"step": 1}, "no value of r"), ({"step": 1, "r": 1.5}, "outside"), ({"r": 0.5}, NO_LOG), (5, NO_LOG),
+    ({"step": 1, "r": None}, NO_LOG), ({"step": 1, "r": "x"}, NO_LOG)])
 def test_a_replayed_file_without_r_or_with_an_impossible_one_is_refused_by_name(tmp_path, line, why):
     (tmp_path / "none.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(ValueError, match=f"none.jsonl: .*{why}"):
@@ -309,6 +314,7 @@ def test_the_loss_source_takes_the_mean_since_the_last_probe_and_resumes():
         assert regime.mean_loss() == 3.0
         regime.observe(torch.tensor(5.0))
         assert regime.mean_loss() == 5.0, "what was averaged is forgotten"
+        assert np.isnan(regime.mean_loss()), "of no loss"
         assert regime.measured
 
 
@@ -373,10 +379,14 @@ def test_every_signal_is_the_mean_of_what_it_needs():
         (D["t0.9-pooled"] + D["t0.7-pooled"] + D["t0.5-pooled"]) / 3)
     for name in D:
         assert R.signal(name, D) == pytest.approx(D[name])
-    for kind in R.SIGNALS:
-        needed = R.predictions_of(kind)
-        assert set(needed) <= set(R.PREDICTIONS)
-        R.signal(kind, {name: x for name, x in D.items() if name.removesuffix("-pooled") in needed})
+    x0, eps = torch.randn(2, 3, 4, 5)
+    for kind, needed in R.SIGNALS.items():
+        probe = R.Probe(torch.nn.Identity(), x0, eps, None, None, kind)
+        found = probe(lambda x_t, t: 0.1 * x_t)
+        predictions = {name.removesuffix("-pooled") for name in needed}
+        assert set(found["D_of"]) == {name + how for name in predictions for how in ("", "-pooled")}
+        assert found["D"] == R.signal(kind, found["D_of"])
+        assert set(probe(lambda x_t, t: x_t, full=True)["D_of"]) == set(D)
     assert set(config.SIGNALS) == set(R.SIGNALS), "what may be typed is what there is"
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,11 +24,11 @@ import regime
 import sampler
 import structure_reg
 import train
-from parts import config, latents, peers, soundworld
+from parts import config, latents, peers, runs, soundworld
 from parts.audio import ACTIVE_RMS, at_level
 from parts.codec import Codec
 from parts.config import Config
-from parts.devices import Timer
+from parts.devices import Timer, ignore
 from parts.errors import UserError
 from parts.soundworld import SoundWorld
 from parts.text import Words
@@ -451,6 +452,21 @@ def test_the_proxy_without_a_teacher_can_be_probed_always_while_a_teacher_guides
     assert [row["step"] for row in rows if "D" in row and "agreement_t" in row] == [32]
 
 
+def test_a_probe_before_which_all_steps_were_skipped_tells_nothing():
+    run = SimpleNamespace(cfg=Config(structure="off"), regime=regime.Regime("loss", 100), probe=None, step=38)
+    train.measure(run, 1, ignore)
+    assert run.regime.D == []
+    run.regime.observe(torch.tensor(2.0))
+    train.measure(run, 1, ignore)
+    assert run.regime.D == [2.0]
+
+
+def test_a_discrepancy_that_is_not_finite_ends_a_run_in_one_line(tiny, tmp_path, bare, monkeypatch):
+    monkeypatch.setattr(regime, "probe", lambda *a: dict.fromkeys(regime.PREDICTIONS, float("nan")))
+    with pytest.raises(UserError, match="step 32: D is nan: a validation clip, or what the network makes"):
+        train.train({**tiny, "task": "sr", "steps": 40, "out": str(tmp_path / "run")})
+
+
 def test_the_loss_can_be_the_source_of_r(tiny, tmp_path, monkeypatch, bare):
     """In the place of D: the mean of flow matching's losses since the last probe. A slope at each probe step
     from the first that has a whole window behind it."""
@@ -531,7 +547,7 @@ def evaluations_due(**settings) -> list[int]:
     """Steps after which a run is evaluated."""
     cfg = Config(**settings)
     stage = regime.Regime("slope", cfg.steps)
-    return [k for k in range(1, cfg.steps + 1) if train.evaluation_due(cfg, k, stage.probe_index(k))]
+    return [k for k in range(1, cfg.steps + 1) if runs.evaluation_due(cfg, k, stage.probe_index(k))]
 
 
 def test_evaluations_come_at_each_half_doubling_from_64_where_no_interval_is_given():
