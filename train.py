@@ -1,6 +1,6 @@
 """Train a latent diffusion transformer for captioned audio or super-resolution. Reads top to bottom.
 
-    python train.py                                     # captions to sound, preset by device
+    python train.py                                     # captions to sound, preset `smoke`
     python train.py --task sr                           # band-limited to full band
     python train.py --recipe static                     # another row of RECIPES; or: --structure off
     python train.py --data path/to/folder --val-fold 5  # your own captioned recordings

@@ -5,8 +5,9 @@
                        above 1 buys event sets with variety
     super-resolution   energy score of the high band and LSD-HF (lower is better)
 
-A run's own quick metrics are of fewer clips: they are looked at, curves of an experiment are compared. Comes
-in: a run with its averaged weights (evaluate.Run), a data set. Goes out: dicts for the log and for rows.
+A run's own quick metrics are of fewer clips (but for event sets): they are looked at, curves of an experiment
+are compared. Comes in: a run with its averaged weights (evaluate.Run), a data set. Goes out: dicts for the
+log and for rows.
 
 Public: both_axes, final_axes, CLIPS, SAMPLED_TWICE, SCALES.
 """

@@ -11,7 +11,8 @@ constant, every probe.
     machine     versions, name and memory of the device, the rate of a large matrix product
     t2a, sr     200 steps of each task
     accumulate  20 steps with --accumulate 4 --checkpointing
-    resume      20 steps and 20 after a resume are 40 steps without; a control runs the 40 again
+    resume      20 steps, then 20 resumed, give the weights of 40 in one go; where not, the 40 run again as a
+                control (no structure loss)
     generate    a caption to sound, by the run of t2a
     upsample    a muffled signal to sound, by the run of sr
     waits       how often the processor waits for the GPU in a step: at most once

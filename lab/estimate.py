@@ -13,8 +13,8 @@ A step is losses, backward pass and update, under guidance, in bfloat16. Counted
 
 What grows with the clips is told from what does not (the update) by counting twice, with one clip and two.
 
-    memory = weights, gradients, average, optimizer (16 bytes a parameter under AdamW, 12 under Muon)
-             + saved a clip x batch / (devices x accumulate)
+    memory = weights, average, optimizer (16 bytes a parameter under AdamW, 12 under Muon), gradients (4 more)
+             where a batch is cut into parts, + saved a clip x batch / (devices x accumulate)
     step   = the longer of launches x 15 us (the processor's time)                                 # ASSUMED
              and FLOP / (0.4 x peak FLOP/s) + bytes / (bytes/s) (the card's)                       # ASSUMED
 
@@ -196,7 +196,8 @@ def _estimate_preset(task: str, preset: str, clips: int) -> dict:
     row |= {"flop_a_step": step.flop, "launches_a_step": round(step.launches), "bytes_a_step": step.bytes}
     row["minutes"] = {card: full.steps * step_seconds(step, card) / 60 for card in CARDS}
 
-    # 16 bytes a parameter, 4 fewer under Muon, which keeps one moment where AdamW keeps two.
+    # 16 bytes a parameter, 4 fewer under Muon, which keeps one moment where AdamW keeps two. (Gradients come
+    # as what was saved goes.)
     optimizers = networks.model_optimizers
     under_muon = _count(optimizers[1].param_groups[0]["params"]) if len(optimizers) > 1 else 0
     row["fixed_gb"] = (16 * row["parameters"] - 4 * under_muon) / 1e9
@@ -204,7 +205,8 @@ def _estimate_preset(task: str, preset: str, clips: int) -> dict:
 
     # Under checkpointing one block at a time is there again in the backward pass.
     block = (row["saved_mb_a_clip"] - saved) / full.depth
-    row["memory_gb_checkpointing_accumulate_4"] = row["fixed_gb"] + full.batch / 4 * (saved + block) / 1e3
+    fixed = row["fixed_gb"] + 4 * row["parameters"] / 1e9          # gradients of the parts before
+    row["memory_gb_checkpointing_accumulate_4"] = fixed + full.batch / 4 * (saved + block) / 1e3
     return row
 
 

@@ -15,8 +15,9 @@ children (a parent's own context would take their memory, and bars them from a c
 An experiment is a list of arms, each a name and options of train.py (lab/questions.py). An interrupted one
 goes on with the same command; what is finished is not run again (lab/runner.py). The folder then holds
 experiment.json (arms, seeds, reference), rows.jsonl (one row an arm x seed x evaluation), summary.json,
-table.txt (lab/tables.py), figure.png (lab/learning_curves.py), plane.json and plane.png (lab/plane.py). Runs
-whose rows stand there are not made again, on whichever machine they were made.
+table.txt (lab/tables.py), figure.png (lab/learning_curves.py), plane.json and plane.png (lab/plane.py, where
+runs have both axes), of E5 track.json, of E9 best.json and best.png. Runs whose rows stand there are not made
+again, on whichever machine they were made.
 
 Intervals are Student's t over seeds, of paired differences; fewer than 8 seeds are labelled descriptive.
 p-values are exact sign-flip tests; the smallest p that n seeds can reach (2 / 2^n) is printed

@@ -12,17 +12,18 @@ grey.
 | regime | results/regime/default/: r of default runs over seeds and rates, beside measured progress |
 | agreement | results/regime/recorded/: cosine of guidance's gradient by noise level, beside r |
 | work | results/block-work.json: what blocks add, with and without the structure loss |
-| curves | results/e1*/rows.jsonl: quality over steps, mean and 95 % interval over seeds |
+| curves | results/e1, e1-sr, e1-esc10, rows.jsonl: quality over steps, mean and 95 % interval over seeds |
 | parts | results/e1-sr-dev/rows.jsonl: what `stage` changes, one thing at a time, minus `static` |
-| sooner | results/e1*/summary.json: times fewer steps and seconds than `static`, of how many seeds |
-| differences | results/e*/summary.json: every arm against its control, in one picture |
+| sooner | the same, summary.json: times fewer steps and seconds than `static`, of how many seeds |
+| differences | results/e*/summary.json: every arm of 8 seeds against its control, in one picture |
 | sounds | assets/demo: captions nobody trained on, real clip beside the model's |
 | decoder | assets/demo, assets/decoder.safetensors: round trips of clips by Griffin-Lim and by the decoder |
 
 Each function below is one figure: it reads its files, and returns the matplotlib figure. A file that is
 missing is a UserError with its name. Nothing is drawn at random, so the same results give the same pixels.
 
-results/regime-*.jsonl are lines of log.jsonl of `stage` runs with the default weights and densities.
+results/regime-sr.jsonl and regime-t2a.jsonl are lines of log.jsonl of default runs, regime-t2a-deep.jsonl of
+`static` with eight blocks.
 
 Public: FIGURES {name: function}, and the functions.
 """
@@ -413,6 +414,9 @@ def _compared(folder: Path, spec: dict) -> list[tuple]:
     if spec["pilot"]:
         return []
     experiment = spec["experiment"] + (" ESC-10" if "esc10" in folder.name else "")
+    steps = next(iter(spec["arms"].values()))["steps"]
+    if steps > 400:
+        experiment += f", {steps:,} steps"
     compared = []
     for row in json.loads((folder / "summary.json").read_text()):
         if "against" in row and row["against"]["n"] >= 8:

@@ -5,7 +5,8 @@
     python -m lab.regime_choice choose results/regime/recorded/*.jsonl   # the table of all signals
     python -m lab.regime_choice check results/regime/default/*.jsonl     # r of the runs as they were driven
     python -m lab.regime_choice track results/regime/*/*.jsonl           # does D fall where progress rises?
-    python -m lab.regime_choice normal results/regime/default/*.jsonl --out results/bands.json
+    python -m lab.regime_choice normal results/regime/default/def-sr-s*.jsonl \
+        results/regime/default-6000/*.jsonl --out results/bands.json
     python -m lab.regime_choice means assets/demo                        # why not t = 1
 
 `normal` makes the bands that a run's page draws behind its curves (parts/page.py): where a further run with

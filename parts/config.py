@@ -63,6 +63,7 @@ class Config:
     # --- optimizer
     batch: int = 32              # clips a step, over all devices
     accumulate: int = 1          # parts that a batch is cut into: less memory, the same gradient
+    #                              (but of losses that compare clips)
     checkpointing: bool = False  # recompute each block in the backward pass: less memory, a third more time
     compile: bool = False        # torch.compile the network, a minute or more at the start; on CUDA
     #                              always, but for --no-compile
@@ -369,8 +370,9 @@ def parse(argv: list[str], description: str = __doc__) -> tuple[dict, str]:
     resume = os.path.expanduser(given.pop("resume"))
     extra = sorted(set(given) - set(WITH_RESUME))
     if resume and extra:
-        raise UserError("--resume continues with the run's own settings; only --steps, --device, --workers "
-                        f"and --profile may be added, not --{extra[0].replace('_', '-')}")
+        *some, last, typed = (f"--{name.replace('_', '-')}" for name in (*WITH_RESUME, extra[0]))
+        raise UserError(f"--resume continues with the run's own settings; only {', '.join(some)} and {last} "
+                        f"may be added, not {typed}")
     return given, resume
 
 

@@ -1,6 +1,6 @@
 """Captions: a vocabulary, the text encoder that is trained with the model, and the adapter of a frozen one.
 
-Idea.  Words, not sub-words: 200 of them describe SoundWorld, and a student can read the vocabulary. A small
+Idea.  Words, not sub-words: 125 of them describe SoundWorld, and a student can read the vocabulary. A small
 transformer turns them into one vector a word and one a caption; the diffusion transformer attends to the
 former and adds the latter to its time embedding.
 

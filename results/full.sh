@@ -2,7 +2,7 @@
 # Experiments at full length, 3,000 steps: the second reading of the method. Each command can be run alone; a killed one
 # continues with the same command. All arms of a seed are of one commit (rows.jsonl names it; `vanilla` of two seeds is not): run the command in
 # a checkout of that commit, where this file may be missing, before arms are added to one. Two runs at a time with
-# a thread each (`--shard 1/2` and `--shard 2/2`, OMP_NUM_THREADS=1) take 20 minutes a run on a CPU with AVX2 alone.
+# a thread each (`--shard 1/2` and `--shard 2/2`, OMP_NUM_THREADS=1) take 14 to 30 minutes a run, evaluations besides, on a CPU with AVX2 alone.
 set -e
 restored="--steps 3000 --eval-every 0 --precision fp32 --task sr"
 captions="--steps 3000 --eval-every 0 --precision fp32 --task t2a"

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Every table of docs/results.md is of the first reading of the method: `git checkout a63cd9e` comes first. Run from the
+# The tables of docs/results.md at 400 steps, of the first reading of the method: `git checkout a63cd9e` comes first (the
+# rows that are recorded are of earlier commits, which rows.jsonl names). Run from the
 # project's folder, five to six hours on two cores. With the three settings below each command can be run alone, and a
 # killed one continues with the same command. E3 and E2 take over what others have run. ESC-10: a folder of its clips with
 # metadata.csv, as the first argument.

@@ -355,7 +355,7 @@ def test_the_bands_of_a_normal_run_are_those_of_the_recorded_check():
 QUESTIONS = {
     "Does it pay": "No gain was found",
     "How is it judged": "speed-up",
-    "Is my run normal": "least to most of default runs",
+    "Is my run normal": "the least and the most of several default runs",
     "What does the method say, where": "regime.py#L",
     "what is assumed": "ASSUMED",
     "use r in my own trainer": "from regime import",

@@ -106,4 +106,5 @@ def test_the_cells_of_the_tour_run_from_top_to_bottom(steps, sr_run, monkeypatch
     first, second = (float(re.search(rf"r from D of {name} +mean [^:]+: ([\d.]+)", said).group(1))
                      for name in (r"t1\.0", "levels"))
     assert second < first, "the mending"
+    assert space["first"]["D"][0][1] < 0.4, "at step 32; of the network without its condition it is above 0.5"
     assert len(space["first"]["r"]) == steps and len(space["ends"]) == 3
