@@ -1,8 +1,9 @@
 #!/bin/bash
 # Experiments at full length, 3,000 steps: the second reading of the method. Each command can be run alone; a killed one
-# continues with the same command. All arms of a seed are of one commit (rows.jsonl names it; `vanilla` of two seeds is not): run the command in
-# a checkout of that commit, where this file may be missing, before arms are added to one. Two runs at a time with
-# a thread each (`--shard 1/2` and `--shard 2/2`, OMP_NUM_THREADS=1) take 14 to 30 minutes a run, evaluations besides, on a CPU with AVX2 alone.
+# continues with the same command. All arms of a seed are of one commit (rows.jsonl names it; on seeds 1002 and 1003 of
+# captions `static` and `stage` are of an earlier one than the others): run the command in a checkout of that commit, where
+# this file may be missing, before arms are added to one. Two runs at a time with a thread each (`--shard 1/2` and
+# `--shard 2/2`, OMP_NUM_THREADS=1) take 14 to 30 minutes a run, evaluations besides, on a CPU with AVX2 alone.
 set -e
 restored="--steps 3000 --eval-every 0 --precision fp32 --task sr"
 captions="--steps 3000 --eval-every 0 --precision fp32 --task t2a"
@@ -18,7 +19,8 @@ python -m lab.experiments run E1 $restored --seeds 2 --first-seed 1000 --score-s
   --arm 'm 2={"recipe": "static", "m": 2.0}' --arm 'm 3={"recipe": "static", "m": 3.0}'
 python -m lab.experiments run E9 $restored --seeds 1 --first-seed 1001 --score-split val --only "m 0.75, s 1" "m 2, s 1" --out results/e9-sr
 
-# Captions, commit 2dcdfb6: one development seed; then the comparison itself, recorded by fc1b217, which trains alike, from 1004 on, and all of `vanilla`.
+# Captions, commit 2dcdfb6: one development seed; then the comparison itself, recorded by fc1b217, which trains alike, from
+# 1004 on and in all other arms. `guidance alone` and `density alone` have seeds 1002 and 1003 so far.
 python -m lab.experiments run E1 $captions --seeds 1 --first-seed 1000 --score-split val --score-clips 256 --only static stage --out results/e1-dev
 python -m lab.experiments run E1 $captions --seeds 8 --first-seed 1002 --judge final --score-clips 500 --out results/e1-full \
   --only static stage vanilla "guidance alone" "density alone" \
