@@ -136,20 +136,22 @@ def signal(kind: str, D: dict[str, float]) -> float:
 
 
 class Probe:
-    """D of the same clips x0 and the same noise eps (B, T, C) at every probe.
+    """D of the same ten clips and the same noise at every probe: `batch`, the first ten of the given one.
 
-    extract (B, T, C) -> (B, T, F); mean (F,): of extract over the data set, or None; mask (B, T), or None;
-    kind: of SIGNALS."""
+    batch: x0, eps (B, T, C)[, mask (B, T)] and whatever else its predictions need; extract (B, T, C) ->
+    (B, T, F); mean (F,): of extract over the data set, or None; kind: of SIGNALS."""
 
-    def __init__(self, extract, x0: Tensor, eps: Tensor, mean: Tensor | None, mask: Tensor | None, kind: str):
-        self.extract, self.x0, self.eps, self.mean, self.mask, self.kind = extract, x0, eps, mean, mask, kind
-        self.target = extract(x0)
+    def __init__(self, batch: dict, extract, mean: Tensor | None, kind: str):
+        self.batch = {name: x[:10] for name, x in batch.items()}
+        self.extract, self.mean, self.kind = extract, mean, kind
+        self.target = extract(self.batch["x0"])
 
     def __call__(self, predict, full: bool = False) -> dict:
         """-> D (the number whose slope is taken) and D_of {prediction: D}; full: of all PREDICTIONS, else of
         those that the signal needs. predict: see predicted."""
         names = PREDICTIONS if full else [name.removesuffix("-pooled") for name in SIGNALS[self.kind]]
-        D = probe(predict, self.extract, self.x0, self.eps, names, self.mean, self.target, self.mask)
+        x0, eps, mask = self.batch["x0"], self.batch["eps"], self.batch.get("mask")
+        D = probe(predict, self.extract, x0, eps, names, self.mean, self.target, mask)
         return {"D": signal(self.kind, D), "D_of": D}
 
 

@@ -173,7 +173,7 @@ def measure(run: Training, j: int | None, timer) -> dict:
     if run.probe:
         if RANK == 0:
             with run.networks.autocast():
-                predict_v = conditioned(run.networks.ema, run.probe_batch)
+                predict_v = conditioned(run.networks.ema, run.probe.batch)
                 found = run.probe(predict_v, full=cfg.probe == "always")
         found = broadcast_from_rank0(found)
         if run.regime.source == "slope":
@@ -212,7 +212,7 @@ def measure_gradients(run: Training, j: int | None, driven: Driven, batch: dict,
     if agreement_due and run.probe and cfg.probe == "always":
         # By noise level, on the clips and the noise of the probe.
         found["agreement_t"] = {}
-        full = {**run.probe_batch, "phi": run.data.extract(run.probe_batch["x0"])}
+        full = {**run.probe.batch, "phi": run.data.extract(run.probe.batch["x0"])}
         for t in guidance.AGREEMENT_LEVELS:
             at_t = {**full, "t": torch.full_like(full["t"], t)}
             loss_t = losses(cfg, networks.plain(), at_t, run.step, driven)
@@ -244,7 +244,6 @@ class Training:
     detector: structure_reg.GroupDetector
     infonoise: peers.InfoNoise | None          # a peer's density of timesteps
     probe: regime.Probe | None
-    probe_batch: dict                          # the ten clips that it measures
     val_batches: list[dict]
     draw: data.Prefetcher                      # of the clips of a step
     averaged: evaluate.Run                     # the averaged network, for previews and scores
@@ -278,14 +277,11 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
     probing = cfg.probe == "always" or (cfg.probe == "auto" and tracker.source == "slope" and cfg.adaptive)
     clips = data.prepare(cfg, probing, checkpoint, resume, claim)
 
-    # Ten held-out clips are what the regime is measured on.
-    val_batches, probe = data.validation_batches(clips, cfg, sampler.LogitNormal()), None
-    probed = {name: x[:10] for name, x in val_batches[0].items()}
-    if probing:
-        latent = cfg.regime_signal == "latent"             # the proxy: D of the latents themselves
-        extract, mean = (torch.nn.Identity(), None) if latent else (clips.extract, clips.phi_mean)
-        probe = regime.Probe(extract, probed["x0"], probed["eps"], mean, probed.get("mask"),
-                             cfg.regime_signal)
+    # The regime is measured on validation clips.
+    val_batches = data.validation_batches(clips, cfg, sampler.LogitNormal())
+    latent = cfg.regime_signal == "latent"                 # the proxy: D of the latents themselves
+    extract, mean = (torch.nn.Identity(), None) if latent else (clips.extract, clips.phi_mean)
+    probe = regime.Probe(val_batches[0], extract, mean, cfg.regime_signal) if probing else None
 
     # What learns, as it was left.
     features = clips.phi.channels if clips.phi else 0
@@ -304,7 +300,7 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
     past = checkpoint or {"step": 0, "seconds": 0.0, "wall": 0.0}
     averaged = evaluate.Run(out, asdict(cfg), networks.ema, clips.codec, clips.words, past["step"])
     draw, background = data.Prefetcher(cfg, clips, data.choose_crops, data.read_crops), Background(cfg.device)
-    return Training(cfg, out, clips, networks, tracker, detector, infonoise, probe, probed, val_batches, draw,
+    return Training(cfg, out, clips, networks, tracker, detector, infonoise, probe, val_batches, draw,
                     averaged, background, past["step"], past["seconds"], past["wall"])
 
 

@@ -218,8 +218,7 @@ def bench_run_cost(task: str, base: dict, precision: str, batches: list[dict], w
     static, stage, still = (Ours(cfg, words, teacher.features, driven_by(cfg, arm))
                             for arm in ("static", "stage", "stage"))
     extract = TeacherFeatures(codec, teacher).to(cfg.device)
-    ten = {name: x[:10] for name, x in batches[0].items()}
-    measure_D = regime.Probe(extract, ten["x0"], ten["eps"], None, ten.get("mask"), cfg.regime_signal)
+    measure_D = regime.Probe(batches[0], extract, None, cfg.regime_signal)
     steps, timer = itertools.count(1), Timer(cfg.device)
 
     def static_step():
@@ -235,7 +234,7 @@ def bench_run_cost(task: str, base: dict, precision: str, batches: list[dict], w
 
     def probe():
         with stage.networks.autocast():
-            measure_D(conditioned(stage.networks.ema, ten))
+            measure_D(conditioned(stage.networks.ema, measure_D.batch))
 
     def check():
         # A new detector each time: an old one passes over weights that have hardly moved. Of fewer blocks

@@ -20,7 +20,7 @@ import numpy as np
 from lab.learning_curves import log_steps
 from lab.statistics import paired
 from lab.tables import METRICS
-from parts.spectrograms import pyplot
+from parts.spectrograms import pyplot, write_figure
 
 
 def _values(rows: list[dict], metric: str) -> dict:
@@ -95,5 +95,4 @@ def best_figure(path: Path, found: dict, arms: list[str], seeds: int) -> None:
     fig.legend(handles, labels, loc="outside lower center", ncols=min(8, len(labels)), fontsize=8)
     fig.suptitle(f"Which constant density of timesteps is best when? Validation clips, "
                  f"{seeds} seed{'s' * (seeds > 1)}{': descriptive' * (seeds < 8)}")
-    fig.savefig(path, dpi=90)
-    plt.close(fig)
+    write_figure(path, fig)

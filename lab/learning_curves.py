@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, ScalarFormatter
 from lab.questions import EXPERIMENTS, reference_of
 from lab.statistics import interval
 from lab.tables import METRICS, curve_metrics
-from parts.spectrograms import pyplot
+from parts.spectrograms import pyplot, write_figure
 
 BOUNDED = {  # measured besides, between 0 and 1 -> label of the axis
     "r": "regime r",
@@ -166,5 +166,4 @@ def learning_figure(path: Path, name: str, rows: list[dict], arms: dict, seeds: 
     n = len(seeds)
     basis = f"{n} seed{'s' * (n > 1)}" + (": descriptive" if n < 8 else "; bands: 95 %")
     fig.suptitle(f"{name}: {EXPERIMENTS[name].question} Validation clips; {basis}")
-    fig.savefig(path, dpi=90)
-    plt.close(fig)
+    write_figure(path, fig)

@@ -22,7 +22,7 @@ from lab.learning_curves import axis_label
 from lab.questions import reference_of
 from lab.statistics import format_interval, interval, paired
 from lab.tables import METRICS
-from parts.spectrograms import pyplot
+from parts.spectrograms import pyplot, write_figure
 
 CAPTIONS, RESTORED = ("event_accuracy", "texture_score"), ("energy_score", "lsd_hf")
 VIEWS = {"w1": "w = 1", "tuned": "tuned w", "final": "final table"}
@@ -117,5 +117,4 @@ def plane_figure(path: Path, found: list[dict]) -> None:
         ax.set_title(VIEWS[view])
         ax.legend(fontsize=8, loc="lower right")          # arms lie along the other diagonal
     fig.suptitle("Both axes of quality: better is up and to the right")
-    fig.savefig(path, dpi=90)
-    plt.close(fig)
+    write_figure(path, fig)

@@ -8,7 +8,6 @@ Public: draw_dashboard, steps_and_values.
 """
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -16,11 +15,10 @@ import numpy as np
 import scipy.io.wavfile
 import torch
 
-from parts.files import write_bytes
 from parts.peers import Binned
 from parts.runs import read_log
 from parts.scoring import preview_clips
-from parts.spectrograms import draw_spectrogram, pyplot
+from parts.spectrograms import draw_spectrogram, pyplot, write_figure
 
 
 def draw_dashboard(path: Path, logit_normal) -> None:
@@ -58,10 +56,7 @@ def draw_dashboard(path: Path, logit_normal) -> None:
     if evals:
         _draw_last_previews(bottom, path, evals[-1]["step"])
 
-    picture = io.BytesIO()
-    fig.savefig(picture, format="png", dpi=90)
-    plt.close(fig)
-    write_bytes(path / "dashboard.png", picture.getvalue())
+    write_figure(path / "dashboard.png", fig)
 
 
 def steps_and_values(rows: list[dict], key: str) -> tuple[list, list]:

@@ -7,7 +7,7 @@
 Waveforms are (N,) float32 in [-1, 1] at 16 kHz; axes are in seconds, kHz and dB. matplotlib is imported when
 something is drawn.
 
-Public: pyplot, decibels, draw_spectrogram, draw_previews, spectrogram_png.
+Public: pyplot, write_figure, decibels, draw_spectrogram, draw_previews, spectrogram_png.
 """
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ def pyplot():
     import matplotlib.pyplot
 
     return matplotlib.pyplot
+
+
+def write_figure(path: Path, fig) -> None:
+    """A figure as png, whole or not at all; it is closed. UserError where the file can't be written."""
+    picture = io.BytesIO()
+    fig.savefig(picture, format="png", dpi=90)
+    pyplot().close(fig)
+    write_bytes(path, picture.getvalue())
 
 
 def decibels(x: np.ndarray) -> np.ndarray:
@@ -89,10 +97,7 @@ def draw_previews(path: Path, step: int, pairs: list[tuple[str, np.ndarray, np.n
     fig.colorbar(image, ax=axes, label="dB", shrink=0.7)
 
     samples = path / "samples"
-    picture = io.BytesIO()
-    fig.savefig(picture, format="png", dpi=90)
-    plt.close(fig)
-    write_bytes(samples / f"step{step:06d}.png", picture.getvalue())
+    write_figure(samples / f"step{step:06d}.png", fig)
     for k, (_, real, made) in enumerate(pairs):
         write_wav(samples / f"real-{k}.wav", real)
         write_wav(samples / f"step{step:06d}-{k}.wav", made)

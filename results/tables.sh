@@ -1,9 +1,9 @@
 #!/bin/bash
-# The tables of docs/results.md at 400 steps, of the first reading of the method: `git checkout a63cd9e` comes first (the
-# rows that are recorded are of earlier commits, which rows.jsonl names). Run from the
-# project's folder, five to six hours on two cores. With the three settings below each command can be run alone, and a
-# killed one continues with the same command. E3 and E2 take over what others have run. ESC-10: a folder of its clips with
-# metadata.csv, as the first argument.
+# The tables of docs/results.md at 400 steps, of the first reading of the method: `git checkout a63cd9e` comes first
+# (the rows that are recorded are of earlier commits, which rows.jsonl names). Run from the project's folder, five to
+# six hours on two cores. With the three settings below each command can be run alone, and a killed one continues with
+# the same command. E3 and E2 take over what others have run. ESC-10: a folder of its clips with metadata.csv, as the
+# first argument.
 set -e
 captions="--task t2a --precision bf16 --seeds 8 --steps 400 --score-clips 300 --score-split test --judge final --jobs 2"
 restored="--task sr --precision bf16 --seeds 8 --steps 400 --eval-every 200 --score-clips 60 --score-split test"

@@ -162,7 +162,7 @@ def batch_of_step(run, k: int) -> tuple:
     driven = train.drive(run.cfg, 0.5, k, run.detector)
     drawn, generator = run.draw(k, True)
     return driven, data.add_noise(drawn, run.data.token_ids, run.cfg, generator, driven.density,
-                                   run.cfg.batch, run.draw.rows)
+                                  run.cfg.batch, run.draw.rows)
 
 
 def take_step(run, k: int) -> dict:

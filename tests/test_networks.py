@@ -124,8 +124,7 @@ def test_what_stands_at_padded_tokens_changes_no_loss_and_no_measurement():
         if masked:
             batch["mask"] = mask
         loss = train.losses(networks.cfg, networks, batch, 2, driven)
-        x0, eps = batch["x0"], batch["eps"]
-        probe = regime.Probe(torch.nn.Identity(), x0, eps, None, batch.get("mask"), "latent")
+        probe = regime.Probe(batch, torch.nn.Identity(), None, "latent")
         D = probe(model.conditioned(networks.ema, batch))["D"]
         return [*(loss[name].item() for name in ("fm", "ssl", "struct")), D,
                 *evaluate.validation_loss(networks.ema, [batch], 2)]

@@ -379,9 +379,9 @@ def test_every_signal_is_the_mean_of_what_it_needs():
         (D["t0.9-pooled"] + D["t0.7-pooled"] + D["t0.5-pooled"]) / 3)
     for name in D:
         assert R.signal(name, D) == pytest.approx(D[name])
-    x0, eps = torch.randn(2, 3, 4, 5)
+    batch = dict(zip(("x0", "eps"), torch.randn(2, 3, 4, 5)))
     for kind, needed in R.SIGNALS.items():
-        probe = R.Probe(torch.nn.Identity(), x0, eps, None, None, kind)
+        probe = R.Probe(batch, torch.nn.Identity(), None, kind)
         found = probe(lambda x_t, t: 0.1 * x_t)
         predictions = {name.removesuffix("-pooled") for name in needed}
         assert set(found["D_of"]) == {name + how for name in predictions for how in ("", "-pooled")}
