@@ -28,7 +28,7 @@ import sampler
 from model import DiT, VelocityField, flow_matching_loss, integrate, predict
 from parts import checkpoints, previews, scoring
 from parts.audio import RATE, at_level, first_seconds, in_segments, scaled_note, with_added, write_wav
-from parts.audio_files import file_rate, read_channels
+from parts.audio_files import file_rate, read_channels, refuse_overwriting
 from parts.background import at_once
 from parts.band_limit import find_cutoff
 from parts.commands import evaluate_parser
@@ -264,8 +264,6 @@ def rows_of(run: Run, clips: int, judge: str, split: str, cutoff: int, w: float 
 
 def open_for(args, task: str, other: str) -> Run:
     """The run of a command that is about one task; UserError names the command of the other one."""
-    if args.out.suffix.lower() != ".wav" or args.out.is_dir():     # before any work
-        raise UserError(f"--out {args.out}: must name a .wav file")
     run = load_run(args.run, args.device, args.trust_remote_code, args.allow_pickle)
     if run.config["task"] != task:
         trained_for = "super-resolution" if task == "t2a" else "captions"
@@ -299,6 +297,7 @@ def cmd_generate(args) -> None:
 
 
 def cmd_upsample(args) -> None:
+    refuse_overwriting(args.input, args.out)
     run = open_for(args, "sr", "generate {} --prompt ...")
     channels = read_channels(args.input)                           # (C, N)
     loudest = channels[(channels**2).sum(1).argmax()]
@@ -315,7 +314,7 @@ def cmd_upsample(args) -> None:
 
 
 def cmd_sounds(args) -> None:
-    run = load_run(args.run)
+    run = load_run(args.run, args.device, args.trust_remote_code, args.allow_pickle)
     if run.words is None:
         raise UserError(f"{args.run}: trained for super-resolution; it takes no captions")
     if run.config["data"] == "soundworld":

@@ -63,6 +63,8 @@ def main() -> None:
         if run.config["depth"] < 2:
             raise UserError(f"{path}: has one block; nothing to compare")
         kept = ("task", "structure", "struct_loss", "struct_share", "depth", "width", "steps", "seed")
+        if path.name in result:
+            raise UserError(f"{path}: another run is called {path.name} too; rename one of the folders")
         result[path.name] = {**{name: run.config[name] for name in kept}, **block_work(run)}
         print(f"{path.name}: cos^2 between groups by depth {result[path.name]['between_groups']:.3f}")
     write_text(args.out, to_json(result, indent=1) + "\n")

@@ -54,8 +54,10 @@ from lab.runner import (
     other_rows,
     other_settings,
     recorded_runs,
+    refuse_unknown_source,
     resolve_arm,
     share,
+    slug,
 )
 from lab.tables import final_metric, summarize, table, track, track_table
 from parts.arguments import Parser, whole
@@ -63,7 +65,7 @@ from parts.cache import parallel_map
 from parts.config import CHOICES, Config
 from parts.devices import pick_device
 from parts.errors import UserError, run_cli
-from parts.files import file_lock, to_json, write_text
+from parts.files import file_lock, read_json, reading, to_json, write_text
 
 COMMON = {  # settings that the command line may give to all arms -> their types
     "task": str,
@@ -86,31 +88,36 @@ PILOT = "PILOT: short runs, few seeds; to see the machinery work, not to decide 
 
 # --- what is to be run --------------------------------------------------------------------------------------
 
-def read_arms(own: list[str], file: str | None) -> dict:
+def read_arms(own: list[str], file: str | None, taken=()) -> dict:
     """The user's own arms, from --arm NAME=JSON (several) and --arms FILE (a JSON object of objects); checked
-    against train.py's options. UserError says what is wrong."""
-    arms = {}
+    against train.py's options. taken: names of the experiment's arms. UserError says what is wrong."""
+    given = []  # (name, options)
     for text in own:
         name, _, body = text.partition("=")
         try:
-            arms[name.strip()] = json.loads(body)
+            given.append((name.strip(), json.loads(body)))
         except json.JSONDecodeError as e:
             raise UserError(f"--arm {text}: must be NAME={{...}} with options of train.py as JSON "
                             f"({e.msg})") from None
     if file:
         try:
-            arms |= json.loads(Path(file).read_text())
-        except (OSError, json.JSONDecodeError, TypeError) as e:
+            given += json.loads(Path(file).read_text(encoding="utf-8")).items()
+        except (OSError, ValueError, AttributeError) as e:
             raise UserError(f"--arms {file}: not a JSON file of arms ({e})") from None
 
     known = {f.name for f in dataclasses.fields(Config)} - {"out", "seed"}
-    for name, options in arms.items():
-        if not isinstance(options, dict) or not name:
+    folders = {slug(name): name for name in taken}
+    for name, options in given:
+        if not isinstance(options, dict) or not slug(name):
             raise UserError(f"arm {name!r}: must be an object of train.py options")
         unknown = sorted(set(options) - known)
         if unknown:
             raise UserError(f"arm {name!r}: train.py has no option {unknown[0]!r}")
-    return arms
+        if slug(name) in folders:  # its runs would be taken for the other's
+            raise UserError(f"arm {name!r}: there is an arm {folders[slug(name)]!r}, and runs of both would "
+                            "have one folder; choose another name")
+        folders[slug(name)] = name
+    return dict(given)
 
 
 def _read_experiment(folder: Path, otherwise: str) -> dict:
@@ -118,7 +125,12 @@ def _read_experiment(folder: Path, otherwise: str) -> dict:
     path = folder / "experiment.json"
     if not path.is_file():
         raise UserError(otherwise)
-    return json.loads(path.read_text())
+    spec = read_json(path)
+    with reading(path):
+        for name, kind in (("experiment", str), ("arms", dict), ("seeds", list), ("reference", str)):
+            if not isinstance(spec[name], kind):
+                raise TypeError(f"{name} is {spec[name]!r}")
+    return spec
 
 
 def _best_clock(rows: list[dict], arms: dict, setting: str) -> str | None:
@@ -177,9 +189,11 @@ def plan(args) -> tuple[dict, dict, list[int], str]:
     seeds = list(range(args.first_seed, args.first_seed + args.seeds))
     if args.tuned and args.experiment != "E7":
         raise UserError("--tuned belongs to E7, whose clocks are chosen on development seeds")
-    own = read_arms(args.arm, args.arms)
+    own = read_arms(args.arm, args.arms, experiment.arms)
     arms = tuned_clocks(experiment.arms, args.tuned, seeds) if args.tuned else experiment.arms
     arms = {**arms, **own}
+    for name, options in arms.items():
+        refuse_unknown_source(name, options, arms)
     if args.only:
         missing = [name for name in args.only if name not in arms]
         if missing:
@@ -200,7 +214,12 @@ def _reference(experiment: str, arms: dict) -> str:
 
 def _check(arms: dict, runs: list[tuple]) -> tuple[dict, float]:
     """Settings of every arm, checked before any is run (UserError), and the hours that the runs take."""
-    resolved = {name: resolve_arm(options) for name, options in arms.items()}
+    resolved = {}
+    for name, options in arms.items():
+        try:
+            resolved[name] = resolve_arm(options)
+        except UserError as e:
+            raise UserError(f"arm {name!r}: {e}") from None
     return resolved, estimate_hours([arms[arm] for arm, _ in runs])
 
 
@@ -246,18 +265,17 @@ def _runs_at_a_time(args, resolved: dict) -> int:
     return 4 if on_gpu and max(cfg.width for cfg in resolved.values()) <= Config.width else 1
 
 
-def _write_spec(out: Path, spec: dict, sharded: bool) -> None:
-    """experiment.json; of shards, all that any of them was asked for. UserError where one was asked for
-    something else under the same name."""
+def _write_spec(out: Path, spec: dict) -> None:
+    """experiment.json: all that this command, and those before it in this folder, were asked for. UserError
+    where one was asked for something else under the same name."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "experiment.json"
     with file_lock(out / ".lock"):
-        if sharded and path.is_file():
-            old = json.loads(path.read_text())
+        if path.is_file():
+            old = _read_experiment(out, "")
             other = _other_arm(old, spec)
             if other:
-                raise UserError(f"--shard: {out} holds {other}; give all shards the same command, or "
-                                "another --out")
+                raise UserError(f"{out}: holds {other}; give the same command, or another --out")
             # In the experiment's order, whichever came first: that of its own arms, then the user's.
             both = {**old["arms"], **spec["arms"]}
             order = [arm for arm in EXPERIMENTS[spec["experiment"]].arms if arm in both]
@@ -333,7 +351,7 @@ def cmd_run(args) -> None:
     # What was asked for is written down first: `table` works on what there is, at any time.
     spec = {"experiment": args.experiment, "arms": arms, "seeds": seeds, "reference": reference,
             "pilot": args.pilot}
-    _write_spec(out, spec, bool(args.shard))
+    _write_spec(out, spec)
     recorded = recorded_runs(out, arms, seeds, runs)
     if recorded:
         print(f"{len(recorded)} of them stand in {out / 'rows.jsonl'} and are not made again")

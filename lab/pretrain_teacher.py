@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from parts.arguments import Parser, new_file, whole
+from parts.arguments import Parser, new_weights, whole
 from parts.checkpoints import save_half
 from parts.devices import pick_precision
 from parts.errors import run_cli
@@ -147,7 +147,8 @@ def pretrain(clips: int = 24_000, steps: int = 600, batch: int = 128, lr: float 
     task = Contrast(teacher.features) if objective == "contrastive" else Masked(teacher.features)
     params = [*teacher.parameters(), *task.parameters()]
     optimizer = torch.optim.AdamW(params, lr, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    rising = max(0.1, 1.5 / steps)                                 # share of the steps: more than one step
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=rising)
 
     generator = torch.Generator().manual_seed(seed)
     bar = tqdm(range(steps), desc=objective, unit="step", dynamic_ncols=True)
@@ -177,10 +178,10 @@ def main() -> None:
     parser = Parser(__doc__, prog="python -m lab.pretrain_teacher")
     parser.add_argument("--clips", type=whole(1), default=24_000,
                         help="random patches, each rendered twice")
-    parser.add_argument("--steps", type=whole(1), default=600)
+    parser.add_argument("--steps", type=whole(2), default=600)
     parser.add_argument("--objective", choices=("contrastive", "masked"), default="contrastive")
     parser.add_argument("--seed", type=whole(), default=0)
-    parser.add_argument("--out", type=new_file, default=WEIGHTS)
+    parser.add_argument("--out", type=new_weights, default=WEIGHTS)
     args = parser.parse_args()
     teacher = pretrain(args.clips, args.steps, objective=args.objective, seed=args.seed)
     save_teacher(teacher, args.out)

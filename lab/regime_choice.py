@@ -45,9 +45,9 @@ from lab.statistics import format_interval, isotonic, rate_correlation
 from parts.arguments import Parser
 from parts.config import Config
 from parts.errors import UserError, run_cli
-from parts.files import to_json, write_text
+from parts.files import reading, to_json, write_text
 from parts.previews import CUTOFF
-from parts.runs import read_log
+from parts.runs import read_log, read_scores
 from parts.scoring import preview_clips, superresolution_references
 from parts.teacher import TeacherFeatures, load_teacher
 
@@ -85,9 +85,11 @@ def _references(run, clips: int) -> tuple[float, float, str]:
     """(value at progress 0, at progress 1, name) of the quick metric, on as many clips as the run's."""
     config = run.config
     if config["task"] == "t2a":
-        scores = json.loads((run.path / "scores.json").read_text(encoding="utf-8"))
-        rows = {row["row"]: row for row in next(iter(scores.values()))["rows"]}
-        return 0.0, rows["codec ceiling"]["exact"], "event_accuracy"
+        scores = read_scores(run.path)
+        if scores is None or "exact" not in scores["rows"].get("codec ceiling", {}):
+            raise UserError(f"{run.path}: has no final table of SoundWorld's captions (scores.json), where "
+                            "the codec's ceiling stands")
+        return 0.0, scores["rows"]["codec ceiling"]["exact"], "event_accuracy"
     sets = (data.open_set(config, split, n) for split, n in (("val", clips), ("train", config["clips"])))
     _, _, rows = superresolution_references(run.codec, config, *sets, clips, CUTOFF)
     worst, best = (float(np.mean([clip["energy_score"] for clip in rows[name]]))
@@ -97,10 +99,25 @@ def _references(run, clips: int) -> tuple[float, float, str]:
 
 def read(path: Path) -> tuple[dict, list[dict]]:
     """(header, rows) of a recorded file."""
-    header, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    if "task" not in header or not any("progress" in row for row in rows):
-        raise UserError(f"{path}: not a file of `record`, or of a run without evaluations")
+    with reading(path, "make it with: record RUN"):
+        header, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        missing = [name for name in KEPT if name not in header]
+        evaluated, probed = (any(name in row for row in rows) for name in ("progress", "D_of"))
+    if missing or not evaluated or not probed:
+        raise UserError(f"{path}: not a file of `record`, or of a run without evaluations or without probes "
+                        "(--probe always)")
     return header, rows
+
+
+def _alike(recorded: list[tuple], task: str) -> list[tuple]:
+    """Of the runs of a task the largest set that differ in nothing but the seed; the first where several are
+    as large."""
+    by_setting: dict[tuple, list] = {}
+    for header, rows in recorded:
+        if header["task"] == task:
+            setting = tuple(str(value) for name, value in header.items() if name != "seed")
+            by_setting.setdefault(setting, []).append((header, rows))
+    return max(by_setting.values(), key=len)
 
 
 # --- r of a signal, and how far it is from progress ---------------------------------------------------------
@@ -202,9 +219,15 @@ def check(recorded: list[tuple[dict, list[dict]]]) -> dict:
     result = {}
     for task in sorted({header["task"] for header, _ in recorded}):
         runs, curves = [], {}
+        settings: dict[float, dict] = {}  # learning rate -> settings of its runs, without the seed
         for header, rows in recorded:
             if header["task"] != task:
                 continue
+            setting = {name: value for name, value in header.items() if name != "seed"}
+            for name, value in settings.setdefault(header["lr"], setting).items():
+                if setting.get(name) != value:
+                    raise UserError(f"check: runs of {task} with {name} {value} and {setting.get(name)}; "
+                                    "check them apart")
             steps, r = driven_r(rows)
             at, progress = progress_of(rows)
             r_at = regime.hold_last(steps, r, at)
@@ -220,8 +243,7 @@ def check(recorded: list[tuple[dict, list[dict]]]) -> dict:
             spread = float(np.std(many, axis=0, ddof=1).max()) if len(many) > 1 else None
             errors = [run["error"] for run in runs if run["lr"] == lr]
             rates[f"{lr:g}"] = {"seeds": len(many), "mean_error": float(np.mean(errors)), "spread": spread}
-        commonest = max(curves, key=lambda lr: len(curves[lr]))
-        alike = [rows for header, rows in recorded if header["task"] == task and header["lr"] == commonest]
+        alike = [rows for _, rows in _alike(recorded, task)]
         result[task] = {"runs": runs, "rates": rates, "bands": bands(alike),
                         "controls": controls(alike)}
     return result
@@ -324,11 +346,9 @@ def normal(recorded: list[tuple[dict, list[dict]]]) -> dict:
     runs would miss a third of the probes of a sixth.)"""
     result = {}
     for task in sorted({header["task"] for header, _ in recorded}):
-        of_task = [(header, rows) for header, rows in recorded if header["task"] == task]
-        rates = [header["lr"] for header, _ in of_task]
-        alike = [run for run in of_task if run[0]["lr"] == max(rates, key=rates.count)]
+        alike = _alike(recorded, task)
         if len(alike) < 3:
-            raise UserError(f"normal: {len(alike)} runs of task {task} with the same rate; three or more "
+            raise UserError(f"normal: {len(alike)} runs of task {task} with the same settings; three or more "
                             "are needed")
         steps = driven_r(alike[0][1])[0]
         D = [[regime.signal("levels", row["D_of"]) for row in rows if "D_of" in row] for _, rows in alike]
@@ -410,12 +430,17 @@ def main() -> None:
         if not args.out:
             raise UserError("record: needs --out FOLDER")
         args.out.mkdir(parents=True, exist_ok=True)
+        names = [path.name for path in args.paths]
+        if len(set(names)) < len(names):
+            raise UserError("record: two runs have folders of one name, and would have one file; rename one")
         for path in args.paths:
             lines = [to_json(row) for row in record(path)]
             write_text(args.out / f"{path.name}.jsonl", "\n".join(lines) + "\n")
             print(f"{args.out / path.name}.jsonl: {len(lines) - 1} rows")
         return
     if args.command == "means":
+        if len(args.paths) > 1:
+            raise UserError("means: takes one run, whose codec and teacher it asks")
         found, text = means(evaluate.load_run(args.paths[0])), means_text
     else:
         function, text = {"choose": (choose, choice_text), "check": (check, check_text),

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -46,7 +45,7 @@ from parts.page import (
     slider_of,
 )
 from parts.page_figures import BOX
-from parts.runs import read_log
+from parts.runs import read_log, read_scores
 from parts.spectrograms import draw_spectrogram
 
 CUTOFF = 2_000  # Hz: band limit of the inputs in super-resolution
@@ -193,13 +192,10 @@ def _results(runs: list) -> list[tuple]:
 
 
 def _result_of(run) -> tuple[str, ...]:
-    table, protocol = {}, "-"
-    scores = run.path / "scores.json"
-    if scores.is_file():
-        score = next(iter(json.loads(scores.read_text()).values()))
-        table = {row["row"]: row for row in score["rows"]}
-        protocol = ", ".join(f"{name} {value}" for name, value in score["protocol"].items()
-                             if name not in ("run", "step"))
+    score = read_scores(run.path) or {"rows": {}, "protocol": {}}
+    table = score["rows"]
+    protocol = ", ".join(f"{name} {value}" for name, value in score["protocol"].items()
+                         if name not in ("run", "step")) or "-"
     return (run.config.get("recipe", "-"), f"{run.config['task']}, {run.config['data']}", str(run.step),
             _score_text(table.get("model")), _score_text(table.get("codec ceiling")), protocol)
 

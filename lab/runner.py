@@ -38,8 +38,8 @@ from parts import config
 from parts.cache import cores
 from parts.devices import hardware
 from parts.errors import UserError
-from parts.files import to_json, write_text
-from parts.runs import read_log
+from parts.files import reading, to_json, write_text
+from parts.runs import read_log, read_scores
 
 ROOT = Path(__file__).resolve().parents[1]
 UNLIKE = ("out", "recipe", "workers", "profile")  # settings that two runs may differ in and still be the same
@@ -66,7 +66,7 @@ DERIVED = {"ramp": 0, "warped": 1, "permuted": 1, "reversed": 1, "yoked": 2}
 
 def derived(options: dict) -> str | None:
     """The kind of an arm's source of r if it is made here and replayed, else None."""
-    kind = options.get("regime", "").split(":")[0]
+    kind = str(options.get("regime", "")).split(":")[0]
     return kind if kind in DERIVED else None
 
 
@@ -130,6 +130,23 @@ def source_file(source: str, options: dict, out: Path, arm: str, seed: int, seed
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(to_json({"step": k, "r": float(v)}) + "\n" for k, v in enumerate(r, 1)))
     return f"replay:{path}"
+
+
+def refuse_unknown_source(arm: str, options: dict, arms: dict) -> None:
+    """UserError where an arm's r is to be made of an arm that is none of `arms`, or of a share that is no
+    share."""
+    kind, _, what = str(options.get("regime", "")).partition(":")
+    if kind == "ramp":
+        try:
+            possible = 0 < float(what) <= 1
+        except ValueError:
+            possible = False
+        if not possible:
+            raise UserError(f"arm {arm!r}: regime ramp:{what}: must be ramp:SHARE, with a share of the steps "
+                            "above 0 and up to 1")
+    elif kind in DERIVED and what not in arms:
+        raise UserError(f"arm {arm!r}: regime {kind}:{what}: there is no arm {what!r}; there are: "
+                        f"{', '.join(arms)}")
 
 
 # --- shards -------------------------------------------------------------------------------------------------
@@ -310,9 +327,10 @@ def _recorded_rows(out: Path) -> dict:
     recorded = {}
     path = out / "rows.jsonl"
     if path.is_file():
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            recorded.setdefault((row["arm"], row["seed"]), []).append(row)
+        for k, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            with reading(f"{path}, line {k}", "take the line out: its run is then made again"):
+                row = json.loads(line)
+                recorded.setdefault((row["arm"], row["seed"]), []).append(row)
     return recorded
 
 
@@ -349,10 +367,8 @@ def recorded_runs(out: Path, arms: dict, seeds: list[int], runs: list[tuple]) ->
 
 def _final_scores(path: Path) -> dict:
     """The model's row of a run's final table, {metric: number}."""
-    score = next(iter(json.loads((path / "scores.json").read_text()).values()))
-    model_row = next(row for row in score["rows"] if row["row"] == "model")
     final = {}
-    for metric, value in model_row.items():
+    for metric, value in read_scores(path)["rows"]["model"].items():
         final[metric] = value["mean"] if isinstance(value, dict) and "mean" in value else value
     return final
 

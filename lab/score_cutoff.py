@@ -212,6 +212,10 @@ def main() -> None:
     if args.folds and not args.data:
         raise UserError("--folds: needs --data FOLDER")
 
+    if args.data:                                                  # before SoundWorld's minutes
+        for fold in args.folds or [None]:
+            AudioFolder(args.data, "test", fold)
+
     world = SoundWorld(args.split, args.clips)
     rows = score_clips(f"SoundWorld {args.split}", (world.wave(i) for i in range(args.clips)))
     if args.data:

@@ -24,7 +24,7 @@ from lab.griffin_lim import decode_by_griffin_lim
 from parts.arguments import Parser, new_file, whole
 from parts.audio import CLIP_S, first_seconds
 from parts.codec import Codec
-from parts.errors import run_cli
+from parts.errors import UserError, run_cli
 from parts.files import to_json, write_text
 from parts.judges import judge_clips, load_judge
 from parts.metrics import event_match, fine_texture, log_power, lsd, mean_interval, texture
@@ -67,7 +67,10 @@ def compare(config: dict, clips: int, fitted_on: int = 2_000, rounds: int = 5) -
     train_set, test_set = data.open_set(config, "train", fitted_on), data.open_set(config, "test", clips)
     n = min(clips, len(test_set))
     codec = Codec(config["channels"])
-    codec.fit(first_seconds(train_set.wave(i), CLIP_S) for i in range(min(fitted_on, len(train_set))))
+    try:
+        codec.fit(first_seconds(train_set.wave(i), CLIP_S) for i in range(min(fitted_on, len(train_set))))
+    except ValueError as e:
+        raise UserError(f"{config['data']}: {e}; give more sound") from None
     real = np.stack([first_seconds(test_set.wave(i), CLIP_S) for i in range(n)])       # (n, N)
     decoders = {"Griffin-Lim": lambda z: decode_by_griffin_lim(codec, z),
                 "learned": lambda z: codec.decode(z, seeds=list(range(len(z))))}
@@ -112,6 +115,8 @@ def main() -> None:
     parser.add_argument("--val-fold", type=whole(), default=0, help="their fold that is held out")
     parser.add_argument("--out", type=new_file, help="JSON")
     args = parser.parse_args()
+    if args.folder and not Path(args.folder).is_dir():             # before SoundWorld's minutes
+        raise UserError(f"--folder {args.folder}: no such folder")
     results = []
     for name in filter(None, ("soundworld", args.folder)):
         config = {"data": name, "val_fold": args.val_fold, "seconds": CLIP_S, "channels": 64, "task": "t2a"}

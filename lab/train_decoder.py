@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from parts.arguments import Parser, new_file, whole
+from parts.arguments import Parser, new_weights, whole
 from parts.audio import RATE
 from parts.cache import cache_dir, digest, fill_array
 from parts.checkpoints import save_half
@@ -131,7 +131,11 @@ def train_decoder(codec: Codec, banks: list[np.ndarray], steps: int, batch: int 
     if resume:
         if not checkpoint.is_file():
             raise UserError(f"--resume: there is no {checkpoint}; leave it out to begin")
-        state = torch.load(checkpoint, weights_only=True)
+        try:
+            state = torch.load(checkpoint, weights_only=True)
+        except Exception as e:  # zip and pickle errors all mean the same to the user
+            raise UserError(f"--resume: {checkpoint} can't be read ({type(e).__name__}); leave it out to "
+                            "begin anew") from None
         if state["settings"] != [steps, batch, seed]:
             begun = "{} steps of {} crops, seed {}".format(*state["settings"])
             raise UserError(f"--resume: {checkpoint} is of {begun}; give the same, or begin anew")
@@ -176,11 +180,14 @@ def main() -> None:
     parser.add_argument("--patches", type=whole(1), default=6_000, help="random patches")
     parser.add_argument("--seed", type=whole(), default=0)
     parser.add_argument("--resume", action="store_true", help="go on after a stop")
-    parser.add_argument("--out", type=new_file, default=WEIGHTS)
+    parser.add_argument("--out", type=new_weights, default=WEIGHTS)
     args = parser.parse_args()
     banks = training_waves(args.clips, args.patches, args.seed)
-    codec = Codec().fit(banks[0][i].astype(np.float32) / 32_767 for i in range(min(2_000, len(banks[0]))))
-    checkpoint = args.out.with_suffix(".pt")
+    try:
+        codec = Codec().fit(banks[0][i].astype(np.float32) / 32_767 for i in range(min(2_000, len(banks[0]))))
+    except ValueError as e:
+        raise UserError(f"--clips {args.clips}: {e}; give more") from None
+    checkpoint = args.out.with_name(f"{args.out.name}.checkpoint")
     decoder = train_decoder(codec, banks, args.steps, seed=args.seed, checkpoint=checkpoint,
                             resume=args.resume)
     save_half(decoder, args.out)

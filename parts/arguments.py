@@ -3,12 +3,13 @@
 A wrong flag ends in one line with the nearest right one, like any other error of a user (parts/errors.py); a
 number is checked where it is typed, so NaN, infinities and integers too large for a generator get no further.
 
-Public: Parser, whole, number, new_file.
+Public: Parser, whole, number, new_file, new_wav, new_weights.
 """
 from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 from pathlib import Path
 
@@ -33,6 +34,8 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(flag, self.flags(), 1)
             hint = f"did you mean {near[0]}?" if near else "all of them: --help"
             message = f"{flag}: no such flag; {hint}"
+            if flag in self.flags():
+                message = f"{flag}: not a flag of this command, but of another; its own: --help"
         raise UserError(message)
 
     def flags(self) -> list[str]:
@@ -58,9 +61,30 @@ def number(low: float, high: float):
 
 def new_file(text: str) -> Path:
     """An argparse type: a file to write. Asked before the work, whose result would find no place."""
-    if Path(text).is_dir():
+    path = Path(text)
+    if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text[:200]}: must be a file, and this is a folder")
-    return Path(text)
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text[:200]}: must be a file that can be written, in {above} "
+                                         "nothing can")
+    return path
+
+
+def new_wav(text: str) -> Path:
+    """An argparse type: a .wav file to write."""
+    return _named(text, ".wav")
+
+
+def new_weights(text: str) -> Path:
+    """An argparse type: a .safetensors file to write."""
+    return _named(text, ".safetensors")
+
+
+def _named(text: str, suffix: str) -> Path:
+    if Path(text).suffix.lower() != suffix:
+        raise argparse.ArgumentTypeError(f"{text[:200]}: must be named NAME{suffix}")
+    return new_file(text)
 
 
 def _between(kind, low, high, name: str):

@@ -16,6 +16,7 @@ import scipy.io.wavfile
 import scipy.signal
 from tqdm import tqdm
 
+from parts.errors import UserError
 from parts.files import write_bytes
 
 RATE = 16_000  # Hz; every waveform inside the project has this rate
@@ -136,8 +137,11 @@ def with_added(waves: np.ndarray, added: np.ndarray, gains: np.ndarray) -> np.nd
 
 def write_wav(path: str | Path, x: np.ndarray) -> float:
     """Write (N,) or (N, channels) float in [-1, 1] as 16-bit 16 kHz wav (scipy); louder sounds are scaled
-    down, never clipped. -> the factor of that, 1 where nothing was scaled."""
+    down, never clipped. -> the factor of that, 1 where nothing was scaled. UserError for NaN and infinities:
+    there is no such sound."""
     x = np.asarray(x, np.float64)
+    if not np.isfinite(x).all():
+        raise UserError(f"{path}: not written: the sound that was made is not finite")
     factor, file = 1 / max(1.0, np.abs(x).max(initial=0)), io.BytesIO()
     scipy.io.wavfile.write(file, RATE, np.round(x * factor * 32_767).astype(np.int16))
     write_bytes(Path(path), file.getvalue())

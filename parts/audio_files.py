@@ -10,7 +10,7 @@ cut: for each format the file itself is asked how much sound it holds (`_unread`
 Memory is that of the result: a recording is read and resampled in blocks, so neither its rate nor channels
 that are mixed down cost any.
 
-Public: AUDIO_TYPES, LONGEST_S, open_sound, file_rate, read_audio, read_channels.
+Public: AUDIO_TYPES, LONGEST_S, open_sound, file_rate, read_audio, read_channels, refuse_overwriting.
 """
 from __future__ import annotations
 
@@ -201,3 +201,9 @@ def _mp3_seconds(data) -> float | None:
             seconds += frame[1]
         at += frame[0]
     return seconds or None
+
+
+def refuse_overwriting(source: Path, out: Path) -> None:
+    """UserError where a result would take the place of the recording that it is made of."""
+    if source.exists() and out.exists() and source.samefile(out):
+        raise UserError(f"--out {out}: is the input; name another file")

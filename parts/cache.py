@@ -146,7 +146,8 @@ def fill_array(folder: Path, name: str, shape, dtype, fn, n: int, args=(), chunk
 
     # Two runs that start together must not fill one cache at once.
     with file_lock(folder / f"{name}.lock"):
-        begun = path.exists() and flags_path.exists() and flags_path.stat().st_size == n_chunks
+        flagged = flags_path.exists() and flags_path.stat().st_size == n_chunks
+        begun = flagged and _is_whole(path, shape, dtype)
         if not begun:
             _create_array(path, shape, dtype, desc)
             flags_path.write_bytes(bytes(n_chunks))
@@ -166,6 +167,15 @@ def fill_array(folder: Path, name: str, shape, dtype, fn, n: int, args=(), chunk
                 bar.update(len(job))
             bar.close()
     return np.load(path, mmap_mode="r")
+
+
+def _is_whole(path: Path, shape, dtype) -> bool:
+    """Is this an .npy file of that shape, all of which is on the disk? (Copies may have been cut short.)"""
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return array.shape == tuple(map(int, shape)) and array.dtype == dtype
 
 
 def _create_array(path: Path, shape, dtype, desc: str) -> None:

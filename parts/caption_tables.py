@@ -138,7 +138,8 @@ def _csv_rows(meta: Path, text: str) -> list[dict]:
         double = next((name for name in names if names.count(name) > 1), None)
         if double is not None:
             raise UserError(f"{meta}: two columns are named {double!r}; rename one")
-        for k, row in enumerate(table, 2):
+        for row in table:
+            k = table.line_num  # as an editor counts: empty lines too; of a row of several lines the last
             # DictReader collects what is too much under None, and fills up with None.
             if None in row or None in row.values():
                 amount = "more" if None in row else "fewer"

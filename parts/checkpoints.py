@@ -8,7 +8,7 @@ from elsewhere can't run code.
 Errors are UserErrors that name the folder, the file and the fix.
 
 Public: VERSION, CHECKPOINTS, EXPORTED, load_checkpoint, has_checkpoint, save_checkpoint, save_run, export,
-load_weights, not_written, save_half, load_frozen.
+refuse_not_finite, load_weights, not_written, save_half, load_frozen.
 """
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def load_checkpoint(folder: Path) -> tuple[dict, dict]:
         try:
             checkpoint = _read_exported(folder / name) if exported else _read_pickled(folder / name)
             checkpoint = {"config": {}, **checkpoint, "step": int(checkpoint["step"])}
+            _check_parts(checkpoint)
         except FileNotFoundError:
             continue
         except Exception as e:  # zip, pickle and key errors all mean the same to the user
@@ -60,6 +61,22 @@ def load_checkpoint(folder: Path) -> tuple[dict, dict]:
     if failed:
         raise UserError(f"{folder}: checkpoint can't be read ({'; '.join(failed)})")
     raise UserError(f"{folder}: not a run folder (no checkpoint.pt)")
+
+
+# Parts of a checkpoint: those that using a run needs, and those that going on needs besides.
+USED = {"ema": dict, "codec": dict, "config": dict, "words": list}
+TRAINED = {"model": dict, "projector": dict, "optimizer": list, "regime": dict, "structure": dict,
+           "infonoise": dict, "seconds": float, "wall": float}
+
+
+def _check_parts(checkpoint: dict) -> None:
+    """KeyError for a part that is missing, TypeError for one that is something else, of this VERSION."""
+    if checkpoint.get("version") != VERSION:
+        return
+    kinds = {**USED, **TRAINED} if "optimizer" in checkpoint else USED
+    for name, kind in kinds.items():
+        if not isinstance(checkpoint[name], (int, float) if kind is float else kind):
+            raise TypeError(f"{name} is a {type(checkpoint[name]).__name__}")
 
 
 def _read_pickled(path: Path) -> dict:
@@ -132,7 +149,8 @@ def save_run(run, log, timer) -> None:
     words = run.data.words.words if run.data.words is not None else []
     save_checkpoint(
         run.out / "checkpoint.pt", step=run.step, seconds=run.seconds(timer), wall=run.wall(timer),
-        config=dataclasses.asdict(run.cfg), words=words, codec=run.data.codec.state_dict(),
+        config=dataclasses.asdict(run.cfg), data=run.data.train_set.contents, words=words,
+        codec=run.data.codec.state_dict(),
         regime=run.regime.state_dict(), structure=run.detector.state_dict(),
         infonoise=run.infonoise.state_dict() if run.infonoise else {},
         **run.networks.state_dict())
@@ -143,6 +161,7 @@ def export(run: Path, folder: Path) -> tuple[dict, dict]:
     safetensors. -> load_checkpoint(run). UserError where the folder holds a run that can still be trained, or
     other things."""
     fields, checkpoint = load_checkpoint(run)
+    refuse_not_finite(run, checkpoint["ema"])
     if has_checkpoint(folder) and "optimizer" in load_checkpoint(folder)[1]:
         raise UserError(f"{folder}: holds a run that can still be trained; export to another folder")
     ours = (folder / EXPORTED).is_file() or has_checkpoint(folder)
@@ -165,8 +184,18 @@ def not_written(path: Path, why: str) -> UserError:
                      f"python train.py --resume {path.parent}")
 
 
+def refuse_not_finite(path: str | Path, state: dict) -> None:
+    """UserError where a weight is NaN or infinite: all that is made with it would be."""
+    for name, weight in state.items():
+        if torch.is_tensor(weight) and not bool(weight.isfinite().all()):
+            raise UserError(f"{path}: its weights are not finite ({name}); use an earlier checkpoint, or "
+                            "train anew")
+
+
 def load_weights(path: str | Path, module: nn.Module, state: dict, **how) -> None:
-    """load_state_dict whose refusal is one line: which weights are missing, unknown or of another shape."""
+    """load_state_dict whose refusal is one line: which weights are missing, unknown, of another shape or not
+    finite."""
+    refuse_not_finite(path, state)
     try:
         module.load_state_dict(state, **how)
     except RuntimeError as e:
@@ -187,8 +216,12 @@ def save_half(module: nn.Module, path: Path) -> None:
 
 def load_frozen(module: nn.Module, path: Path) -> nn.Module:
     """The module with the weights of save_half: float32, eval mode, no gradients."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    state = load_file(path)
-    module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    try:
+        state = load_file(path)
+    except SafetensorError as e:
+        raise UserError(f"{path}: not a file of safetensors ({e})") from None
+    load_weights(path, module, {k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return module.eval().requires_grad_(False)

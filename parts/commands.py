@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from parts.arguments import Parser, new_file, number, whole
+from parts.arguments import Parser, new_file, new_wav, number, whole
 
 
 def evaluate_parser(description: str) -> argparse.ArgumentParser:
@@ -18,7 +18,7 @@ def evaluate_parser(description: str) -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="caption -> wav")
     generate.add_argument("run")
     generate.add_argument("--prompt", required=True)
-    generate.add_argument("--out", type=Path, default=Path("out.wav"))
+    generate.add_argument("--out", type=new_wav, default=Path("out.wav"))
     generate.add_argument("--n", type=whole(1, 10_000), default=1,
                           help="how many, from seeds seed, seed + 1, ...")
     generate.add_argument("--method", choices=("euler", "heun"), default="euler")
@@ -27,19 +27,21 @@ def evaluate_parser(description: str) -> argparse.ArgumentParser:
     upsample = commands.add_parser("upsample", help="muffled audio -> full band")
     upsample.add_argument("run")
     upsample.add_argument("--input", type=Path, required=True)
-    upsample.add_argument("--out", type=Path, default=Path("clear.wav"))
+    upsample.add_argument("--out", type=new_wav, default=Path("clear.wav"))
     upsample.add_argument("--cutoff", type=number(500, 7_999),
                           help="Hz above which the input holds nothing; found by itself when left out")
 
     score = commands.add_parser("score", help="metrics with intervals")
     score.add_argument("runs", nargs="+")
     score.add_argument("--clips", type=whole(2), default=500)
-    score.add_argument("--judge", choices=("dev", "final"), default="dev")
+    score.add_argument("--judge", choices=("dev", "final"), help="default dev")
     score.add_argument("--split", choices=("val", "test", "combos"), default="test")
     # Above 7,250 Hz no mel band lies wholly over the cutoff.
-    score.add_argument("--cutoff", type=whole(500, 7_250), default=2_000)
+    score.add_argument("--cutoff", type=whole(500, 7_250), help="Hz, of super-resolution; default 2000")
     score.add_argument("--data", default="", metavar="FOLDER", help="other data than it was trained on")
-    score.add_argument("--val-fold", type=whole(), default=0, help="the fold of that data to score on")
+    score.add_argument("--val-fold", type=whole(), help="the fold of that data to score on")
+    score.add_argument("--max-bad-share", type=number(0, 0.999),
+                       help="share of that data's rows or files that may be unusable")
     score.add_argument("--out", type=new_file, help="JSON")
     score.add_argument("--clap", default="", metavar="MODEL",
                        help="a CLAP model, folder or hub id: CLAP score")
@@ -57,6 +59,7 @@ def evaluate_parser(description: str) -> argparse.ArgumentParser:
 
     sounds = commands.add_parser("sounds", help="what a model can be asked for")
     sounds.add_argument("run")
+    add_loading_options(sounds)
     export = commands.add_parser("export", help="small checkpoint for sharing")
     export.add_argument("run", type=Path)
     export.add_argument("folder", type=Path)

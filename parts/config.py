@@ -156,7 +156,7 @@ RECIPES = {  # who drives what; the other settings are the same in every row
 }
 # Asked anew each time: a run folder from elsewhere must not answer for the user.
 TRUST = ("trust_remote_code", "allow_pickle")
-WITH_RESUME = ("steps", "device", "workers", "profile", *TRUST)  # what may be typed beside --resume
+WITH_RESUME = ("steps", "device", "data", "workers", "profile", *TRUST)  # what may be typed beside --resume
 # What may differ between two runs that are compared: where a run is written and computed, and how.
 NOT_OF_ITS_KIND = ("out", "preset", "device", "precision", "compile", "workers", "profile")
 MODES = ("off", "constant", "adaptive")
@@ -197,6 +197,7 @@ def _run_checks(c: Config):
 
 
 def _data_checks(c: Config):
+    yield "data", bool(c.data.strip()), "soundworld, a folder or a mixture of them"
     yield "max_bad_share", 0 <= c.max_bad_share < 1, "in [0, 1)"
     yield "seconds", 0.5 <= c.seconds <= 30, "from 0.5 to 30"
     yield "clips", c.clips >= 100, "at least 100"
@@ -261,6 +262,32 @@ def _evaluation_checks(c: Config):
     yield "audio_model", not c.audio_model or captioned, "left out with --task sr: its table has no such row"
 
 
+def _needs(c: Config):
+    """(settings, do they act beside the others?, what they need)."""
+    guided, synthetic = c.guidance != "off", c.data == "soundworld"
+    yield ("guidance_scale", "judge"), c.task == "t2a", "--task t2a"
+    yield ("val_fold",), not synthetic, "--data FOLDER: SoundWorld has no folds"
+    yield ("muon_lr",), c.optimizer == "muon", "--optimizer muon"
+    yield ("lambda0", "guide_every", "align_block"), guided, "--guidance constant or adaptive"
+    yield ("gamma",), c.guidance == "adaptive", "--guidance adaptive"
+    yield ("stop_at",), c.guidance == "constant", "--guidance constant"
+    constant = c.timesteps in ("constant", "infonoise")
+    yield ("m", "s"), constant, "--timesteps constant; adaptive ones move from --m-early to --m-late"
+    yield ("m_early", "s_early", "m_late", "s_late"), c.timesteps == "adaptive", "--timesteps adaptive"
+    yield ("struct_share", "struct_loss"), c.structure != "off", "--structure constant or adaptive"
+    followed = c.adaptive or c.probe == "always"
+    yield ("regime",), followed, "a mechanism that is adaptive, such as --guidance adaptive"
+
+
+def _refuse_without_effect(given: dict) -> None:
+    """UserError where a setting was typed that changes nothing beside the others."""
+    for names, act, needed in _needs(_layered(given)):
+        typed = [name for name in names if name in given]
+        if typed and not act:
+            flag = typed[0].replace("_", "-")
+            raise UserError(f"--{flag} {given[typed[0]]}: changes nothing here; it needs {needed}")
+
+
 CHECKS = (_number_checks, _run_checks, _data_checks, _model_checks, _optimizer_checks, _regime_checks,
           _mechanism_checks, _evaluation_checks)
 
@@ -290,7 +317,13 @@ def validate_config(fields) -> str | None:
     if odd:
         return f"{'no' if odd[0] in types else 'unknown'} setting {odd[0]!r}; it is of another version"
 
-    # Each value is what could have been typed.
+    return wrong_value(fields) or out_of_range(Config(**fields))
+
+
+def wrong_value(fields: dict) -> str | None:
+    """What is wrong with the first setting that could not have been typed: of another type, or none of its
+    choices; None: nothing."""
+    types = typing.get_type_hints(Config)
     for name, value in fields.items():
         allowed = (int, float) if types[name] is float else (types[name],)
         is_a_bool = isinstance(value, bool)  # which Python also takes for an int
@@ -298,7 +331,7 @@ def validate_config(fields) -> str | None:
             return f"{name} is {value!r}, not of type {types[name].__name__}"
         if name in CHOICES and value not in CHOICES[name]:
             return f"{name} is {value!r}, not one of {', '.join(CHOICES[name])}"
-    return out_of_range(Config(**fields))
+    return None
 
 
 # --- config.json of a run folder ---------------------------------------------------------------------------
@@ -351,7 +384,7 @@ def _meanings() -> list[tuple[str, str]]:
 def parse(argv: list[str], description: str = __doc__) -> tuple[dict, str]:
     """Command line -> ({field: typed value} as given, run folder to resume or '')."""
     parser = Parser(description)
-    parser.add_argument("--resume", metavar="RUN", default="", help="continue the run in this folder")
+    parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder")
     types, groups = typing.get_type_hints(Config), {}
     for f, (heading, meaning) in zip(dataclasses.fields(Config), _meanings(), strict=True):
         if types[f.name] is bool:
@@ -367,12 +400,16 @@ def parse(argv: list[str], description: str = __doc__) -> tuple[dict, str]:
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
 
     # A resumed run keeps its settings: another batch size halfway would make it a run that nobody can repeat.
-    resume = os.path.expanduser(given.pop("resume"))
+    if given.get("resume") == "":                          # of a shell variable that is not set
+        raise UserError("--resume: empty; name the folder of a run")
+    resume = os.path.expanduser(given.pop("resume", ""))
     extra = sorted(set(given) - set(WITH_RESUME))
     if resume and extra:
         *some, last, typed = (f"--{name.replace('_', '-')}" for name in (*WITH_RESUME, extra[0]))
         raise UserError(f"--resume continues with the run's own settings; only {', '.join(some)} and {last} "
                         f"may be added, not {typed}")
+    if not resume:
+        _refuse_without_effect(given)
     return given, resume
 
 
@@ -387,6 +424,16 @@ def _align_block(depth: int) -> int:
     return max(1, round(0.4 * depth))
 
 
+def _layered(given: dict) -> Config:
+    """Defaults < preset < recipe < what the user typed."""
+    preset = given.get("preset", Config.preset)
+    if preset == "auto":
+        preset = "smoke"  # on a GPU too: the quality of `small` is not known, since none has run it
+    of_preset = _of_preset(preset, given.get("task", Config.task))
+    recipe = RECIPES[given.get("recipe", Config.recipe)]
+    return Config(**{**of_preset, **recipe, **given, "preset": preset})
+
+
 def compiles_by_default(device: str) -> bool:
     """On CUDA a small network's step is bound by starting some two thousand kernels; compiled, there are
     fewer; elsewhere it costs a minute and gains little."""
@@ -394,15 +441,13 @@ def compiles_by_default(device: str) -> bool:
 
 
 def resolve(given: dict) -> Config:
-    """Defaults < preset < recipe < what the user typed. UserError for a value that can't be."""
-    cfg = Config(**{name: given[name] for name in ("task", "device", "preset") if name in given})
+    """Defaults < preset < recipe < what the user typed, and what `auto` is here. UserError for a value that
+    can't be."""
+    wrong = wrong_value(given)
+    if wrong:
+        raise UserError(f"--{wrong}")
+    cfg = _layered(given)
     cfg.device = pick_device(cfg.device)
-    if cfg.preset == "auto":
-        cfg.preset = "smoke"  # on a GPU too: the quality of `small` is not known, since none has run it
-    preset = _of_preset(cfg.preset, cfg.task)
-    recipe = RECIPES[given.get("recipe", cfg.recipe)]
-    typed = {name: value for name, value in given.items() if name not in ("device", "preset")}
-    cfg = dataclasses.replace(cfg, **{**preset, **recipe, **typed})
     if cfg.precision == "auto":
         cfg.precision = pick_precision(cfg.device)
     if "compile" not in given:

@@ -8,13 +8,14 @@ Public: draw_dashboard, steps_and_values.
 """
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import scipy.io.wavfile
 import torch
 
+from parts.config import load_config
+from parts.files import reading
 from parts.peers import Binned
 from parts.runs import read_log
 from parts.scoring import preview_clips
@@ -28,7 +29,7 @@ def draw_dashboard(path: Path, logit_normal) -> None:
     logit_normal(m, s, u): the density of training timesteps with a method pdf(t)."""
     rows = read_log(path)
     plt = pyplot()
-    config = json.loads((path / "config.json").read_text())
+    config = load_config(path)
     train = [row for row in rows if "loss" in row]
     evals = [row for row in rows if "eval" in row]
 
@@ -247,13 +248,15 @@ def _draw_similarity(ax, step: int, structure: dict, top: float):
 def _draw_last_previews(fig, path: Path, step: int) -> None:
     """Real and generated clips of the last evaluation, from the files of draw_previews."""
     samples = path / "samples"
-    lines = (samples / "captions.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    captions = [line.split(": ", 1)[1] for line in lines]
+    with reading(samples, f"delete it, and resume the run: --resume {path}"):
+        lines = (samples / "captions.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        captions = [line.split(": ", 1)[1] for line in lines]
+        real = [_read_sample(samples / f"real-{k}.wav") for k in range(len(captions))]
+        made = [_read_sample(samples / f"step{step:06d}-{k}.wav") for k in range(len(captions))]
     grid = fig.subplots(2, len(captions), sharex=True, sharey=True, squeeze=False)
     for k, caption in enumerate(captions):
-        draw_spectrogram(grid[0, k], _read_sample(samples / f"real-{k}.wav"), caption)
-        made = _read_sample(samples / f"step{step:06d}-{k}.wav")
-        image = draw_spectrogram(grid[1, k], made, f"model, step {step}")
+        draw_spectrogram(grid[0, k], real[k], caption)
+        image = draw_spectrogram(grid[1, k], made[k], f"model, step {step}")
         grid[1, k].set_xlabel("time (s)", fontsize=8)
     grid[0, 0].set_ylabel("real\nfrequency (kHz)", fontsize=8)
     grid[1, 0].set_ylabel("generated\nfrequency (kHz)", fontsize=8)

@@ -40,7 +40,12 @@ def join_processes(device: str) -> str:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         # Patience: the others wait while process 0 prepares and evaluates.
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(hours=2))
+        try:
+            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(hours=2))
+        except ValueError as e:
+            why = str(e).splitlines()[0][:120]
+            raise UserError(f"WORLD_SIZE={WORLD}, but the processes can't meet ({why}); start them with "
+                            "torchrun, or unset it") from None
     return device
 
 
@@ -124,9 +129,9 @@ def pick_device(name: str) -> str:
     if name.split(":")[0] not in here:
         available = [device for device in ("cpu", "cuda", "mps") if have[device]]
         raise UserError(f"--device {name}: not here; available: {', '.join(available)}")
-    kind, _, index = name.partition(":")
+    kind, colon, index = name.partition(":")
     count = torch.cuda.device_count() if kind == "cuda" else 1
-    if index and not (index.isdecimal() and int(index) < count):
+    if colon and index not in map(str, range(count)):
         raise UserError(f"--device {name}: no such device; there are {kind}:0 to {kind}:{count - 1}")
     return name
 

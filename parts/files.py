@@ -1,6 +1,6 @@
 """Files that are whole or absent, JSON that every program reads, and locks between processes.
 
-Public: write_text, write_bytes, cannot_write, to_json, file_lock.
+Public: write_text, write_bytes, cannot_write, reading, read_json, to_json, file_lock.
 """
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import errno
 import json
 import math
 import os
+import struct
 from pathlib import Path
 
 import filelock
@@ -38,6 +39,26 @@ def cannot_write(path: str | Path, e: OSError) -> UserError:
     """What to say where the system refuses a file."""
     full = "; make room there" if e.errno == errno.ENOSPC else ""
     return UserError(f"{path}: can't be written ({e.strerror}){full}")
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, fix: str = "bring back the original, or make it again"):
+    """A block that does nothing but read and take apart what the file `path` holds: what it stumbles over is
+    the file's fault, and ends in a UserError that names it and the fix."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as e:
+        why = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:120]}"
+        raise UserError(f"{path}: damaged, or not a file of this project ({why}); {fix}") from None
+
+
+def read_json(path: Path, **how) -> dict:
+    """A file that holds one JSON object; `reading` says what else it is."""
+    with reading(path, **how):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError(f"{type(found).__name__}, not an object")
+    return found
 
 
 def to_json(x, indent: int | None = None) -> str:

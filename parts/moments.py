@@ -27,7 +27,7 @@ import numpy as np
 import scipy.io.wavfile
 
 from parts.audio import write_wav
-from parts.files import to_json, write_text
+from parts.files import reading, to_json, write_text
 from parts.previews import shown_clips
 
 FIRST = 16  # step of the first moment
@@ -66,9 +66,10 @@ def _write_clips(folder: Path, config: dict, val_set) -> None:
 
 def _read_clips(folder: Path) -> tuple[list[str], dict[str, list[np.ndarray]]]:
     """Captions, and the waves of each reference."""
-    clips = json.loads((folder / "clips.json").read_text(encoding="utf-8"))
-    n = len(clips["captions"])
-    return clips["captions"], {name: _read_waves(folder, name, n) for name in clips["references"]}
+    with reading(folder / "clips.json", f"delete {folder}: the page then goes without sounds"):
+        clips = json.loads((folder / "clips.json").read_text(encoding="utf-8"))
+        n = len(clips["captions"])
+        return clips["captions"], {name: _read_waves(folder, name, n) for name in clips["references"]}
 
 
 def _write_waves(folder: Path, name: str, waves: np.ndarray) -> None:
@@ -94,10 +95,11 @@ def read_moments(path: Path, last: int) -> Moments:
     captions, references = _read_clips(folder)
     made, seconds = {}, 0.0
     for file in sorted(folder.glob("step*.json")):
-        moment = json.loads(file.read_text(encoding="utf-8"))
-        if moment["step"] <= last:
-            made[moment["step"]] = _read_waves(folder, file.stem, len(captions))
-            seconds += moment["seconds"]
+        with reading(file, f"delete {file.stem}*: the page then goes without this moment"):
+            moment = json.loads(file.read_text(encoding="utf-8"))
+            if moment["step"] <= last:
+                made[moment["step"]] = _read_waves(folder, file.stem, len(captions))
+                seconds += moment["seconds"]
     return Moments(captions, references, dict(sorted(made.items())), seconds)
 
 

@@ -101,6 +101,6 @@ class Networks:
         try:
             for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
                 optimizer.load_state_dict(saved)
-        except ValueError as e:  # config.json was changed
+        except (ValueError, LookupError, TypeError, AttributeError) as e:  # config.json was changed
             raise UserError(f"{folder}: its optimizers are of other settings than config.json's ({e})"
                             ) from None

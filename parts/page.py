@@ -16,7 +16,6 @@ SPECTROGRAM_NOTE, TASKS.
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from parts.audio import mu_law_wav
 from parts.config import Config, load_config, settings_not_default
 from parts.curves import StepAxis
 from parts.dashboard import draw_dashboard
-from parts.files import write_text
+from parts.files import reading, write_text
 from parts.moments import FIRST, Moments, read_moments
 from parts.page_figures import (
     AXES,
@@ -41,7 +40,7 @@ from parts.page_figures import (
     why_no_similarity,
 )
 from parts.progress import Phases
-from parts.runs import read_log
+from parts.runs import read_log, read_scores
 from parts.spectrograms import spectrogram_png
 
 TASKS = {"t2a": "captions to sound", "sr": "band-limited to full-band sound"}
@@ -238,10 +237,15 @@ def moment_table(states: list[dict], config: dict) -> dict:
 
 def score_table(path: Path, task: str) -> dict | None:
     """The final table of a run (scores.json); None before there is one."""
-    if not (path / "scores.json").is_file():
+    score = read_scores(path)
+    if score is None:
         return None
-    score = next(iter(json.loads((path / "scores.json").read_text(encoding="utf-8")).values()))
-    rows = score["rows"]
+    with reading(path / "scores.json", f"score the run again: python evaluate.py score {path}"):
+        return _table_of(score, task)
+
+
+def _table_of(score: dict, task: str) -> dict:
+    rows = list(score["rows"].values())
     if task == "sr":
         columns = {"energy score": "energy_score", "LSD": "lsd", "LSD-LF": "lsd_lf", "LSD-HF": "lsd_hf",
                    "SI-SDR, dB": "si_sdr"}

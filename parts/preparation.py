@@ -5,9 +5,11 @@
                                   --teacher--> features phi that guidance aligns with
                             captions --words--> token ids
 
-A data set is any object with: `key` (a string that changes when the data changes), `len(d)`, `wave(i) -> (N,)
-float32`, `caption(i, k=0) -> str` (wording k of clip i), `wordings`, `name(i)`, `lengths() -> list of N`, and
-`prepare()` (make its cache, with a progress bar). SoundWorld, AudioFolder and Mixed are three of them.
+A data set is any object with: `key` (a string that changes when the data changes or lies elsewhere),
+`contents` (one that changes with the data alone), `files` (the set of its files, empty where there are none),
+`len(d)`, `wave(i) -> (N,) float32`, `caption(i, k=0) -> str` (wording k of clip i), `wordings`, `name(i)`,
+`lengths() -> list of N`, and `prepare()` (make its cache, with a progress bar). SoundWorld, AudioFolder and
+Mixed are three of them.
 
 Public: open_data, open_set, TrainingData, prepare.
 """
@@ -105,6 +107,7 @@ def prepare(cfg: Config, probing: bool, checkpoint: dict | None, resume: str, cl
     print(f"cache: {cache_dir()} (safe to delete at any time)")
     sets = [open_data(cfg.data, split, n, cfg.val_fold, cfg.seconds, cfg.max_bad_share)
             for split, n in (("train", cfg.clips), ("val", 256))]
+    _refuse_other_clips(cfg.data, *sets, checkpoint, resume)
 
     # The name is taken before the minutes of preparation, and what dies in them can be resumed.
     out, claimed = Path(cfg.out), RANK == 0 and not resume
@@ -118,6 +121,18 @@ def prepare(cfg: Config, probing: bool, checkpoint: dict | None, resume: str, cl
         if claimed:
             _remove(out)
         raise
+
+
+def _refuse_other_clips(name: str, train_set, val_set, checkpoint: dict | None, resume: str) -> None:
+    """UserError where a clip is in both splits, or where a run would go on with other clips than it began
+    with."""
+    both = sorted(train_set.files & val_set.files)
+    if both:
+        raise UserError(f"--data {name}: {len(both)} files are in the training and in the validation split, "
+                        f"such as {both[0]}; what is trained on can't validate: list each in one of them")
+    if checkpoint and checkpoint.get("data", train_set.contents) != train_set.contents:
+        raise UserError(f"--resume {resume}: the training clips of {name} are not those that it was trained "
+                        "on (names, sizes or captions differ); bring them back, or begin a new run")
 
 
 def _encode(cfg: Config, sets: list, codec, words, teacher, checkpoint: dict | None,

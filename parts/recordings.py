@@ -16,6 +16,7 @@ Public: LONGEST_CAPTION, AudioFolder, Mixed.
 """
 from __future__ import annotations
 
+import collections
 import functools
 import os
 import zlib
@@ -40,6 +41,7 @@ from parts.caption_tables import (
 from parts.errors import UserError, printable
 
 LONGEST_CAPTION = 500  # characters
+OTHER_AUDIO = (".m4a", ".aac", ".opus", ".aif", ".aiff", ".wma", ".mp4", ".webm", ".caf", ".amr")
 
 
 # --- layouts: a folder -> entries -----------------------------------------------------------------------
@@ -79,6 +81,20 @@ def _audio_files(folder: Path) -> list[Path]:
     """All audio files under a folder, in order, but for hidden ones."""
     return [path for path in sorted(folder.rglob("*"))
             if path.suffix.lower() in AUDIO_TYPES and path.is_file() and not is_hidden(path, folder)]
+
+
+def _note_of_other_kinds(folder: Path) -> list[str]:
+    """What to say of sound files that are not read, where the names of folders are the captions."""
+    kinds = collections.Counter()
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in OTHER_AUDIO and not is_hidden(path, folder):
+            kinds[path.suffix.lower()] += 1
+        elif path.suffix.lower() in AUDIO_TYPES and path.is_symlink() and not path.exists():
+            kinds["links that lead nowhere"] += 1
+    if not kinds:
+        return []
+    named = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+    return [f"{folder}: left out: {named}; read are {', '.join(AUDIO_TYPES)}: convert them, or fetch them"]
 
 
 def _vctk_root(folder: Path) -> Path | None:
@@ -162,6 +178,8 @@ def _table_entries(folder: Path, meta: Path, held_out: bool | None, val_fold: in
             bad = f"empty {wordings[0]}"
         elif path is None:
             bad = f"no audio file for {name!r} (looked in {folder} and its subfolders)"
+            if Path(name).suffix.lower() in OTHER_AUDIO:
+                bad = f"{name!r} is not of a kind that is read ({', '.join(AUDIO_TYPES)}); convert it"
         entries.append(_Entry(path, place, captions, in_fold, bad))
     return entries
 
@@ -265,6 +283,9 @@ class AudioFolder:
             raise UserError(f"{self.folder}: no metadata found; expected metadata.csv or metadata.jsonl with "
                             "columns file_name and caption")
 
+        if source == self.folder and split == "train":
+            self.notes += _note_of_other_kinds(self.folder)
+
         # No way out of the folder, and no more bad rows than are allowed.
         root = self.folder.resolve()
         for entry in entries:
@@ -285,6 +306,11 @@ class AudioFolder:
         stats = [(path, path.stat()) for path in self.paths]
         files = [(path.resolve(), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
         self.key = "folder-" + digest(self.version, root, split, *files)
+        self.files = {path for path, _, _ in files}
+
+        # What it is, wherever it lies: a run that goes on must find what it was trained on.
+        inside = [(path.relative_to(root).as_posix(), size) for path, size, _ in files]
+        self.contents = digest(*sorted(zip(inside, self.captions)))
 
     def _allowed(self, bad: list[str], of: int) -> list[str]:
         """`bad` again, or a UserError where it is more than is allowed."""
@@ -305,12 +331,13 @@ class AudioFolder:
         tenth = set(by_hash[: max(1, len(by_hash) // 10)])
 
         clips: dict[Path, dict[str, None]] = {}  # captions as keys: each counts once, in their order
+        path_of: dict[Path, Path] = {}           # one file may be written in two ways: a/0.wav, a/../a/0.wav
         double = long = 0
         for entry in entries:
             held_out = entry.path in tenth if entry.held_out is None else entry.held_out
             if held_out != (self.split != "train"):
                 continue
-            known = clips.setdefault(entry.path, {})
+            known = clips.setdefault(path_of.setdefault(entry.path.resolve(), entry.path), {})
             for caption in entry.captions:
                 cut = caption[:LONGEST_CAPTION]
                 double += cut in known
@@ -432,6 +459,8 @@ class Mixed:
         self.parts = parts
         self.weights = weights
         self.key = "mixed-" + digest(*(part.key for part in parts))
+        self.files = set().union(*(part.files for part in parts))
+        self.contents = digest(*(part.contents for part in parts))
         self.index = []    # clip i of the mixture -> (k, j): clip j of part k
         self.p = None      # (n,), draw_batch's probability of each clip
         self.wordings = 0

@@ -11,7 +11,7 @@
 A folder may come from somebody else, so nothing in it is believed: fields are checked as if they had been
 typed, and loading runs no code. Errors are UserErrors that name the folder, the file and the fix.
 
-Public: open_settings, evaluation_due, Log, read_log, RunLock.
+Public: open_settings, evaluation_due, Log, read_log, read_scores, RunLock.
 """
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from parts.checkpoints import has_checkpoint, load_checkpoint, not_written
 from parts.config import TRUST, Config, compiles_by_default, load_config, refuse_out_of_range, resolve
 from parts.devices import RANK, WORLD, broadcast_from_rank0, join_processes, pick_device
 from parts.errors import Stopped, UserError
-from parts.files import file_lock, to_json, write_text
+from parts.files import file_lock, read_json, reading, to_json, write_text
 
 # --- settings -----------------------------------------------------------------------------------------------
 
@@ -63,9 +64,12 @@ def _settings(given: dict, resume: str) -> tuple[Config, dict | None]:
     # A new run: its folder must be free.
     if not resume:
         cfg = resolve(given)
-        if Path(cfg.out).exists() and any(Path(cfg.out).iterdir()):
-            raise UserError(f"--out {cfg.out}: folder is not empty; resume it with --resume {cfg.out}, "
-                            "or choose another")
+        out = Path(cfg.out)
+        if out.exists() and not out.is_dir():
+            raise UserError(f"--out {out}: must be a folder, and this is a file")
+        if out.exists() and any(out.iterdir()):
+            resume = f"resume it with --resume {out}, or " if (out / "config.json").is_file() else ""
+            raise UserError(f"--out {out}: folder is not empty; {resume}choose another")
         return cfg, None
 
     # One that goes on; if it died before its first checkpoint, from the start.
@@ -77,6 +81,9 @@ def _settings(given: dict, resume: str) -> tuple[Config, dict | None]:
                             "used, not continued")
     else:
         fields = load_config(Path(resume))
+    if "data" in given and not (checkpoint and "data" in checkpoint):
+        raise UserError(f"--resume {resume}: --data names where its recordings lie now, and it has none yet "
+                        "to compare them with; begin a new run")
     untrusting = dict.fromkeys(TRUST, False)
     cfg = dataclasses.replace(Config(**fields), out=resume, **{**untrusting, **given})
     cfg.device = pick_device(cfg.device)
@@ -124,14 +131,30 @@ class Log:
 
 def read_log(folder: Path) -> list[dict]:
     """Rows of a run's log.jsonl, but for a last line that was cut off while it was written. UserError: no
-    such file, or another line that is no JSON."""
+    such file, or another line that is no row."""
     path = folder / "log.jsonl"
     if not path.is_file():
         raise UserError(f"{folder}: no log.jsonl")
-    try:
-        return [json.loads(line) for line in _whole_lines(path)]
-    except ValueError:
-        raise UserError(f"{path}: damaged: a line is no JSON; resume the run to have it mended") from None
+    lines = _whole_lines(path)
+    for k, line in enumerate(lines, 1):
+        if not _written_by(line, math.inf):
+            raise UserError(f"{path}, line {k}: damaged, no row of a log; take it out, or resume the run to "
+                            "have it taken out")
+    return [json.loads(line) for line in lines]
+
+
+def read_scores(folder: Path) -> dict | None:
+    """{"protocol": {}, "rows": {name: row}} of a run's final table, scores.json; None where there is none.
+    UserError where it is damaged."""
+    path = folder / "scores.json"
+    if not path.is_file():
+        return None
+    with reading(path, f"score the run again: python evaluate.py score {folder} --out {path}"):
+        (score, *_) = read_json(path).values()
+        protocol, rows = dict(score["protocol"]), {row["row"]: row for row in score["rows"]}
+        if "model" not in rows:
+            raise KeyError("model")
+    return {"protocol": protocol, "rows": rows}
 
 
 def _whole_lines(path: Path) -> list[str]:
@@ -139,12 +162,13 @@ def _whole_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
 
 
-def _written_by(line: str, step: int) -> bool:
+def _written_by(line: str, step: float) -> bool:
     """Is this a log line of a step up to `step`?"""
     try:
-        return json.loads(line)["step"] <= step
-    except ValueError:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
         return False
+    return isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step
 
 
 class RunLock(contextlib.ExitStack):

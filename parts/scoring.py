@@ -414,16 +414,25 @@ def score_codec(codec, config: dict, train_set, test_set, clips: int = 100) -> d
 
 
 def take_request(configs: list[dict], args) -> None:
-    """What `evaluate.py score` was asked for, put into the settings of its runs; UserError where that can't
-    be."""
-    if args.val_fold and not args.data:
-        raise UserError(f"--val-fold {args.val_fold}: belongs to --data; a run is scored on its own fold")
-    for config in configs:
-        if config["task"] == "sr" and (args.clap or args.audio_model):
-            flag = "--clap" if args.clap else "--audio-model"
-            raise UserError(f"{flag}: for captions; the table of super-resolution has no such row")
-        if args.data:
-            config.update(data=args.data, val_fold=args.val_fold)
+    """What `evaluate.py score` was asked for, put into the settings of its runs, and defaults in place of
+    what was not; UserError where a flag has no meaning for these runs."""
+    for flag in ("val_fold", "max_bad_share"):
+        value = getattr(args, flag)
+        if value is not None and not args.data:
+            raise UserError(f"--{flag.replace('_', '-')} {value}: belongs to --data; a run is scored on its "
+                            "own")
+    tasks = {config["task"] for config in configs}
+    for flag in ("judge", "guidance_scale", "clap", "audio_model"):
+        if tasks == {"sr"} and getattr(args, flag) not in (None, ""):
+            raise UserError(f"--{flag.replace('_', '-')}: for captions; super-resolution has no such thing")
+    if tasks == {"t2a"} and args.cutoff is not None:
+        raise UserError(f"--cutoff {args.cutoff}: for super-resolution; captions have no such thing")
+    args.judge, args.cutoff = args.judge or "dev", args.cutoff or 2_000
+    if args.data:
+        for config in configs:
+            config.update(data=args.data, val_fold=args.val_fold or 0)
+            if args.max_bad_share is not None:
+                config["max_bad_share"] = args.max_bad_share
 
 
 def score_protocol(config: dict, n: int, split: str, steps: int | None, cutoff: int, judge: str,

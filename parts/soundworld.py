@@ -378,6 +378,7 @@ class SoundWorld:
         self.seed = seed
         self.seconds = seconds
         self.key = f"soundworld-{digest(self.version, split, n, seed, seconds)}"
+        self.contents, self.files = self.key, set()
         self._waves = None  # (n, N) int16 memory map, once prepared
 
     def __len__(self) -> int:

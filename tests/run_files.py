@@ -8,7 +8,7 @@ import time
 import numpy as np
 import torch
 
-from parts.checkpoints import load_checkpoint, save_checkpoint
+from parts.checkpoints import TRAINED, USED, load_checkpoint, save_checkpoint
 from parts.config import Config, load_config, save_config
 from parts.soundworld import SoundWorld
 
@@ -22,7 +22,8 @@ def a_run(folder, **settings):
 
 def save(folder, step=1, **state) -> None:
     """A checkpoint of the run in `folder`."""
-    saved = {"step": step, "config": load_config(folder), "optimizer": [], **state}
+    parts = {name: kind() for name, kind in {**USED, **TRAINED}.items()}           # empty ones
+    saved = {**parts, "step": step, "config": load_config(folder), **state}
     save_checkpoint(folder / "checkpoint.pt", **saved)
 
 

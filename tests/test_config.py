@@ -130,9 +130,9 @@ def test_the_run_folder_and_the_aligned_block_are_chosen_where_nothing_is_typed(
 
 def test_the_command_line_gives_what_was_typed_and_no_more():
     assert parse([]) == ({}, "")
-    typed = "--task sr --lr 1e-3 --profile --no-compile --guidance-scale 2 --regime-signal t1.0".split()
+    typed = "--task sr --lr 1e-3 --profile --no-compile --seconds 2 --regime-signal t1.0".split()
     assert parse(typed) == ({"task": "sr", "lr": 1e-3, "profile": True, "compile": False,
-                             "guidance_scale": 2.0, "regime_signal": "t1.0"}, "")
+                             "seconds": 2.0, "regime_signal": "t1.0"}, "")
     assert parse(["--resume", "runs/x", "--steps", "9"]) == ({"steps": 9}, "runs/x")
 
 

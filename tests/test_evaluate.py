@@ -149,7 +149,7 @@ def test_many_clips_are_generated_a_few_at_a_time_each_from_a_seed_of_its_own(t2
     (("upsample", "SR", "--input", "full.wav"), "no band limit found"),
     (("upsample", "SR", "--input", "full.wav", "--cutoff", 9_000), "--cutoff 9000"),
     (("sounds", "SR"), "no captions"),
-    (("generate", "T2A", "--prompt", "rain", "--out", "x.mp3"), "must name a .wav file"),
+    (("generate", "T2A", "--prompt", "rain", "--out", "x.mp3"), "must be named NAME.wav"),
     (("generate", "T2A", "--prompt", "rain", "--seconds", 9_999), "--seconds 9999"),
     (("dashboard", "."), "no log.jsonl"),
     (("score", "SR", "--cutoff", 9_000), "--cutoff 9000"),

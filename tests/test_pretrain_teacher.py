@@ -65,7 +65,7 @@ def test_augmentation_changes_level_and_masks_a_band_and_a_moment():
 
 def test_the_shipped_teacher_is_made_by_a_command_that_runs(tmp_path):
     """In small, into another file than assets/teacher.safetensors."""
-    done = in_process(pretrain_teacher, "--clips", 64, "--steps", 2, "--out", "teacher.safetensors",
+    done = in_process(pretrain_teacher, "--clips", 64, "--steps", 10, "--out", "teacher.safetensors",
                       cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-500:]
     assert "how good it is: python -m lab.probe_teacher" in done.stdout

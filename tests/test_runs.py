@@ -27,8 +27,14 @@ def test_a_log_is_read_without_a_line_that_was_cut_off_and_a_damaged_one_is_name
     log.write_text('{"step": 1}\n{"step": 2}\n{"ste')
     assert runs.read_log(tmp_path) == [{"step": 1}, {"step": 2}]
     log.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
-    with pytest.raises(UserError, match="log.jsonl: damaged: a line is no JSON"):
+    with pytest.raises(UserError, match="log.jsonl, line 2: damaged, no row of a log"):
         runs.read_log(tmp_path)
+    for line in ("5", "[]", '{"loss": 1}', '{"step": "x"}', "[" * 10_000):
+        log.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+        with pytest.raises(UserError, match="line 2: damaged"):
+            runs.read_log(tmp_path)
+        runs.Log(log, 3)
+        assert runs.read_log(tmp_path) == [{"step": 1}, {"step": 3}], "a resumed run has mended it"
 
 
 # --- settings
@@ -57,8 +63,12 @@ def test_a_new_run_needs_a_folder_of_its_own(tmp_path):
         cfg, checkpoint = runs.open_settings({**CPU, "out": str(tmp_path / name)}, "")
         assert cfg.out == str(tmp_path / name) and checkpoint is None
     (tmp_path / "empty" / "x").write_text("")
-    with pytest.raises(UserError, match="folder is not empty; resume it with --resume"):
+    with pytest.raises(UserError, match="folder is not empty; choose another"):
         runs.open_settings({**CPU, "out": str(tmp_path / "empty")}, "")
+    with pytest.raises(UserError, match="folder is not empty; resume it with --resume"):
+        runs.open_settings({**CPU, "out": str(a_run(tmp_path / "run"))}, "")
+    with pytest.raises(UserError, match="--out .*x: must be a folder, and this is a file"):
+        runs.open_settings({**CPU, "out": str(tmp_path / "empty" / "x")}, "")
 
 
 def test_a_resumed_run_has_the_settings_of_its_folder_and_those_typed_and_trusts_only_what_is_typed(tmp_path):
