@@ -205,9 +205,14 @@ def plan(args) -> tuple[dict, dict, list[int], str]:
 
 
 def _reference(experiment: str, arms: dict) -> str:
-    """The experiment's own reference; where it was left out, the first arm."""
+    """The experiment's own reference; where it was left out, the first arm, in each setting its own."""
     reference = EXPERIMENTS[experiment].reference
-    return reference if any(reference_of(arm, arms, reference) for arm in arms) else next(iter(arms))
+    if any(reference_of(arm, arms, reference) for arm in arms):
+        return reference
+    first = next(iter(arms))
+    setting, _, name = first.rpartition(": ")
+    in_several = any(arm.endswith(f": {name}") for arm in arms if arm != first)
+    return name if setting and in_several else first
 
 
 # --- running it ---------------------------------------------------------------------------------------------

@@ -76,6 +76,13 @@ def in_process(module, *argv, cwd):
 
 
 @pytest.fixture(autouse=True)
+def same_random_numbers():
+    """A test's draws from torch's own generator don't depend on which tests its process ran before."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def no_references():
     """What one test's clips are scored against is not what another's are: scoring.cached_reference."""
     if "parts.scoring" in sys.modules:

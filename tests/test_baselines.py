@@ -3,7 +3,7 @@ import numpy as np
 from fabricated import gaussian
 
 from parts.band_limit import band_limit
-from parts.baselines import SpectrumBaseline
+from parts.baselines import PENALTIES, SpectrumBaseline
 from parts.metrics import log_power, lsd
 
 
@@ -13,6 +13,14 @@ def test_ridge_is_the_normal_equations_and_beats_the_mean(waves):
     y = np.concatenate([log_power(wave)[:, 256:] for wave in waves[:32]])
     x, y = x.astype(np.float64), y.astype(np.float64)
     x, y = x - x.mean(0), y - y.mean(0)
+    # The penalty is the one that errs least on the last tenth of the frames, which it was not fitted on.
+    fitted = np.arange(len(x)) < 0.9 * len(x)
+    errors = []
+    for penalty in PENALTIES:
+        gram = x[fitted].T @ x[fitted] + penalty * fitted.sum() * np.eye(256)
+        error = x[~fitted] @ np.linalg.solve(gram, x[fitted].T @ y[fitted]) - y[~fitted]
+        errors.append(np.mean(error**2))
+    assert base.penalty == PENALTIES[int(np.argmin(errors))] and max(errors) > 1.05 * min(errors)
     # Least squares with rows sqrt(lambda) I added is ridge regression.
     extra = np.sqrt(base.penalty * len(x)) * np.eye(256)
     zeros = np.zeros((256, y.shape[1]))

@@ -1,9 +1,16 @@
 """Claims about train.drive: what the regime r and the settings make of lambda, the density and structure."""
-import pytest
+import json
+import types
 
+import numpy as np
+import pytest
+from run_files import step_rows
+
+import guidance
 import structure_reg
 import train
 from parts.config import Config
+from parts.devices import Timer
 
 
 def test_negative_control_a_regime_turned_round_drives_everything_the_other_way():
@@ -48,3 +55,72 @@ def test_constant_structure_keeps_its_groups_by_depth_whatever_is_found_meanwhil
     for mode, groups in (("constant", by_depth), ("adaptive", detector.groups)):
         cfg = Config(steps=100, depth=8, structure=mode)
         assert train.drive(cfg, 0.8, 50, detector).groups == groups
+
+
+GROUPS = [0, 1, 0, 1, 0, 1]
+
+
+def structured(tiny, folder, r: dict, monkeypatch) -> list[dict]:
+    """Log of a run of six blocks that count as grouped by GROUPS whatever they hold, driven by r {step: r}."""
+    monkeypatch.setattr(structure_reg, "group", lambda S, G=3: np.array(GROUPS))
+    for test in ("axes_test", "depth_test"):
+        monkeypatch.setattr(structure_reg, test, lambda *a: 0.005)
+    monkeypatch.setattr(structure_reg, "MOVED", 0.0)
+    lines = [json.dumps({"step": step, "r": value}) for step, value in r.items()]
+    (folder / "r.jsonl").write_text("\n".join(lines) + "\n")
+    run = train.train({**tiny, "task": "t2a", "depth": 6, "steps": 100, "eval_every": 100,
+                       "regime": f"replay:{folder / 'r.jsonl'}", "out": str(folder / "run")})
+    return step_rows(run)
+
+
+def test_adaptive_structure_sets_in_once_groups_are_accepted_and_has_its_share(
+        tiny, tmp_path, bare, monkeypatch):
+    """At the first check after r has passed a half, here late, with the weight that gives q r of the
+    flow-matching gradient."""
+    rows = structured(tiny, tmp_path, {1: structure_reg.ACCEPT_FROM, 70: 0.8}, monkeypatch)
+    checked = [row for row in rows if "structure" in row]
+    accepted = [row["step"] for row in checked if row["structure"]["accepted"]]
+    assert accepted == [row["step"] for row in checked if row["step"] >= 70] and len(accepted) > 1
+    assert all(row["mu"] == 0 for row in rows if row["step"] <= accepted[0])
+    measured = [row for row in rows if row.get("struct_share")]
+    assert measured and rows[-1]["mu"] > 0 and rows[-1]["loss_struct"] > 0
+    assert measured[-1]["struct_share"] == pytest.approx(0.8 * Config().struct_share, rel=0.8)
+
+
+def test_negative_control_no_groups_are_accepted_while_the_network_acquires_semantics(
+        tiny, tmp_path, bare, monkeypatch):
+    rows = structured(tiny, tmp_path, {1: structure_reg.ACCEPT_FROM}, monkeypatch)
+    checked = [row["structure"] for row in rows if "structure" in row]
+    assert len(checked) >= 3 and checked[-1]["streak"] >= 3
+    assert not any(found["accepted"] for found in checked)
+    assert all(row["mu"] == 0 for row in rows)
+    assert tiny["depth"] < structure_reg.TESTABLE, "shallower networks are not checked at all"
+
+
+# --- what is measured ---------------------------------------------------------------------------------------
+
+def test_agreement_is_measured_on_the_aligned_block_alone(tiny, tmp_path, bare, monkeypatch):
+    """Block 2 of 3, by the identity of its parameters."""
+    built, build, asked, agree = [], train.build_networks, [], guidance.gradient_agreement
+
+    def kept(*a):
+        built.append(build(*a))
+        return built[-1]
+
+    def noted(fm, ssl, params):
+        asked.append([id(param) for param in params])
+        return agree(fm, ssl, params)
+    monkeypatch.setattr(train, "build_networks", kept)
+    monkeypatch.setattr(guidance, "gradient_agreement", noted)
+    train.train({**tiny, "task": "t2a", "depth": 3, "align_block": 2, "steps": 34, "eval_every": 34,
+                 "out": str(tmp_path / "r")})
+    block = [id(param) for param in built[0].model.blocks[1].parameters()]
+    assert asked and all(params == block for params in asked)
+
+
+def test_the_seconds_of_a_run_are_those_of_training_with_what_it_took_before_it_was_resumed():
+    """Without previews and logs; wall clock with them."""
+    timer = Timer()
+    timer.seconds = {"forward": 3.0, "backward": 5.0, "log and evaluation": 100.0}
+    run = types.SimpleNamespace(seconds_before=40.0, wall_before=1_000.0)
+    assert train.Training.seconds(run, timer) == 48 and train.Training.wall(run, timer) == 1_108

@@ -296,3 +296,15 @@ def test_the_shipped_upsampler_restores_treble():
                         for x, y in zip(reals, waves)])
 
     assert lsd_hf(made) < 0.7 * lsd_hf(muffled)
+
+
+def test_clips_are_generated_with_the_level_of_the_conditional_branch(t2a_run):
+    """Guidance rescaled by evaluate.RESCALE, as every table says. Negative control: without."""
+    run = evaluate.load_run(t2a_run)
+    text = run.model.encode_text(run.words.encode(["a bell"]))
+    null = run.model.encode_text(run.words.encode([""]))
+    made = evaluate.generate_latents(run, ["a bell"], [3], w=4.0, steps=4)
+    for rescale, same in ((evaluate.RESCALE, True), (0.0, False)):
+        field = evaluate.VelocityField(run.model, text, null, w=4.0, rescale=rescale)
+        by_hand = evaluate.integrate(field, evaluate.noise(run, [3], run.tokens), 4)
+        assert torch.allclose(made, by_hand, atol=1e-5) == same

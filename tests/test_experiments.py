@@ -420,6 +420,14 @@ def test_the_clocks_of_e7_are_chosen_by_setting_on_seeds_that_the_table_does_not
     retuned = chosen[f"{away}: clock to 2 K (re-tuned)"]
     assert retuned == {"batch": 16, "recipe": "stage", "regime": "ramp:2"}
 
+    # In super-resolution, whose energy score is better where it is lower, the same clocks are the lowest.
+    lower = fabricated_rows(arms, [0, 1], lambda arm, seed: -best.get(arm, 0.5))
+    for row in lower:
+        row["final"] = {"energy_score": row["final"]["exact"]}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lower))
+    assert experiments.tuned_clocks(arms, tmp_path, [2, 3]) == chosen
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
     # A development run of two settings asks for two settings.
     some = {arm: options for arm, options in arms.items() if arm.startswith((home, away))}
     (tmp_path / "experiment.json").write_text(json.dumps({**spec, "arms": some}))
@@ -463,3 +471,11 @@ def test_bad_input_ends_with_status_2_and_one_line(tmp_path, argv, message):
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_where_the_reference_is_left_out_the_first_arm_stands_in_within_each_setting():
+    both = dict.fromkeys(("home: clock", "home: clock 2", "away: clock", "away: clock 2"), {})
+    assert experiments._reference("E7", both) == "clock"
+    assert experiments._reference("E7", {"home: clock": {}, "home: clock 2": {}}) == "home: clock"
+    assert experiments._reference("E1", {"stage": {}, "vanilla": {}}) == "stage"
+    assert experiments._reference("E7", {**both, "home: stage": {}}) == "stage"

@@ -1,4 +1,6 @@
 """Claims about the metrics: closed forms, independent implementations, and what each prefers."""
+import itertools
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -9,6 +11,7 @@ from fabricated import gaussian
 
 from parts import metrics
 from parts.audio import RATE
+from parts.spectra import log_mel
 
 
 def test_wilson_interval_is_the_closed_form():
@@ -119,6 +122,7 @@ def test_a_single_clip_has_no_distance_and_no_interval():
     for a, b in ((x[:1], x), (x, x[:1])):
         assert np.isnan(metrics.kid(a, b))
     assert np.isfinite(metrics.kid(x[:2], x))
+    assert np.isnan(metrics.mean_interval(np.array([0.5]))).all()
 
 
 def test_treble_is_counted_relative_to_what_lies_below():
@@ -126,6 +130,23 @@ def test_treble_is_counted_relative_to_what_lies_below():
     for gain in (1.0, 0.01):
         assert abs(metrics.level_above(gain * (low + 0.1 * high), 2_000) + 20) < 0.1
     assert metrics.level_above(0 * low, 2_000) >= -120
+    edge = np.sin(2 * np.pi * 2_250 * np.arange(RATE) / RATE).astype(np.float32)
+    assert metrics.level_above(low + edge, 2_000) < -30, "what is within 500 Hz of it is not counted"
+
+
+def test_fine_texture_tells_tones_from_noise_and_leaves_silence_out():
+    """Crest of a tone over a hiss is far above the hiss's, in its own band; half a clip of silence changes
+    nothing."""
+    rng = np.random.default_rng(0)
+    hiss = 0.05 * rng.standard_normal(2 * RATE).astype(np.float32)
+    tone = hiss + 0.5 * np.sin(2 * np.pi * 3_100 * np.arange(2 * RATE) / RATE).astype(np.float32)
+    of_hiss, of_tone = metrics.fine_texture(hiss), metrics.fine_texture(tone)
+    band = int(3_100 / 250)                                # 32 bands of 250 Hz
+    assert of_tone[0, band] > of_hiss[0, band] + 2
+    assert np.abs(of_tone[0, 20:] - of_hiss[0, 20:]).max() < 0.2, "nowhere else"
+    assert of_tone[1, band] < of_hiss[1, band], "a tone stands still"
+    half = np.where(np.arange(2 * RATE) < RATE, hiss, 0).astype(np.float32)
+    assert np.abs(metrics.fine_texture(half) - of_hiss).max() < 0.4
 
 
 def test_the_high_band_knows_nothing_of_what_is_below_the_cutoff():
@@ -144,6 +165,13 @@ def test_texture_knows_level_and_roughness_and_nothing_of_order():
     clicks = np.where(np.arange(RATE) % 1_600 == 800, 1, 0).astype(np.float32) * 0.9
     tone = 0.1 * np.sin(2 * np.pi * 1_000 * np.arange(RATE) / RATE).astype(np.float32)
     once, louder, backwards = (metrics.texture(x)[0] for x in (hiss, 10 * hiss, hiss[::-1]))
+    # Each column by hand: mean, deviation and roughness of the codec's log-mel bands.
+    mel = log_mel(torch.as_tensor(clicks)[None])[0].numpy()
+    by_hand = [[f(mel[:, band]) for band in range(64)] for f in (np.mean, np.std)]
+    by_hand.append([np.mean([abs(b - a) for a, b in itertools.pairwise(mel[:, band])]) for band in range(64)])
+    by_hand.append([np.mean(abs(mel[:, band + 1] - mel[:, band])) for band in range(63)])
+    assert np.allclose(metrics.texture(clicks)[0], np.concatenate(by_hand), atol=1e-4)
+    assert np.std(clicks) > 0 and min(by_hand[1]) > 0.1
     assert once.shape == (255,) and np.allclose((louder - once)[:64], np.log(10), atol=1e-3)
     assert np.allclose(louder[64:], once[64:], atol=1e-3) and np.abs(backwards - once).mean() < 0.03
     assert metrics.texture(clicks)[0, 128:192].mean() > 2 * once[128:192].mean()

@@ -35,7 +35,17 @@ def test_a_source_made_of_another_arm_names_one_of_the_same_experiment():
 
 
 def test_the_main_comparison_has_its_controls_and_no_peer():
-    assert list(EXPERIMENTS["E1"].arms) == ["vanilla", "static", "stop", "clock", "stage", "permuted"]
+    arms = EXPERIMENTS["E1"].arms
+    assert list(arms) == ["vanilla", "static", "stop", "clock", "stage", "permuted"]
+    assert all(arms[name] == {"recipe": name} for name in list(arms)[:5])
+    assert arms["permuted"] == {"recipe": "stage", "regime": "permuted:stage"}
+
+
+def test_the_teachers_controls_differ_from_its_arm_in_the_teacher_alone():
+    arms = EXPERIMENTS["E4"].arms
+    assert arms["tiny"] == {"recipe": "static"} and arms["none"] == {"recipe": "static", "guidance": "off"}
+    for name in ("random", "shuffled"):
+        assert arms[name] == {"recipe": "static", "teacher": name}
 
 
 def test_e2_has_every_set_of_the_three_mechanisms_and_three_losses_that_know_no_r():

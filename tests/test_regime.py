@@ -178,6 +178,7 @@ def test_flat_and_rising_curves_give_no_signal_and_the_clock(curve):
     _, steps, r = next(result for result in results if result[0].no_signal)
     late = steps >= 0.15 * K
     assert r[-1] == 1.0 and np.allclose(r[late], steps[late] / K)
+    assert (~late).sum() > R.WINDOW and (r[~late] == 0).all(), "not before 15 % of the run"
 
 
 def test_negative_control_without_significance_noise_would_be_a_signal(monkeypatch):

@@ -219,3 +219,10 @@ def test_track_refuses_what_has_too_little_in_common():
     header, rows = recorded[0]
     with pytest.raises(UserError, match="track: 3 runs of task t2a with 2 common evaluations"):
         C.track([(header, rows[:2]), *recorded[1:]])
+
+
+def test_progress_in_super_resolution_goes_from_the_mean_spectrum_to_the_codecs_ceiling(sr_run, monkeypatch):
+    rows = {name: [{"energy_score": score}, {"energy_score": score + 2}]
+            for name, score in (("input", 8), ("mean spectrum", 4), ("ridge", 2), ("codec ceiling", 1))}
+    monkeypatch.setattr(C, "superresolution_references", lambda *a: (None, None, rows))
+    assert C._references(C.evaluate.load_run(sr_run), 2) == (5.0, 2.0, "energy_score")

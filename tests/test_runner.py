@@ -22,6 +22,20 @@ def test_a_warped_regime_keeps_its_range_and_order_and_differs_by_seed():
     assert not np.array_equal(a, b)
 
 
+def test_a_warped_regime_is_r_at_the_share_u_to_a_power_between_a_half_and_two():
+    """Of r = k / K what is warped is u^g itself; log2 g is uniform in [-1, 1], whose deviation is 0.577."""
+    steps = np.arange(1, 10_001)
+    u, exponents = steps[99:] / 10_000, []
+    for seed in range(60):
+        warped = runner.warp(steps, steps / 10_000, 10_000, seed)[99:]
+        g = np.log(warped[:-1]) / np.log(u[:-1])
+        late = (u[:-1] > 0.2) & (u[:-1] < 0.8)             # elsewhere one step of r moves g
+        assert g[late].std() < 0.01
+        exponents.append(np.log2(np.median(g[late])))
+    assert np.abs(exponents).max() <= 1.01 and abs(np.mean(exponents)) < 0.2
+    assert 0.45 < np.std(exponents) < 0.7
+
+
 def test_replayed_sources_are_made_of_the_runs_they_name(tmp_path):
     options = {"steps": 100}
     for seed in (0, 1):
@@ -37,6 +51,8 @@ def test_replayed_sources_are_made_of_the_runs_they_name(tmp_path):
         made = runner.source_file(source, options, tmp_path, "x", seed, [0, 1])
         return regime.read_r(made.removeprefix("replay:"))[1]
 
+    warped = runner.warp(*regime.read_r(runner.folder_of(tmp_path, "slope", 0) / "log.jsonl"), 100, 0)
+    assert np.array_equal(r_of("warped:slope", 0), warped), "and not the very r that was measured"
     assert r_of("yoked:slope", 0)[49] == 1.0 and r_of("yoked:slope", 1)[49] == 0.5, "the other seed's"
     # Permuted and reversed: the very values of the run, so the same averages.
     in_order = regime.hold_last(*regime.read_r(runner.folder_of(tmp_path, "slope", 0) / "log.jsonl"),
@@ -189,3 +205,12 @@ def test_a_run_that_is_taken_over_appears_whole_or_not_at_all_also_where_links_c
     assert not path.exists()
     assert runner.run_arm(out, "slope", {}, 0, [0]) == path
     assert {file.name for file in path.iterdir()} == {"made.json", "checkpoint.pt", "scores.json"}
+
+
+def test_final_scores_are_the_means_of_the_models_row(tmp_path):
+    """Neither those of the real clips above it nor an end of an interval."""
+    def row(name, exact, lsd):
+        return {"row": name, "exact": exact, "lsd": {"mean": lsd, "interval": [lsd - 1, lsd + 1]}, "n": 9}
+    rows = [row("real", 1.0, 0.5), row("model", 0.25, 2.5), row("codec ceiling", 0.75, 1.5)]
+    (tmp_path / "scores.json").write_text(json.dumps({"x": {"protocol": {}, "rows": rows}}))
+    assert runner._final_scores(tmp_path) == {"row": "model", "exact": 0.25, "lsd": 2.5, "n": 9}

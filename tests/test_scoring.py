@@ -36,6 +36,30 @@ def test_scores_come_with_their_ceiling_controls_and_protocol(t2a_run, sr_run):
     assert means == sorted(means) and len(set(means)) == 4
 
 
+def test_differences_of_rows_are_paired_and_their_interval_is_students():
+    """Clips that differ by far more than two models do: the interval is that of the differences."""
+    rng = np.random.default_rng(0)
+    clip, gain = 10 * rng.standard_normal(9), 0.1 * rng.standard_normal(9) + 1
+    ours, theirs = ([{"lsd": float(x)} for x in values] for values in (clip + gain, clip))
+    found = scoring.summary(ours, theirs)["lsd"]
+    reach = 2.306 * gain.std(ddof=1) / 3                   # t of 8 degrees of freedom, sqrt(9)
+    assert found["mean"] == pytest.approx(gain.mean())
+    assert found["interval"] == pytest.approx([gain.mean() - reach, gain.mean() + reach], rel=1e-3)
+    alone = scoring.summary(ours)["lsd"]["interval"]
+    assert alone[1] - alone[0] > 20 * 2 * reach, "negative control: of one model alone"
+
+
+def test_a_caption_is_new_where_training_never_had_it_and_kid_is_to_other_clips(codec):
+    judge, settings = scoring.load_judge("dev"), {**SETTINGS, "clips": 6_000}
+    unseen = scoring.unseen_clips(codec, settings, 60, judge, "test")
+    train_set, val_set = SoundWorld("train", 6_000), SoundWorld("val", 60)
+    known = {train_set.caption(i, k) for i in range(6_000) for k in range(train_set.wordings)}
+    new = [caption not in known for caption in unseen.captions]
+    assert unseen.new.tolist() == new and 5 < sum(new) < 60
+    others = scoring.judge_clips(judge, [val_set.wave(i) for i in range(60)])["embedding"]
+    assert np.allclose(unseen.reference, others, atol=1e-5)
+
+
 def test_what_runs_are_scored_against_is_made_once_for_a_key_and_anew_for_another():
     made = []
 
@@ -107,6 +131,10 @@ def test_captioned_recordings_are_scored_on_the_sets_that_were_handed_in(codec):
     assert asked == [test_set.caption(i) for i in range(6)]
     assert [row["row"] for row in rows] == ["real", "codec ceiling", "model"]
     assert all(row["n"] == 6 for row in rows) and rows[0]["kid"] == rows[2]["kid"] != rows[1]["kid"]
+    judge = scoring.load_judge("dev")
+    made, trained = (scoring.judge_clips(judge, [world.wave(i) for i in range(len(world))])["embedding"]
+                     for world in (test_set, train_set))
+    assert rows[2]["kid"] == pytest.approx(metrics.kid(made, trained)), "the reference is of the training set"
 
 
 def test_quick_metrics_are_perfect_for_true_clips_and_worse_for_others(waves):
@@ -151,11 +179,18 @@ def test_each_factor_is_right_for_the_true_answers_and_wrong_for_their_opposites
     hit = np.ones(200, bool)
     found = scoring.factor_scores(world, truth, right, hit)
     asked = found.pop("order_n")
-    assert found == {"recall": 1, "count": 1, "pitch": 1, "order": 1} and 10 < asked < 200
+    relations = [world.scene(i).relation for i in range(200)]
+    assert found == {"recall": 1, "count": 1, "pitch": 1, "order": 1}
+    assert asked == relations.count("then") + relations.count("then-while")
+    assert min(relations.count("then"), relations.count("then-while")) > 3
     wrong = {**right, "onset": -truth["onset"], "pitch": -right["pitch"],
              "count": np.roll(right["count"], 1, -1)}
     found = scoring.factor_scores(world, truth, wrong, hit)
     assert found == {"recall": 1, "count": 0, "pitch": 0, "order": 0, "order_n": asked}
+    slight = np.where(np.abs(right["pitch"]) < 0.5, -right["pitch"], right["pitch"])
+    assert (slight != right["pitch"])[truth["presence"] > 0.5].any()
+    found = scoring.factor_scores(world, truth, {**right, "pitch": slight}, hit)
+    assert found["pitch"] == 1, "asked of clearly high or low ones alone"
     found = scoring.factor_scores(world, truth, {**right, "presence": -right["presence"]}, ~hit)
     assert found == {"recall": 0, "count": None, "pitch": None, "order": None, "order_n": 0}
 
@@ -165,6 +200,7 @@ def test_a_table_tells_its_results_by_number_of_events_and_of_new_captions_apart
     presence = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]])
     detected = np.where([[1, 0, 0], [1, 0, 0], [0, 0, 1]], 2.0, -2.0)
     judged = {"presence": np.where(presence, 2.0, -2.0)}
+    judged["presence"][2, 1] = 1.0                         # the true answers are no mirror of the model's
     answers = {"presence": detected, "embedding": np.random.default_rng(0).standard_normal((3, 4))}
     monkeypatch.setattr(scoring, "judge_clips", lambda judge, waves: answers)
     monkeypatch.setattr(scoring, "factor_table", lambda world, n: {"presence": presence})
@@ -174,8 +210,15 @@ def test_a_table_tells_its_results_by_number_of_events_and_of_new_captions_apart
     found = scoring.text_scores(unseen, [None] * 3, None)
     assert found["by_events"] == {1: {"exact": 1.0, "n": 2}, 2: {"exact": 0.0, "n": 1}}
     assert found["new_wording"]["exact"] == 1.0 and found["new_wording"]["n"] == 1
-    p, q = 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))
-    assert found["event_kl"] == pytest.approx((p * np.log(p / q) + q * np.log(q / p)) / 9), "one of nine"
+    assert found["interval"] == metrics.wilson(2, 3)
+    assert found["new_wording"]["interval"] == metrics.wilson(1, 1)
+
+    # KL(true | model), in that order, of the two answers of nine that differ.
+    def kl(p, q):
+        return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    high, low, some = (1 / (1 + np.exp(-z)) for z in (2, -2, 1))
+    assert found["event_kl"] == pytest.approx((kl(high, low) + kl(some, low)) / 9)
+    assert kl(some, low) != pytest.approx(kl(low, some), rel=0.1)
 
 
 def test_how_many_clips_a_curve_is_of_is_what_its_last_evaluation_says():
