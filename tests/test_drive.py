@@ -61,7 +61,7 @@ GROUPS = [0, 1, 0, 1, 0, 1]
 
 
 def structured(tiny, folder, r: dict, monkeypatch) -> list[dict]:
-    """Log of a run of six blocks that count as grouped by GROUPS whatever they hold, driven by r {step: r}."""
+    """Log of a run that r {step: r} drives; its six blocks count as grouped by GROUPS whatever they hold."""
     monkeypatch.setattr(structure_reg, "group", lambda S, G=3: np.array(GROUPS))
     for test in ("axes_test", "depth_test"):
         monkeypatch.setattr(structure_reg, test, lambda *a: 0.005)
