@@ -384,8 +384,8 @@ def parts_of_stage() -> plt.Figure:
 def differences() -> plt.Figure:
     """Every arm of at least 8 seeds of every recorded experiment minus its reference, 95 %, as in the tables:
     of event sets, where more is better, and of energy scores, where less is."""
-    panels = {"captions: event sets right (right of 0: better)": [],
-              "super-resolution: energy score (left of 0: better)": []}
+    panels = {"captions: event sets right\n(right of 0: better)": [],
+              "super-resolution: energy score\n(left of 0: better)": []}
     for folder in sorted(path.parent for path in RESULTS.glob("e*/summary.json")):
         spec = json.loads((folder / "experiment.json").read_text())
         sr = next(iter(spec["arms"].values())).get("task") == "sr"

@@ -324,6 +324,11 @@ class AudioFolder:
 
     def _clips_of_split(self, entries: list[_Entry]) -> dict[Path, list[str]]:
         """{file: its wordings} of this split, in the order of the entries; adds to `notes`."""
+        # One file may be written in two ways, a/0.wav and a/../a/0.wav, or be linked to: it is one clip.
+        path_of: dict[Path, Path] = {}
+        for entry in entries:
+            entry.path = path_of.setdefault(entry.path.resolve(), entry.path)
+
         # Where nothing says which files are held out: a tenth of them, at least one. Files of one name in
         # several folders have one hash; their places decide, or each process would split differently.
         hashes = {entry.path: zlib.crc32(entry.path.name.encode(errors="replace")) for entry in entries}
@@ -331,13 +336,12 @@ class AudioFolder:
         tenth = set(by_hash[: max(1, len(by_hash) // 10)])
 
         clips: dict[Path, dict[str, None]] = {}  # captions as keys: each counts once, in their order
-        path_of: dict[Path, Path] = {}           # one file may be written in two ways: a/0.wav, a/../a/0.wav
         double = long = 0
         for entry in entries:
             held_out = entry.path in tenth if entry.held_out is None else entry.held_out
             if held_out != (self.split != "train"):
                 continue
-            known = clips.setdefault(path_of.setdefault(entry.path.resolve(), entry.path), {})
+            known = clips.setdefault(entry.path, {})
             for caption in entry.captions:
                 cut = caption[:LONGEST_CAPTION]
                 double += cut in known

@@ -221,8 +221,8 @@ def test_a_part_is_called_for_in_its_own_process_with_all_that_was_asked(ask, mo
     (("--options", '{"wdith": 8}'), "'wdith' is none of train.py's settings"),
     (("--options", '{"steps": 8}'), "'steps' is none of train.py's settings, or has a flag here"),
     (("--options", '{"batch": 0}'), "--batch 0: must be positive"),
-    (("--options", '{"width": "x"}'), "a value of another type"),
-    (("--options", '{"guidance": "on"}'), "guidance 'on': must be one of off, constant, adaptive"),
+    (("--options", '{"width": "x"}'), "--width is 'x', not of type int"),
+    (("--options", '{"guidance": "on"}'), "--guidance is 'on', not one of off, constant, adaptive"),
 ])
 def test_bad_input_ends_with_status_2_and_one_line(tmp_path, argv, message):
     done = in_process(check_device, *argv, cwd=tmp_path)

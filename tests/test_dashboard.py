@@ -1,4 +1,5 @@
 """Claims about the dashboard: it is drawn from the files of a run alone."""
+import dataclasses
 import json
 
 import numpy as np
@@ -6,11 +7,12 @@ import pytest
 import torch
 from fabricated import pairs
 
+from parts.config import Config
 from parts.dashboard import draw_dashboard
 from parts.errors import UserError
 from parts.spectrograms import draw_previews
 
-CONFIG = dict(task="t2a", data="soundworld", steps=20, seed=0, recipe="stage", score_clips=8)
+CONFIG = dataclasses.asdict(Config(device="cpu", steps=20, score_clips=8))
 
 
 class Flat:

@@ -422,7 +422,7 @@ def test_the_clocks_of_e7_are_chosen_by_setting_on_seeds_that_the_table_does_not
 
     # In super-resolution, whose energy score is better where it is lower, the same clocks are the lowest.
     lower = fabricated_rows(arms, [0, 1], lambda arm, seed: -best.get(arm, 0.5))
-    for row in lower:
+    for row in (row for row in lower if "final" in row):
         row["final"] = {"energy_score": row["final"]["exact"]}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lower))
     assert experiments.tuned_clocks(arms, tmp_path, [2, 3]) == chosen

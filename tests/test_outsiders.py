@@ -178,9 +178,13 @@ def test_a_file_in_two_folds_is_refused(tmp_path):
 
 def test_a_file_that_is_written_in_two_ways_is_one_clip(tmp_path):
     (tmp_path / "a").mkdir()
-    rows = [f"{way}{k}.wav,a tone of {k}" for k in range(6) for way in ("", "a/../")]
-    clips = AudioFolder(tones(tmp_path, {"train.csv": ["file_name,caption", *rows]}), "train")
-    assert len(clips) == 6 and clips.wordings == 1
+    for k in range(6):
+        (tmp_path / f"link-{k}.wav").symlink_to(tmp_path / f"{k}.wav")
+    rows = [f"{way}{k}.wav,a tone of {k}" for k in range(6) for way in ("", "a/../", "link-")]
+    folder = tones(tmp_path, {"metadata.csv": ["file_name,caption", *rows]})
+    train_set, val_set = (AudioFolder(folder, split) for split in ("train", "val"))
+    assert (len(train_set), len(val_set), train_set.wordings) == (5, 1, 1)
+    assert not train_set.files & val_set.files
 
 
 def test_sound_files_that_are_not_read_are_counted_by_kind(tmp_path):

@@ -332,7 +332,7 @@ def test_the_short_result_is_that_of_the_page_of_results():
     short = re.search(r"^## Results\n(.*?)^## ", README, re.DOTALL | re.MULTILINE).group(1)
     assert len(re.findall(r"^\| ", short, re.MULTILINE)) == 5, "a head and four rows"
     numbers = re.findall(r"[-+]?[\d.]+ \[[^\]]+\](?!\()", short)
-    assert len(numbers) == 7
+    assert len(numbers) == 6
     for number in numbers:
         assert number in PAGES[ROOT / "docs/results.md"], number
 

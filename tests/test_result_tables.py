@@ -42,7 +42,8 @@ def test_cells_say_what_was_not_reached_and_what_was_not_compared():
 
 
 @pytest.mark.parametrize("text, why", [
-    ("<!-- table: nothing -->\n\n<!-- end -->", "table 'nothing': must be one of short, first, full, screen"),
+    ("<!-- table: nothing -->\n\n<!-- end -->",
+     "table 'nothing': must be one of short, first, full, full_sr, screen"),
     ("<!-- table: first -->\n| a |\n", "a table without <!-- end -->"),
 ])
 def test_a_mark_that_can_not_be_filled_is_an_error_that_names_the_page(text, why):

@@ -351,7 +351,7 @@ def test_paths_in_metadata_may_not_leave_the_folder(tmp_path):
     (home / "dir").symlink_to(home)  # a loop of folders
     (home / "away").symlink_to(secret.parent)
     inside = AudioFolder(write_table(home, rows + [("inside.wav", "x")]), "train")
-    assert len(inside) == 10, "a link within the folder is fine"
+    assert len(inside) == 9, "a link within the folder is fine, and no clip of its own"
     for bad in ("../secret/own.wav", str(secret), "link.wav", "away/own.wav"):
         with pytest.raises(UserError, match="row 12: leads to .*outside of"):
             AudioFolder(write_table(home, rows + [(bad, "x")]), "train", max_bad_share=0.5)
@@ -625,7 +625,7 @@ def test_checkpoints_of_another_version_or_kind_are_refused_by_name(t2a_run, tmp
             ({"version": 99}, "of version 99"),
             ({"ema": misshapen}, "size mismatch for head.weight"),
             ({"ema": incomplete}, "head.bias"),
-            ({"ema": 5}, "lacks a part, or holds something else"),
+            ({"ema": 5}, "can't be read .*ema is a int"),
             ({"words": [1, 2]}, "lacks a part")):
         torch.save({**good, **change}, run / "checkpoint.pt")
         with pytest.raises(UserError, match=message):
