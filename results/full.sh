@@ -22,6 +22,9 @@ python -m lab.experiments run E9 $restored --seeds 1 --first-seed 1001 --score-s
 # Super-resolution, commit fc1b217: the comparison itself.
 python -m lab.experiments run E1 $restored --seeds 8 --first-seed 1002 --score-split test --score-clips 200 --only static stage --out results/e1-sr-full
 
+# The first seed again, on another processor: what is rounding?
+python -m lab.experiments run E1 $restored --seeds 1 --first-seed 1002 --score-split test --score-clips 200 --only static stage --out results/e1-sr-repeat
+
 # Captions, commit 2dcdfb6: one development seed; then the comparison itself, recorded by fc1b217, which trains alike, from
 # 1004 on and in all other arms, also of the development seed. `guidance alone` and `density alone` have seeds 1002 and 1003 so far.
 python -m lab.experiments run E1 $captions --seeds 1 --first-seed 1000 --score-split val --score-clips 256 --out results/e1-dev \
