@@ -288,10 +288,16 @@ class AudioFolder:
 
         # No way out of the folder, and no more bad rows than are allowed.
         root = self.folder.resolve()
+        written = {}  # a file's own place -> how it is written first: a/0.wav, a/../a/0.wav, a link to it
         for entry in entries:
-            if entry.path is not None and not entry.path.resolve().is_relative_to(root):
-                raise UserError(f"{entry.name}: leads to {entry.path.resolve()}, outside of {self.folder}; "
+            if entry.path is None:
+                continue
+            place = entry.path.resolve()
+            if not place.is_relative_to(root):
+                raise UserError(f"{entry.name}: leads to {place}, outside of {self.folder}; "
                                 "copy the file into the folder")
+            entry.path = written.setdefault(place, entry.path)     # one file is one clip
+        places = {path: place for place, path in written.items()}
         bad = [f"{entry.name}: {entry.bad}" for entry in entries if entry.bad]
         self.bad = self._allowed(bad, len(entries))
 
@@ -304,7 +310,7 @@ class AudioFolder:
         self.captions = list(clips.values())
         self.wordings = max(map(len, self.captions))
         stats = [(path, path.stat()) for path in self.paths]
-        files = [(path.resolve(), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        files = [(places[path], stat.st_size, stat.st_mtime_ns) for path, stat in stats]
         self.key = "folder-" + digest(self.version, root, split, *files)
         self.files = {path for path, _, _ in files}
 
@@ -324,11 +330,6 @@ class AudioFolder:
 
     def _clips_of_split(self, entries: list[_Entry]) -> dict[Path, list[str]]:
         """{file: its wordings} of this split, in the order of the entries; adds to `notes`."""
-        # One file may be written in two ways, a/0.wav and a/../a/0.wav, or be linked to: it is one clip.
-        path_of: dict[Path, Path] = {}
-        for entry in entries:
-            entry.path = path_of.setdefault(entry.path.resolve(), entry.path)
-
         # Where nothing says which files are held out: a tenth of them, at least one. Files of one name in
         # several folders have one hash; their places decide, or each process would split differently.
         hashes = {entry.path: zlib.crc32(entry.path.name.encode(errors="replace")) for entry in entries}

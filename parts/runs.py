@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import os
 from pathlib import Path
 
@@ -68,8 +67,8 @@ def _settings(given: dict, resume: str) -> tuple[Config, dict | None]:
         if out.exists() and not out.is_dir():
             raise UserError(f"--out {out}: must be a folder, and this is a file")
         if out.exists() and any(out.iterdir()):
-            resume = f"resume it with --resume {out}, or " if (out / "config.json").is_file() else ""
-            raise UserError(f"--out {out}: folder is not empty; {resume}choose another")
+            or_resume = f"resume it with --resume {out}, or " if (out / "config.json").is_file() else ""
+            raise UserError(f"--out {out}: folder is not empty; {or_resume}choose another")
         return cfg, None
 
     # One that goes on; if it died before its first checkpoint, from the start.
@@ -115,7 +114,9 @@ class Log:
     def __init__(self, path: Path, step: int):
         self.path = path
         lines = _whole_lines(path) if path.exists() else []
-        write_text(path, "".join(line + "\n" for line in lines if _written_by(line, step)))
+        rows = [_row(line) for line in lines]
+        up_to_step = [line for line, row in zip(lines, rows) if row is not None and row["step"] <= step]
+        write_text(path, "".join(line + "\n" for line in up_to_step))
         self.file = open(path, "a", buffering=1, encoding="utf-8")
 
     def __call__(self, row: dict) -> None:
@@ -135,12 +136,11 @@ def read_log(folder: Path) -> list[dict]:
     path = folder / "log.jsonl"
     if not path.is_file():
         raise UserError(f"{folder}: no log.jsonl")
-    lines = _whole_lines(path)
-    for k, line in enumerate(lines, 1):
-        if not _written_by(line, math.inf):
-            raise UserError(f"{path}, line {k}: damaged, no row of a log; take it out, or resume the run to "
-                            "have it taken out")
-    return [json.loads(line) for line in lines]
+    rows = [_row(line) for line in _whole_lines(path)]
+    if None in rows:
+        raise UserError(f"{path}, line {rows.index(None) + 1}: damaged, no row of a log; take it out, or "
+                        "resume the run to have it taken out")
+    return rows
 
 
 def read_scores(folder: Path) -> dict | None:
@@ -162,13 +162,13 @@ def _whole_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
 
 
-def _written_by(line: str, step: float) -> bool:
-    """Is this a log line of a step up to `step`?"""
+def _row(line: str) -> dict | None:
+    """A line of a log; None where it is no row, which has a step."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 class RunLock(contextlib.ExitStack):
