@@ -1,12 +1,12 @@
 """Pretrain the SSL teacher of parts/teacher.py on random patches.
 
-    python -m lab.pretrain_teacher [--clips 24000 --steps 600 --seed 0]       # about ten CPU minutes
-    python -m lab.pretrain_teacher --objective masked --out masked.safetensors
+    python -m lab.pretrain_teacher --out assets/teacher.safetensors [--clips 24000 --steps 600 --seed 0]
+    python -m lab.pretrain_teacher --out masked.safetensors --objective masked
 
-Makes assets/teacher.safetensors (half precision). No recording, no label and none of the sounds that the
-judges know is used: parts/patches.py renders each random patch twice, slightly different, and the teacher
-must find each rendering's partner among a batch of others (InfoNCE; the pairs are those of arXiv
-2406.05923). How good the result is: python -m lab.probe_teacher.
+The first makes the shipped teacher (half precision; about ten CPU minutes). No recording, no label and none
+of the sounds that the judges know is used: parts/patches.py renders each random patch twice, slightly
+different, and the teacher must find each rendering's partner among a batch of others (InfoNCE; the pairs are
+those of arXiv 2406.05923). How good the result is: python -m lab.probe_teacher.
 
     pairs (B, 2, F, M) log-mel --augment--> (2 B, F, M) --Teacher--> phi (2 B, T, features)
         --pool over the clip, and over windows of 0.64 s--> --heads--> embeddings --info_nce--> loss
@@ -31,7 +31,7 @@ from parts.devices import pick_precision
 from parts.errors import run_cli
 from parts.patches import RandomPatches
 from parts.spectra import log_mel
-from parts.teacher import WEIGHTS, Teacher, pool
+from parts.teacher import Teacher, pool
 
 # --- what is asked of the teacher -----------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--steps", type=whole(2), default=600)
     parser.add_argument("--objective", choices=("contrastive", "masked"), default="contrastive")
     parser.add_argument("--seed", type=whole(), default=0)
-    parser.add_argument("--out", type=new_weights, default=WEIGHTS)
+    parser.add_argument("--out", type=new_weights, required=True)
     args = parser.parse_args()
     teacher = pretrain(args.clips, args.steps, objective=args.objective, seed=args.seed)
     save_teacher(teacher, args.out)

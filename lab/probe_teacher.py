@@ -222,7 +222,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.weights.is_file():
         raise UserError(f"--weights {args.weights}: no such file; "
-                        "make it with: python -m lab.pretrain_teacher")
+                        f"make it with: python -m lab.pretrain_teacher --out {args.weights}")
     if args.esc10 and not args.esc10.is_dir():
         raise UserError(f"--esc10 {args.esc10}: no such folder")
 

@@ -1,11 +1,11 @@
 """Train the decoder of parts/decoder.py: log-mel frames to waveforms.
 
-    python -m lab.train_decoder [--steps 5000 --clips 6000 --patches 6000 --seed 0]      # about a CPU hour
-    python -m lab.train_decoder --resume                                                 # after a stop
+    python -m lab.train_decoder --out assets/decoder.safetensors [--steps 5000 --clips 6000 --patches 6000]
+    python -m lab.train_decoder --out assets/decoder.safetensors --resume                # after a stop
 
-Makes assets/decoder.safetensors (half precision). Trained on SoundWorld's training clips and on random
-patches (parts/patches.py), which are like nothing in particular; on no recording and no clip that anything is
-scored on.
+This is the shipped decoder (half precision; about a CPU hour). Trained on SoundWorld's training clips and on
+random patches (parts/patches.py), which are like nothing in particular; on no recording and no clip that
+anything is scored on.
 
     wav (B, N) --codec: encode, decode_mel--> log-mel (what generated latents are decoded from too)
     log-mel, two noises --Decoder--> x, x' (B, F, 513), spectra
@@ -35,7 +35,7 @@ from parts.audio import RATE
 from parts.cache import cache_dir, digest, fill_array
 from parts.checkpoints import save_half
 from parts.codec import PER_TOKEN, Codec
-from parts.decoder import WEIGHTS, Decoder, unit_noise
+from parts.decoder import Decoder, unit_noise
 from parts.devices import StopSignal
 from parts.errors import Stopped, UserError, run_cli
 from parts.files import write_bytes
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--patches", type=whole(1), default=6_000, help="random patches")
     parser.add_argument("--seed", type=whole(), default=0)
     parser.add_argument("--resume", action="store_true", help="go on after a stop")
-    parser.add_argument("--out", type=new_weights, default=WEIGHTS)
+    parser.add_argument("--out", type=new_weights, required=True)
     args = parser.parse_args()
     banks = training_waves(args.clips, args.patches, args.seed)
     try:

@@ -1,10 +1,11 @@
 """Train the judges of parts/judges.py on SoundWorld's true factors, and say how good they are.
 
-    python -m lab.train_judges dev|final [--clips 16000 --epochs 8]      # about 20 CPU minutes each
+    python -m lab.train_judges dev --out assets/judge-dev.safetensors [--clips 16000 --epochs 8]
+    python -m lab.train_judges final --out assets/judge-final.safetensors      # about 20 CPU minutes each
 
-Makes assets/judge-KIND.safetensors (half precision) and the judge's entry in results/judges.json. The clips
-are the split `judge`, which nothing else uses; the report is made on untouched clips: the split `test`, and
-the split `combos`, whose pairs of sounds no caption model is trained on.
+These are the shipped judges (half precision), whose reports are put into results/judges.json. The clips are
+the split `judge`, which nothing else uses; a report is made on untouched clips: the split `test`, and the
+split `combos`, whose pairs of sounds no caption model is trained on.
 
 All targets are known exactly, since SoundWorld draws them: which events are there, their onsets, pitches and
 counts. The four losses are summed with fixed weights (ASSUMED: 10, 0.5, 0.5, 0.3).
@@ -22,11 +23,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from parts import judges
-from parts.arguments import Parser, whole
-from parts.checkpoints import save_half
+from parts.arguments import Parser, new_weights, whole
+from parts.checkpoints import load_frozen, save_half
 from parts.errors import run_cli
 from parts.files import to_json, write_text
-from parts.judges import Judge, judge_clips, load_judge
+from parts.judges import Judge, judge_clips
 from parts.metrics import event_match, wilson
 from parts.soundworld import SoundWorld, factor_table
 
@@ -34,9 +35,8 @@ SEEDS = {"dev": 11, "final": 22}  # the judges differ in initial values and orde
 RATES = {"dev": 2e-3, "final": 1e-3}  # peak learning rates
 
 
-def train_judge(kind: str, clips: int = 16_000, epochs: int = 8, batch: int = 64, seed: int = 0) -> dict:
-    """Train a judge on the split `judge` and save it to assets/. Returns its score on the untouched test
-    splits, which also goes to results/judges.json."""
+def train_judge(kind: str, clips: int = 16_000, epochs: int = 8, batch: int = 64, seed: int = 0) -> Judge:
+    """Train a judge on the split `judge`."""
     torch.manual_seed(SEEDS[kind] + seed)
     world = SoundWorld("judge", clips).prepare()
     judge = Judge(kind)
@@ -62,9 +62,7 @@ def train_judge(kind: str, clips: int = 16_000, epochs: int = 8, batch: int = 64
             bar.update()
         bar.set_postfix(loss=f"{loss.item():.3f}")
     bar.close()
-
-    save_judge(judge, kind)
-    return record_report(kind, {"clips": clips, "epochs": epochs, "seed": seed})
+    return judge
 
 
 @torch.no_grad()
@@ -107,27 +105,18 @@ def _around_random_centre(clips: int, length: int) -> Tensor:
     return distance < torch.randint(0, 5, (clips, 1))
 
 
-def save_judge(judge: Judge, kind: str) -> None:
-    """assets/judge-KIND.safetensors, half precision."""
-    save_half(judge, judges.ASSETS / f"judge-{kind}.safetensors")
-
-
-def record_report(kind: str, settings: dict) -> dict:
-    """Put a judge's report, and the settings that it was trained with, into results/judges.json -> its
-    entry."""
+def record_report(kind: str, report: dict) -> None:
+    """Put a shipped judge's report into results/judges.json."""
     path = judges.ASSETS.parent / "results" / "judges.json"
     reports = json.loads(path.read_text()) if path.exists() else {}
-    reports[kind] = judge_report(kind) | settings
-    write_text(path, to_json(reports, indent=1) + "\n")
-    return json.loads(path.read_text())[kind]
+    write_text(path, to_json({**reports, kind: report}, indent=1) + "\n")
 
 
-def judge_report(kind: str, n: int = 1_000) -> dict:
+def judge_report(judge: Judge, n: int = 1_000) -> dict:
     """How often a judge names exactly the events of untouched clips (`exact`, with a 95 % interval and by
     number of events), and how well it tells count, sign of the pitch and onset. Splits: test, and combos
     (pairs of sounds that no caption model is trained on)."""
-    judge = load_judge(kind)
-    report = {"judge": kind}
+    report = {}
     for split in ("test", "combos"):
         world = SoundWorld(split, n).prepare()
         truth = factor_table(world)
@@ -157,8 +146,18 @@ def main() -> None:
     parser.add_argument("kind", choices=("dev", "final"))
     parser.add_argument("--clips", type=whole(1), default=16_000)
     parser.add_argument("--epochs", type=whole(1), default=8)
+    parser.add_argument("--seed", type=whole(), default=0)
+    parser.add_argument("--out", type=new_weights, required=True)
     args = parser.parse_args()
-    print(to_json(train_judge(args.kind, args.clips, args.epochs), indent=1))
+    save_half(train_judge(args.kind, args.clips, args.epochs, seed=args.seed), args.out)
+
+    # The report is of what was saved, in half precision.
+    judge = load_frozen(Judge(args.kind), args.out)
+    report = {"judge": args.kind, **judge_report(judge), "clips": args.clips, "epochs": args.epochs,
+              "seed": args.seed}
+    if args.out.resolve() == judges.weights_of(args.kind).resolve():
+        record_report(args.kind, report)
+    print(to_json(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -134,12 +134,17 @@ class Judge(nn.Module):
         return self.heads(self.features(wav))
 
 
+def weights_of(kind: str) -> Path:
+    """The file of a shipped judge."""
+    return ASSETS / f"judge-{kind}.safetensors"
+
+
 def load_judge(kind: str) -> Judge:
     """The shipped judge `dev` or `final`, frozen, float32, eval mode. UserError where its weights are
     missing."""
-    path = ASSETS / f"judge-{kind}.safetensors"
+    path = weights_of(kind)
     if not path.is_file():
-        raise UserError(f"{path}: missing; make it with: python -m lab.train_judges {kind}")
+        raise UserError(f"{path}: missing; make it with: python -m lab.train_judges {kind} --out {path}")
     return load_frozen(Judge(kind), path)
 
 

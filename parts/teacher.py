@@ -97,7 +97,7 @@ class Teacher(nn.Module):
 def load_teacher(path: Path = WEIGHTS) -> Teacher:
     """The shipped teacher, frozen, float32, eval mode. FileNotFoundError where the weights are missing."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: missing; make it with: python -m lab.pretrain_teacher")
+        raise FileNotFoundError(f"{path}: missing; make it with: python -m lab.pretrain_teacher --out {path}")
     return load_frozen(Teacher(), path)
 
 

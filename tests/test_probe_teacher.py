@@ -99,7 +99,8 @@ def test_the_probe_is_a_command_that_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--weights", "none"], "--weights none: no such file; make it with: python -m lab.pretrain_teacher"),
+    (["--weights", "none"], "--weights none: no such file; make it with: python -m lab.pretrain_teacher "
+                            "--out none"),
     (["--esc10", "none"], "--esc10 none: no such folder"),
 ])
 def test_missing_files_end_with_status_2_and_one_line(argv, message, tmp_path):

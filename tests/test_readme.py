@@ -198,12 +198,12 @@ def test_the_teacher_and_the_judges_that_are_shipped_are_made_by_commands_that_r
     """In small, into another folder than assets/."""
     report, probe = train_judges.judge_report, probe_teacher.probe_teacher
     monkeypatch.setattr(judges, "ASSETS", tmp_path / "assets")
-    monkeypatch.setattr(train_judges, "judge_report", lambda kind: report(kind, 16))
+    monkeypatch.setattr(train_judges, "judge_report", lambda judge: report(judge, 16))
     monkeypatch.setattr(probe_teacher, "probe_teacher",
                         lambda teacher, folder: probe(teacher, folder, clips=200, inits=1))
     for module, *argv in (
         (pretrain_teacher, "--clips", 64, "--steps", 2, "--out", "teacher.safetensors"),
-        (train_judges, "dev", "--clips", 64, "--epochs", 1),
+        (train_judges, "dev", "--clips", 64, "--epochs", 1, "--out", "assets/judge-dev.safetensors"),
         (probe_teacher, "--weights", "teacher.safetensors", "--out", "probe.json"),
     ):
         done = in_process(module, *argv, cwd=tmp_path)

@@ -17,8 +17,9 @@ def test_the_judges_that_are_shipped_are_made_by_a_command_that_runs(tmp_path, m
     """In small, into another folder than assets/."""
     report = train_judges.judge_report
     monkeypatch.setattr(judges, "ASSETS", tmp_path / "assets")
-    monkeypatch.setattr(train_judges, "judge_report", lambda kind: report(kind, 16))
-    monkeypatch.setattr(sys, "argv", ["train_judges", "dev", "--clips", "64", "--epochs", "1"])
+    monkeypatch.setattr(train_judges, "judge_report", lambda judge: report(judge, 16))
+    argv = ["train_judges", "dev", "--clips", "64", "--epochs", "1", "--out"]
+    monkeypatch.setattr(sys, "argv", [*argv, str(tmp_path / "assets" / "judge-dev.safetensors")])
     train_judges.main()
     assert set(load_judge("dev").state_dict()) == set(Judge("dev").state_dict())
     recorded = json.loads((tmp_path / "results" / "judges.json").read_text())["dev"]
@@ -29,12 +30,21 @@ def test_the_judges_that_are_shipped_are_made_by_a_command_that_runs(tmp_path, m
     assert (recorded["clips"], recorded["epochs"], recorded["seed"]) == (64, 1, 0)
     assert json.loads(capsys.readouterr().out) == recorded
 
+    # Another file leaves the shipped judge and its recorded report as they are.
+    shipped = (tmp_path / "assets" / "judge-dev.safetensors").read_bytes()
+    monkeypatch.setattr(sys, "argv", [*argv, str(tmp_path / "mine.safetensors"), "--seed", "1"])
+    train_judges.main()
+    assert json.loads(capsys.readouterr().out)["seed"] == 1
+    assert (tmp_path / "mine.safetensors").read_bytes() != shipped
+    assert (tmp_path / "assets" / "judge-dev.safetensors").read_bytes() == shipped
+    assert json.loads((tmp_path / "results" / "judges.json").read_text()) == {"dev": recorded}
 
-@pytest.mark.parametrize("argv", [["third"], ["dev", "--clips", "0"], ["dev", "--epochs", "-1"]])
+
+@pytest.mark.parametrize("argv", [["third"], ["dev", "--clips", "0"], ["dev", "--epochs", "-1"], ["dev"]])
 def test_a_wrong_kind_or_size_is_refused_before_anything_is_made(argv, monkeypatch):
     monkeypatch.setattr(train_judges, "train_judge", lambda *args: pytest.fail("began"))
     monkeypatch.setattr(sys, "argv", ["train_judges", *argv])
-    with pytest.raises(UserError, match="invalid choice|must be a whole number of at least 1"):
+    with pytest.raises(UserError, match="invalid choice|of at least 1|required: --out"):
         train_judges.main()
 
 
