@@ -66,11 +66,8 @@ def compare(config: dict, clips: int, fitted_on: int = 2_000, rounds: int = 5) -
     fitted_on: training clips that the latent space is fitted on."""
     train_set, test_set = data.open_set(config, "train", fitted_on), data.open_set(config, "test", clips)
     n = min(clips, len(test_set))
-    codec = Codec(config["channels"])
-    try:
-        codec.fit(first_seconds(train_set.wave(i), CLIP_S) for i in range(min(fitted_on, len(train_set))))
-    except ValueError as e:
-        raise UserError(f"{config['data']}: {e}; give more sound") from None
+    fitting = (first_seconds(train_set.wave(i), CLIP_S) for i in range(min(fitted_on, len(train_set))))
+    codec = Codec(config["channels"]).fit(fitting)
     real = np.stack([first_seconds(test_set.wave(i), CLIP_S) for i in range(n)])       # (n, N)
     decoders = {"Griffin-Lim": lambda z: decode_by_griffin_lim(codec, z),
                 "learned": lambda z: codec.decode(z, seeds=list(range(len(z))))}

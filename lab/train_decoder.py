@@ -183,10 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=new_weights, required=True)
     args = parser.parse_args()
     banks = training_waves(args.clips, args.patches, args.seed)
-    try:
-        codec = Codec().fit(banks[0][i].astype(np.float32) / 32_767 for i in range(min(2_000, len(banks[0]))))
-    except ValueError as e:
-        raise UserError(f"--clips {args.clips}: {e}; give more") from None
+    codec = Codec().fit(clip.astype(np.float32) / 32_767 for clip in banks[0][:2_000])
     checkpoint = args.out.with_name(f"{args.out.name}.checkpoint")
     decoder = train_decoder(codec, banks, args.steps, seed=args.seed, checkpoint=checkpoint,
                             resume=args.resume)

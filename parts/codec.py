@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from parts.audio import RATE
 from parts.decoder import load_decoder
+from parts.errors import UserError
 from parts.spectra import FLOOR, HOP, N_FFT, N_MELS, istft, log_mel, stft
 
 PER_TOKEN = 2  # frames of a token
@@ -60,11 +61,13 @@ class PCA(nn.Module):
     @torch.no_grad()
     def fit_rows(self, x: Tensor) -> None:
         """Principal components of x (n, d); sets `explained`, the share of variance that they hold.
-        ValueError where n is no more than the number of channels, or all rows are the same."""
+        UserError where n is no more than the number of channels, or all rows are the same."""
         if len(x) <= self.channels:
-            raise ValueError(f"{len(x)} tokens can't fit {self.channels} principal components")
+            raise UserError(f"{len(x)} tokens of sound can't fit {self.channels} principal components; give "
+                            "more sound, or fewer --channels")
         if bool((x == x[0]).all()):
-            raise ValueError("all of the sound is silence, or one and the same")
+            raise UserError("all of the sound that the codec is fitted on is silence, or one and the same; "
+                            "give other sound")
 
         # The directions of largest variance, in double precision.
         x = x.double().cpu()

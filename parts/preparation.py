@@ -148,10 +148,7 @@ def _encode(cfg: Config, sets: list, codec, words, teacher, checkpoint: dict | N
     if checkpoint:
         load_weights(resume, codec, checkpoint["codec"])
     else:
-        try:
-            fit_codec(codec, train_set, cfg)
-        except ValueError as e:  # a few seconds of sound
-            raise UserError(f"--channels {cfg.channels}: {e}; give more sound, or fewer channels") from None
+        fit_codec(codec, train_set, cfg)
         print(f"codec {cfg.codec}: {cfg.channels} components hold {100 * codec.explained:.1f} % of the "
               f"variance; {codec.rate:g} tokens a second")
     latents, val_latents = LatentCache(train_set, codec), LatentCache(val_set, codec)
@@ -202,7 +199,7 @@ def _remove(out: Path) -> None:
 
 
 def fit_codec(codec, train_set, cfg: Config) -> None:
-    """Fit the codec on ten seconds of 500 random clips. ValueError for too little sound."""
+    """Fit the codec on ten seconds of 500 random clips. UserError for too little sound."""
     some = np.random.default_rng(cfg.seed).permutation(len(train_set))[:500]
     clips = (train_set.wave(i)[: 10 * RATE] for i in some)
     # Super-resolution brings every recording to one level.

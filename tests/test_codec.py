@@ -6,6 +6,7 @@ from einops import rearrange
 
 from parts.band_limit import band_limit
 from parts.codec import Codec, keep_low_band
+from parts.errors import UserError
 from parts.spectra import stft
 
 
@@ -73,7 +74,7 @@ def test_the_key_names_the_latent_space(codec, waves):
 
 
 def test_too_few_frames_for_the_components_are_refused(waves):
-    with pytest.raises(ValueError, match="3 tokens can't fit 64 principal components"):
+    with pytest.raises(UserError, match="3 tokens of sound can't fit 64 principal components; give more"):
         Codec(64).fit([waves[0][: 3 * 640]])
 
 
