@@ -5,7 +5,7 @@ Idea.  Training needs pairs (sound, caption), and does not care where they come 
 mixture stand behind one interface, `open_data`. Every clip is encoded once (`prepare`); a step reads random
 crops from a memory map.
 
-    --data --prepare--> latents z of each clip, token ids of its captions, teacher features phi
+    data set --prepare--> latents z of each clip, token ids of its captions, teacher features phi
     draw_batch(rng of the step) --> x0 (B, T, C), mask (B, T), cond (B, T, C) or a caption, phi (B, T, F)
     add_noise(density of t)     --> and eps (B, T, C), t (B,), which conditions are dropped
 
@@ -40,7 +40,7 @@ __all__ = ["Crops", "LatentCache", "Prefetcher", "TrainingData", "add_noise", "c
 class Crops(NamedTuple):
     """What a batch is read from."""
     i: np.ndarray                              # (B,) clips
-    wording: np.ndarray                        # (B,) a number; its caption is this one modulo how many it has
+    wording: np.ndarray                        # (B,) random; the caption is this modulo their number
     start: np.ndarray                          # (B,) first token
     variant: np.ndarray                        # (B,) which band-limited version
 
@@ -68,8 +68,8 @@ def read_crops(crops: Crops, latents: LatentCache, muffled: LatentCache | None, 
     """The crops themselves, padded with a mask.
 
     Returns arrays: i (B,) clip indices, wording (B,), x0 (B, T, C), mask (B, T) True where there is sound;
-    for super-resolution cond (B, T, C), the same crop of a band-limited version; with `phi` phi (B, T, F),
-    the same crop of it."""
+    for super-resolution cond (B, T, C), the same crop of a band-limited version at one level, and x0 with the
+    gain that this took; with `phi` phi (B, T, F), the same crop of the clip at its own level."""
     B = len(crops.i)
     drawn = {"i": crops.i, "wording": crops.wording, "mask": np.zeros((B, length), bool),
              "x0": np.zeros((B, length, latents.channels), np.float32)}
@@ -124,7 +124,7 @@ def add_noise(drawn: dict, token_ids: list, cfg: Config, generator: torch.Genera
 
 
 def validation_batches(clips: TrainingData, cfg: Config, density) -> list[dict]:
-    """Two of 64 held-out clips, always the same and with the same noise."""
+    """Two batches of 64 held-out clips, always the same and with the same noise; whoever uses them sets t."""
     batches = []
     for k in range(2):
         rng, generator = np.random.default_rng([cfg.seed, 9, k]), torch.Generator().manual_seed(9_000 + k)

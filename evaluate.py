@@ -92,7 +92,7 @@ def load_run(path: str | Path, device: str = "cpu", trust: bool = False, pickles
         raise UserError(f"{path}: its checkpoint lacks a part, or holds something else there "
                         f"({type(e).__name__}: {e})") from None
     words = open_text(config, vocabulary, device, trust, pickles) if config["task"] == "t2a" else None
-    # Without memory: the sizes that a config.json claims are believed once the weights have them.
+    # On meta, without memory: a false size in config.json fails against the weights before it takes any.
     with torch.device("meta"):
         model = build_model(config, words)
     checkpoints.load_weights(path, model, ema, assign=True)
@@ -140,6 +140,7 @@ def upsample(run: Run, muffled: np.ndarray, cutoff: float, seeds: list[int], ste
              batch: int = 16) -> np.ndarray:
     """Band-limited waves (B, N), one cutoff (Hz) -> full band (B, N); under the cutoff it is the input's.
     See upsample_long, which does the same for one recording of any length."""
+    # To one level, as in training: how loud a recording is must not matter.
     x, gains = at_level(muffled)
     waves = []
     for i in range(0, len(x), batch):

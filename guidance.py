@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-AGREEMENT_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels at which it is measured
+AGREEMENT_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # t of the log's agreement_t (--probe always)
 OFF_AT = 0.9  # past this r the branch is not computed at all: decay also buys time
 
 
@@ -52,19 +52,19 @@ class Projector(nn.Module):
         return self.net(h)
 
 
-def alignment_loss(z: Tensor, phi: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over clips, of each over its real tokens, of 1 - cos(z, phi): (B, T, F) x 2, mask (B, T) True at
-    real tokens -> scalar in [0, 2]. A clip counts as one however short it is (as 0 where no token is real),
-    so the parts of a batch have the gradient of the batch.
+def alignment_loss(z: Tensor, phi_c: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over clips, of each over its real tokens, of 1 - cos(z, phi_c), scalar in [0, 2]. z (B, T, F):
+    P(h_l). phi_c (B, T, F): teacher features less their mean. mask (B, T): True at real tokens. Every clip
+    weighs the same, however short (one without real tokens counts as 0), so the gradients of equal parts of a
+    batch average to that of the batch.
 
-    phi is a target: no gradient reaches the teacher. In float32: norms of half-precision vectors overflow or
-    round to 0. The cosine is written out because F.cosine_similarity normalises both sides anew in forward
-    and backward direction, and takes half as long again."""
+    phi_c is a target: no gradient reaches the teacher. In float32: bfloat16 rounds 1 - cos to steps of 0.004.
+    The cosine is written out because F.cosine_similarity takes half as long again."""
     with torch.autocast(z.device.type, enabled=False):
         z = z.float()
-        phi = F.normalize(phi.detach().float(), dim=-1, eps=1e-6)
+        phi_c = F.normalize(phi_c.detach().float(), dim=-1, eps=1e-6)
         # 1 - cos(P(h_l(x_t)), phi_c(x0))                                               # REPA, eq. 8
-        distance = 1 - (z * phi).sum(-1) / z.norm(dim=-1).clamp_min(1e-6)          # (B, T)
+        distance = 1 - (z * phi_c).sum(-1) / z.norm(dim=-1).clamp_min(1e-6)          # (B, T)
     if mask is None:
         return distance.mean()
     return ((distance * mask).sum(1) / mask.sum(1).clamp_min(1)).mean()

@@ -1,12 +1,12 @@
 """Diffusion transformer, flow-matching loss, generation.
 
-Idea. Sound is a short sequence of whitened vectors (parts/codec.py). A transformer learns the velocity that
-carries noise to such sequences (flow matching); its condition is a caption, or the latents of a band-limited
-recording.
+Idea. Sound is a short sequence of half-whitened vectors (parts/codec.py). A transformer learns the velocity
+that carries noise to such sequences (flow matching); its condition is a caption, or the latents of a
+band-limited recording.
 
     wav (B, N) --codec--> x0 (B, T, C)                                   25 tokens a second
     x_t = (1 - t) x0 + t eps --DiT(t, text, cond)--> v_hat (B, T, C)     loss: |v_hat - (eps - x0)|^2
-    eps --integrate dx/dt = v_hat from t = 1 to 0--> x0_hat --codec--> wav
+    eps --integrate dx/dt = v_hat from t = 1 to 0--> z (B, T, C) --codec--> wav
 
 Conventions: t in [0, 1], **t = 1 is pure noise**, t = 0 is data; x_t = (1-t) x0 + t eps; v = eps - x0; the
 network predicts v; x0_hat = x_t - t v_hat. Guidance scale w = 1 is plain conditional, w = 0 unconditional. B
@@ -160,7 +160,7 @@ class DiT(nn.Module):
         unconditional, unmasked case."""
         assert x_t.ndim == 3 and x_t.shape[2] == self.channels, x_t.shape
         assert t.shape == x_t.shape[:1], (x_t.shape, t.shape)
-        # Input of unit variance; the condition beside it.
+        # Input of unit variance (in the mean over channels); the condition beside it.
         std_t = ((1 - t) ** 2 + t**2).sqrt()[:, None, None]                        # (B, 1, 1)
         x = x_in = x_t / std_t                                                     # (B, T, C)
         if self.null_cond is not None:
@@ -224,17 +224,15 @@ def predict(model: DiT, batch: dict, net=None, drop: bool = True) -> tuple:
     x_t, v = interpolate(batch["x0"], batch["eps"], batch["t"])
     dropped = batch["drop"] if drop else None
     text = model.encode_text(batch["ids"], dropped) if "ids" in batch else None
-    cond = batch.get("cond")
-    dropped_cond = None if cond is None else dropped
     net = model if net is None else net
     # By position, as parts.networks.Compiled takes them; the last: return hs as well.
-    v_hat, hs = net(x_t, batch["t"], text, cond, batch.get("mask"), dropped_cond, True)
+    v_hat, hs = net(x_t, batch["t"], text, batch.get("cond"), batch.get("mask"), dropped, True)
     return v_hat, hs, v
 
 
 @torch.no_grad()
 def conditioned(model: DiT, batch: dict):
-    """-> predict(x_t (B, T, C), t (B,)) -> v_hat under the batch's own conditions, none of them dropped."""
+    """-> a function (x_t (B, T, C), t (B,)) -> v_hat under the batch's own conditions, none dropped."""
     text = model.encode_text(batch["ids"]) if "ids" in batch else None
     cond, mask = batch.get("cond"), batch.get("mask")
     return lambda x_t, t: model(x_t, t, text, cond, mask)

@@ -4,7 +4,7 @@ Idea. Take the features of a frozen self-supervised (SSL) encoder phi of what th
 compare them with those of the true sound. While that discrepancy D still falls fast, the network is learning
 *what* to make; once it falls no more, the network is learning how to make it well.
 
-    D_j   = mean over probe clips, noise levels t = .5, .7, .9 and frames of
+    D_j   = mean over probe clips, noise levels t = .5, .7, .9 and tokens of
             1 - cos(phi_c(x0_hat), phi_c(x0)),  x0_hat = x_t - t v_hat                        # ASSUMED
             phi_c = phi - its data-set mean; probe j at step k_j = round(32 * 2^(j/4))
     s_j   = -(least-squares slope of the last 6 D on k^(1/3))
@@ -57,7 +57,7 @@ NO_SIGNAL = 0.15           # share of K after which, without one significant slo
 SOURCES = ("slope", "loss", "agreement", "clock", "replay")
 
 # The discrepancy is a family. What is compared with the true sound: x0_hat in one step from noise level t, or
-# a sample of a few steps. How: frame by frame, or the clip's mean feature ("-pooled").
+# a sample of a few steps. How: token by token, or the clip's mean feature ("-pooled").
 SAMPLE_STEPS = 4
 PREDICTIONS = ("t1.0", "t0.9", "t0.7", "t0.5", "sample")
 LEVELS = ("t0.9", "t0.7", "t0.5")
@@ -70,20 +70,20 @@ SIGNALS["latent"] = LEVELS  # the proxy that needs no teacher: features are the 
 # --- the discrepancy ----------------------------------------------------------------------------------------
 
 def discrepancy(a: Tensor, b: Tensor, mean: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-    """1 - cosine of centred features, mean over frames, in float32: (B, T, F) x 2 -> (B,).
+    """1 - cosine of centred features, mean over tokens, in float32: (B, T, F) x 2 -> (B,).
 
-    mask (B, T): True at real frames. mean (F,): phi's data-set mean. Uncentred SSL features all point nearly
+    mask (B, T): True at real tokens. mean (F,): phi's data-set mean. Uncentred SSL features all point nearly
     the same way, and their cosine would say nothing."""
     a, b = a.float(), b.float()
     if mean is not None:
         a, b = a - mean, b - mean
     # D = 1 - cos(phi_c(x0_hat), phi_c(x0))                                                        # ASSUMED
     distance = 1 - torch.nn.functional.cosine_similarity(a, b, dim=-1, eps=1e-6)   # (B, T)
-    return over_frames(distance, mask)
+    return over_tokens(distance, mask)
 
 
-def over_frames(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over real frames, those where mask (B, T) is True: (B, T, ...) -> (B, ...)."""
+def over_tokens(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over real tokens, those where mask (B, T) is True: (B, T, ...) -> (B, ...)."""
     if mask is None:
         return x.mean(1)
     mask = mask.reshape(*mask.shape, *[1] * (x.ndim - 2))
@@ -110,7 +110,7 @@ def predicted(name: str, predict, x0: Tensor, eps: Tensor) -> Tensor:
 @torch.no_grad()
 def probe(predict, extract, x0: Tensor, eps: Tensor, names=LEVELS, mean: Tensor | None = None,
           target: Tensor | None = None, mask: Tensor | None = None) -> dict[str, float]:
-    """Measure D of some PREDICTIONS, frame by frame and pooled -> {name: mean over the probe clips}.
+    """Measure D of some PREDICTIONS, token by token and pooled -> {name: mean over the probe clips}.
 
     predict: see predicted; extract(x0 (B, T, C)) -> features (B, T, F), mean (F,) of them; target: of x0, if
     at hand; mask (B, T). x0, eps (B, T, C) are the same at every probe: in fresh noise the slope would drown.
@@ -121,10 +121,10 @@ def probe(predict, extract, x0: Tensor, eps: Tensor, names=LEVELS, mean: Tensor 
     if target is None:
         target = extract(x0)
     D = {}
-    pooled_target = over_frames(target.float(), mask)[:, None]
+    pooled_target = over_tokens(target.float(), mask)[:, None]
     for name in names:
         features = extract(predicted(name, predict, x0, eps)).float()
-        pooled = over_frames(features, mask)[:, None]      # (B, 1, F): a clip of one frame
+        pooled = over_tokens(features, mask)[:, None]      # (B, 1, F): a clip of one token
         D[name] = float(discrepancy(features, target, mean, mask).mean())
         D[f"{name}-pooled"] = float(discrepancy(pooled, pooled_target, mean).mean())
     return D
@@ -295,7 +295,7 @@ class Regime:
 
 def read_r(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """(steps, r) of a run's log.jsonl; ValueError if it is none, holds no r, or one outside [0, 1]."""
-    rows = [json.loads(line) for line in Path(path).read_text().split("\n")[:-1]]  # a last one was cut off
+    rows = [json.loads(line) for line in Path(path).read_text().split("\n")[:-1]]  # the last is empty or cut
     try:
         pairs = sorted({(int(row["step"]), float(row["r"])) for row in rows if "r" in row})
     except (KeyError, TypeError, ValueError):

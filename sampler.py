@@ -4,7 +4,7 @@ Idea. Flow matching may draw t from any density with full support; where the dra
 first. At high noise (t near 1) the input shows nothing of the sound, so the network must take *what* it is
 from the condition; at low noise it refines detail.
 
-    t = sigmoid(m + s n),  n ~ N(0, 1)                       logit-normal: SD3 (arXiv 2403.03206), eq. 19
+    t = sigmoid(m + s z),  z ~ N(0, 1)                       logit-normal: SD3 (arXiv 2403.03206), eq. 19
     p(t) = (1 - u) N(logit t; m, s) / (t (1 - t)) + u        with a uniform floor u      # ASSUMED: u = 0.1
     m(r) = (1 - r) m_early + r m_late                        high noise first            # ASSUMED
     s(r) = (1 - r) s_early + r s_late                                                    # ASSUMED
@@ -46,14 +46,14 @@ class LogitNormal:
         normal = torch.randn(n, generator=generator)
         uniform = torch.rand(n, generator=generator)
         pick = torch.rand(n, generator=generator)
-        # t = sigmoid(m + s n), or uniform with probability u                               # SD3, eq. 19
+        # t = sigmoid(m + s z), z ~ N(0, 1); uniform with probability u                    # SD3, sec. 3.1
         t = torch.where(pick < self.u, uniform, torch.sigmoid(self.m + self.s * normal))
         # float32 sigmoid reaches 1.0 exactly, where logit t is infinite.
         return t.clamp(1e-5, 1 - 1e-5)
 
     def pdf(self, t: Tensor) -> Tensor:
         """Exact density at t in (0, 1) (any shape); it integrates to 1."""
-        # p(t) = (1 - u) N(logit t; m, s) / (t (1 - t)) + u;  dt = t (1 - t) d logit t    # SD3, sec. 3.1
+        # p(t) = (1 - u) N(logit t; m, s) / (t (1 - t)) + u;  dt = t (1 - t) d logit t      # SD3, eq. 19
         logit = torch.log(t) - torch.log1p(-t)
         normal = torch.exp(-((logit - self.m) ** 2) / (2 * self.s**2)) / (self.s * math.sqrt(2 * math.pi))
         return (1 - self.u) * normal / (t * (1 - t)) + self.u

@@ -4,17 +4,21 @@ Idea. While a transformer learns, its blocks specialise. When their *weights* ha
 tests that clustering alone cannot pass), a regularizer keeps what different groups add to the residual stream
 from pointing the same way.
 
-    A_l = W_O W_V P,  M_l = W_2 W_1 P,  C_l = adaLN weight        signature of block l          # ASSUMED
-          P = I - 1 1^T / W
-    S_lm = mean over the three of the cosine of blocks l and m (without C until adaLN has left 0)
-    rest = S less what a model of depth explains of it;  average linkage on 1 - rest -->  G groups
-    accepted when at three checks in a row, each after >= 1 % of weight movement, both tests below have p <=
-          .05 and the groups are the same, and then r > 1/2 and p (axes, 199 draws) <= .005      # ASSUMED
-    L_struct = mean over clips and pairs of groups of cos^2(U_g, U_h)                           # ASSUMED
-          U_g = mean over l in g of u_l,  u_l = h_l - h_(l-1), averaged over the clip's tokens,
-          less its mean over the batch
-    mu = q r / ratio,  ratio = |grad L_struct| / |grad L_fm| on the blocks' weights: the loss is ramped in
-          to a share q r of the gradient; the ratio is measured meanwhile, then kept            # ASSUMED
+    1 signatures    A_l = W_O W_V P,  M_l = W_2 W_1 P,  C_l = adaLN weight, of block l           # ASSUMED
+                    P = I - 1 1^T / W
+    2 similarity    S_lm = mean over A, M, C of cos(block l, block m)  (without C until adaLN has left 0)
+    3 beyond_depth  rest = S - fit of (a + b |l-m| + c / |l-m| + d first + e last)               # ASSUMED
+    4 group         average linkage on 1 - rest, cut at G groups
+    5 contrast      mean similarity within groups less that between them: the statistic of both tests
+    6 axes_test     p against blocks with permuted and flipped axes: is S grouped at all?
+      depth_test    p against shuffled rest, fitted and grouped anew: more than depth explains?
+    7 check         accepted: both p <= .05 and the same groups at three checks in a row, each after >= 1 %
+                    of weight movement, and then r > 1/2 and p (axes, 199 draws) <= .005         # ASSUMED
+    8 grouped_loss  L_struct = mean over clips and pairs of groups of cos^2(U_g, U_h)            # ASSUMED
+                    U_g = mean over l in g of u_l, less its mean over the batch;
+                    u_l = h_l - h_(l-1), averaged over the clip's tokens
+    9 share         mu = q r / ratio, ramped in: the loss has a share q r of the gradient        # ASSUMED
+                    ratio = |grad L_struct| / |grad L_fm| on the blocks' weights, measured meanwhile, kept
 
 Why products: W_V -> X W_V, W_O -> W_O X^-1 leaves a head unchanged, and hidden units may be renumbered at
 will, so single matrices say nothing; W_O W_V and W_2 W_1 don't change. They read and write the residual
@@ -22,17 +26,14 @@ stream, a basis that all blocks share (P: LayerNorm takes the mean direction out
 QK-norm makes their scale meaningless.
 
 Why two tests: clustering always returns G groups, and weights that hardly move return the same ones at each
-check. The statistic is the contrast, mean similarity within groups less that between them. *Axes*: is S, with
-depth left in, grouped at all? In the null each block's residual axes are permuted and flipped at random:
-everything a block is stays, what it shares with the others goes. (One direction that all blocks share, a
-large residual channel, is no group, so the leading singular pair of the mean signature is projected out
-first.) *Depth*: are the groups of rest more than chance? We take it that depth alone makes neighbours alike,
-and the first and last block unlike the others; groups that this explains do not pass. The null is rest with
-its values in random order, regrouped. It takes six blocks.
+check. *Axes*: in the null each block's residual axes are permuted and flipped at random: everything a block
+is stays, what it shares with the others goes. (One direction that all blocks share is no group: the leading
+singular pair of the mean signature is projected out first.) *Depth*: we take it that depth alone makes
+neighbours alike, the first and last block unlike the others; groups that this explains do not pass.
 
 Conventions: t in [0, 1], t = 1 is pure noise, t = 0 is data; r = 0 acquires semantics, r = 1 refines. B
-batch, T tokens, W width, L blocks, G groups; of a block, M hidden units of its MLP, R = 6 W outputs of its
-adaLN. hs = [h_0, ..., h_L] (B, T, W): the embedding, then each block's output. Share 0 is no regularization.
+batch, T tokens, W width, L blocks, G groups, R = 6 W outputs of a block's adaLN; q: --struct-share; L_fm:
+model.flow_matching_loss. hs = [h_0, ..., h_L] (B, T, W): the embedding, then each block's output.
 
 Public: signatures, similarity, beyond_depth, group, axes_test, depth_test, GroupDetector, grouped_loss,
 depth_groups, share, gradient_ratio. Two peers of grouped_loss are in parts/peers.py.
@@ -51,8 +52,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DRAWS, ALPHA = 39, 0.05  # of the null; the smallest reachable p is 1 / 40
-# Successive checks see almost the same weights, so a streak alone accepts one run of ten with random blocks;
-# with the finer null 6 of 200, at .01 12 of 200 (results/log.md, "how often does chance latch?").
+# Successive checks see almost the same weights: of 200 runs with random blocks a streak alone accepted 19,
+# with the finer null besides 12 at p <= .01, 6 at p <= .005 (results/log.md, "how often does chance latch?").
 STREAK, CONFIRM_DRAWS, CONFIRM_ALPHA = 3, 199, 0.005
 ACCEPT_FROM = 0.5        # r; before, the network still acquires what the groups would do
 MOVED = 0.01             # relative weight movement that makes a check worth having
@@ -66,7 +67,7 @@ TESTABLE = 6             # blocks: five have ten pairs, and the model of depth f
 def signatures(blocks) -> list:
     """Weights of each block -> [A (L, W, W), M (L, W, W)(, C (L, R, W))], float32, unit norm each.
 
-    blocks: [(W_O (W, W), W_V (W, W), W_1 (M, W), W_2 (W, M), C (R, W)) per block]. The direction that all
+    blocks: [(W_O (W, W), W_V (W, W), W_1 (4 W, W), W_2 (W, 4 W), C (R, W)) per block]. The direction that all
     blocks share is projected out. Arrays, or tensors where the weights are on a GPU."""
     wo, wv, w1, w2, c = (torch.stack([block[k].detach().float() for block in blocks]) for k in range(5))
     # A_l = W_O W_V P,  M_l = W_2 W_1 P                                                            # ASSUMED
@@ -158,9 +159,10 @@ def beyond_depth(S: np.ndarray) -> np.ndarray:
 
 
 def depth_test(S: np.ndarray, G: int, seed, draws: int = DEPTH_DRAWS) -> float:
-    """p of the contrast of the groups of beyond_depth(S), S (L, L), as a multiple of its standard deviation,
-    against the same of its values in random order, less what depth explains of those, regrouped. 1.0 for
-    fewer than six blocks. seed: as in axes_test."""
+    """p of contrast(rest, its groups) / standard deviation of rest's pairs, rest = beyond_depth(S), S (L, L).
+
+    In the null the pairs of rest are shuffled, the model of depth is taken out of them again, and what is
+    left is grouped again. 1.0 for fewer than six blocks. seed: as in axes_test."""
     rng, L = np.random.default_rng(seed), len(S)
     if L < TESTABLE:
         return 1.0
@@ -269,7 +271,7 @@ class GroupDetector:
 
 
 def depth_groups(L: int, G: int) -> list[int]:
-    """Groups that need no detection: first, middle, last (the `constant` mode)."""
+    """Groups that need no detection, runs of neighbours: first, middle, last for G = 3 (mode `constant`)."""
     return [block * G // L for block in range(L)]
 
 

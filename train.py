@@ -1,4 +1,4 @@
-"""Train a latent diffusion transformer for captioned audio or super-resolution. Reads top to bottom.
+"""Train a latent diffusion transformer for captioned audio or super-resolution. To read it: `loop` first.
 
     python train.py                                     # captions to sound, preset `smoke`
     python train.py --task sr                           # band-limited to full band
@@ -11,8 +11,8 @@
 The regime r (regime.py) says where training is; `drive` turns it into the weight lambda of guidance
 (guidance.py), the density of timesteps (sampler.py) and the weight mu of the structure loss
 (structure_reg.py). Everything random in a step is drawn from generators made of (seed, step), so a resumed
-run sees the same batches, and so does a run on any number of devices. What is written: parts/runs.py. To add
-a mechanism: docs/teaching.md.
+run sees the same batches, and so does a run on any number of devices. timer(name) books the time since its
+last call. What is written: parts/runs.py. To add a mechanism: docs/teaching.md.
 
 Conventions: t in [0, 1], t = 1 is pure noise, t = 0 is data; x_t = (1-t) x0 + t eps; v = eps - x0; the
 network predicts v. B batch, T tokens, C latent channels, F teacher features, S words; k = step of K.
@@ -71,8 +71,8 @@ def drive(cfg: Config, r: float, k: int, detector: structure_reg.GroupDetector, 
     if cfg.guidance == "off":
         lam = 0.0
     elif cfg.guidance == "constant":
-        # May end all at once, as HASTE (arXiv 2505.16792) ends it.
-        lam = 0.0 if cfg.stop_at and k > cfg.stop_at * cfg.steps else cfg.lambda0
+        stopped = cfg.stop_at and k > cfg.stop_at * cfg.steps      # all at once: HASTE (arXiv 2505.16792)
+        lam = 0.0 if stopped else cfg.lambda0
     else:
         lam = guidance.ssl_weight(r, cfg.lambda0, cfg.gamma)
 
@@ -127,7 +127,7 @@ def losses(cfg: Config, networks: Networks, batch: dict, k: int, driven: Driven,
         total = total + driven.lam * ssl
     timer("guidance")
 
-    # Structure: keep apart what different groups of blocks add.
+    # Structure: keep apart what different groups of blocks add. (mu = 0 until its ratio is measured.)
     if driven.share:
         struct = STRUCT_LOSSES[cfg.struct_loss](hs, driven.groups, mask)
         total = total + driven.mu * struct
@@ -138,7 +138,7 @@ def losses(cfg: Config, networks: Networks, batch: dict, k: int, driven: Driven,
 def update(cfg: Config, networks: Networks, k: int, timer=ignore) -> float:
     """Clip the network's gradients (not the projector's), move weights and EMA -> norm before clipping, the
     one number of a step that waits for a GPU. Where it is not finite nothing moves."""
-    # The projector needs no warm-up: its loss is bounded.
+    # The projector keeps its rate, without warm-up or cooling: its loss is bounded.
     for optimizer, lr in zip(networks.model_optimizers, (cfg.lr, cfg.muon_lr)):
         optimizer.param_groups[0]["lr"] = lr * rate_factor(k, cfg.steps, cfg.warmup, cfg.cool)
     norm = float(torch.nn.utils.clip_grad_norm_(networks.model.parameters(), cfg.grad_clip))
@@ -248,9 +248,9 @@ class Training:
     draw: data.Prefetcher                      # of the clips of a step
     averaged: evaluate.Run                     # the averaged network, for previews and scores
     background: Background                     # draws pictures
-    step: int = 0                              # steps done
-    seconds_before: float = 0.0                # of training that they took
-    wall_before: float = 0.0                   # with previews and logs
+    step: int = 0                              # under way, or the last one done
+    seconds_before: float = 0.0                # of training, before it was resumed
+    wall_before: float = 0.0                   # the same with previews and logs
     quick: object = None                       # in place of evaluate.preview: the experiments' measurements
 
     def seconds(self, timer: Timer) -> float:
@@ -321,7 +321,8 @@ def loop(run: Training) -> Timer:
                disable=RANK > 0)
     with StopSignal() as stop:
         while run.step < cfg.steps and not stop.now:
-            began, run.step = time.perf_counter(), run.step + 1
+            began = time.perf_counter()
+            run.step += 1
             k, j = run.step, tracker.probe_index(run.step)
 
             # Where is training, and what follows from it?
@@ -331,7 +332,7 @@ def loop(run: Training) -> Timer:
             for line in phases.new(k, r, driven.lam, driven.share):
                 bar.write(line)
 
-            # The batch, its noise and noise levels: functions of (seed, step) alone.
+            # Clips, noise and dropped conditions are functions of (seed, step) alone; t follows r besides.
             drawn, generator = run.draw(k, bool(driven.lam))
             batch = data.add_noise(drawn, run.data.token_ids, cfg, generator, driven.density, cfg.batch,
                                    run.draw.rows)
@@ -395,7 +396,8 @@ def gradients(run: Training, j: int | None, driven: Driven, batch: dict, timer) 
 
 def evaluate_and_save(run: Training, log, timer: Timer) -> str:
     """Validation loss and previews of the averaged network, then the checkpoint; -> what there is to say."""
-    run.averaged.step, by_t = run.step, evaluate.validation_loss(run.networks.ema, run.val_batches)
+    run.averaged.step = run.step
+    by_t = evaluate.validation_loss(run.networks.ema, run.val_batches)
     quick = (run.quick or evaluate.preview)(run.averaged, run.data.val_set, run.background)
     found = {"val_loss": float(np.mean(by_t)), "val_loss_t": by_t, "seconds": run.seconds(timer), **quick}
     log({"step": run.step, "memory_mb": devices.memory_mb(run.cfg.device), "eval": found})

@@ -408,14 +408,14 @@ def means(run: evaluate.Run, clips: int = 6_000, draws: int = 8) -> dict:
                 target, *others = (z[i] for i in rng.permutation(same)[: n + 1])
                 a, b = extract(torch.stack(others).mean(0)[None]), extract(target[None])
                 frames.append(float(regime.discrepancy(a, b, phi_mean)))
-                a, b = (regime.over_frames(x)[:, None] for x in (a, b))
+                a, b = (regime.over_tokens(x)[:, None] for x in (a, b))
                 pooled.append(float(regime.discrepancy(a, b, phi_mean)))
         found[n] = {"frames": np.mean(frames), "pooled": np.mean(pooled), "captions": len(enough)}
     return found
 
 
 def means_text(found: dict) -> str:
-    lines = ["mean of n true clips of a caption against another one: D frame by frame, pooled"]
+    lines = ["mean of n true clips of a caption against another one: D token by token, pooled"]
     lines += [f"n = {n}: {row['frames']:.3f}, {row['pooled']:.3f}" for n, row in found.items()]
     return "\n".join(lines)
 

@@ -161,7 +161,7 @@ WITH_RESUME = ("steps", "device", "data", "workers", "profile", *TRUST)  # what 
 NOT_OF_ITS_KIND = ("out", "preset", "device", "precision", "compile", "workers", "profile")
 MODES = ("off", "constant", "adaptive")
 REGIMES = ("slope", "loss", "agreement", "clock")  # sources of r without a file
-PREDICTIONS = ("levels", "t1.0", "t0.9", "t0.7", "t0.5", "sample")  # compared frame by frame, or pooled
+PREDICTIONS = ("levels", "t1.0", "t0.9", "t0.7", "t0.5", "sample")  # compared token by token, or pooled
 SIGNALS = (*PREDICTIONS, *(f"{name}-pooled" for name in PREDICTIONS), "latent")
 CHOICES = {
     "task": ("t2a", "sr"),

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 import guidance as G
 from model import flow_matching_loss
-from regime import over_frames
+from regime import over_tokens
 
 # --- the loss
 
@@ -102,6 +102,6 @@ def test_all_masked_means_are_over_real_tokens_of_each_clip():
     a, b = (torch.randn(3, 5, 4, generator=generator) for _ in range(2))
     mask = torch.arange(5) < torch.tensor([5, 3, 1])[:, None]
     cosine = F.cosine_similarity(a, b, dim=-1)
-    assert torch.allclose(G.alignment_loss(a, b, mask), over_frames(1 - cosine, mask).mean())
+    assert torch.allclose(G.alignment_loss(a, b, mask), over_tokens(1 - cosine, mask).mean())
     error = (a - b).square().mean(-1)
-    assert torch.allclose(flow_matching_loss(a, b, mask), over_frames(error, mask))
+    assert torch.allclose(flow_matching_loss(a, b, mask), over_tokens(error, mask))

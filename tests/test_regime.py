@@ -405,12 +405,12 @@ def test_discrepancy_is_the_slow_double_loop_and_centring_matters():
     assert uncentred.max() < 0.05 < centred.min(), "uncentred features are alike, whatever they hold"
 
 
-def test_the_mean_over_frames_counts_real_frames_alone():
+def test_the_mean_over_tokens_counts_real_tokens_alone():
     x, mask = torch.randn(3, 5, 7), torch.tensor([[True] * 5, [True] * 2 + [False] * 3, [False] * 5])
     slow = torch.stack([x[0].mean(0), x[1, :2].mean(0), torch.zeros(7)])
-    assert torch.allclose(R.over_frames(x, mask), slow, atol=1e-6)
-    assert torch.equal(R.over_frames(x), x.mean(1)), "neutral: no mask"
-    assert torch.allclose(R.over_frames(x, torch.ones(3, 5, dtype=torch.bool)), x.mean(1), atol=1e-6)
+    assert torch.allclose(R.over_tokens(x, mask), slow, atol=1e-6)
+    assert torch.equal(R.over_tokens(x), x.mean(1)), "neutral: no mask"
+    assert torch.allclose(R.over_tokens(x, torch.ones(3, 5, dtype=torch.bool)), x.mean(1), atol=1e-6)
 
 
 def a_network(x, t):
@@ -441,8 +441,8 @@ def by_hand(name: str, x0, eps):
 
 
 @pytest.mark.parametrize("lengths", [(6, 6, 6), (6, 4, 1)])
-def test_every_prediction_frame_by_frame_and_pooled_is_the_slow_loop_over_real_frames(lengths):
-    """Clip by clip and frame by frame; all frames are real, or some are padding that holds garbage."""
+def test_every_prediction_token_by_token_and_pooled_is_the_slow_loop_over_real_tokens(lengths):
+    """Clip by clip and token by token; all tokens are real, or some are padding that holds garbage."""
     x0, eps, mean = torch.randn(3, 6, 3), torch.randn(3, 6, 3), torch.full((5,), 2.0)
     mask = torch.arange(6)[None] < torch.tensor(lengths)[:, None]
     found = R.probe(a_network, an_encoder, x0, eps, R.PREDICTIONS, mean, mask=mask)
@@ -458,14 +458,14 @@ def test_every_prediction_frame_by_frame_and_pooled_is_the_slow_loop_over_real_f
         assert abs(found[f"{name}-pooled"] - np.mean(pooled)) < 1e-5
     unmasked = R.probe(a_network, an_encoder, x0, eps, R.PREDICTIONS, mean)
     if min(lengths) == 6:
-        assert found == pytest.approx(unmasked, abs=1e-5), "neutral: all frames are real"
+        assert found == pytest.approx(unmasked, abs=1e-5), "neutral: all tokens are real"
     else:
         apart = [abs(unmasked[name] - found[name]) for name in found]
         assert np.median(apart) > 1e-3, "negative control (median: one may be near by chance)"
 
 
-def test_pooled_and_frame_wise_differ_where_frames_are_in_another_order():
-    """Pooled features say what is in a clip, not where: the same frames backwards are the same clip."""
+def test_pooled_and_token_wise_differ_where_tokens_are_in_another_order():
+    """Pooled features say what is in a clip, not where: the same tokens backwards are the same clip."""
     x0, eps = torch.randn(4, 6, 3), torch.randn(4, 6, 3)
     D = R.probe(lambda x, t: eps - x0.flip(1), an_encoder, x0, eps, ("sample",), torch.full((5,), 2.0))
     assert abs(D["sample-pooled"]) < 1e-5 and D["sample"] > 0.2
