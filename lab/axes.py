@@ -5,9 +5,9 @@
                        above 1 buys event sets with variety
     super-resolution   energy score of the high band and LSD-HF (lower is better)
 
-A run's own quick metrics are of fewer clips (but for event sets): they are looked at, curves of an experiment
-are compared. Comes in: a run with its averaged weights (evaluate.Run), a data set. Goes out: dicts for the
-log and for rows.
+The previews of train.py are of fewer clips (super-resolution 16; captions 96 for event sets, 24 for texture),
+since one only looks at them. Curves of an experiment are compared with one another. Comes in: a run with its
+averaged weights (evaluate.Run), a data set. Goes out: dicts for the log and for rows.
 
 Public: both_axes, final_axes, CLIPS, SAMPLED_TWICE, SCALES.
 """

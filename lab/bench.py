@@ -59,6 +59,7 @@ from parts.devices import Timer, hardware, pick_device, pick_precision
 from parts.errors import UserError, run_cli
 from parts.files import to_json, write_text
 from parts.metrics import mean_interval
+from parts.previews import CUTOFF
 from parts.soundworld import SoundWorld
 from parts.spectra import N_MELS
 from parts.teacher import TeacherFeatures, load_teacher
@@ -296,7 +297,7 @@ def bench_generation(run, rounds: int, sizes=(4, 16, 64)) -> list[dict]:
         if run.config["task"] == "t2a":
             evaluate.generate(run, captions[:n], list(range(n)))
         else:
-            evaluate.upsample(run, muffled[:n], 2_000, list(range(n)))
+            evaluate.upsample(run, muffled[:n], CUTOFF, list(range(n)))
 
     seconds = in_turns({str(n): functools.partial(make, n) for n in (1, *sizes)}, max(3, rounds // 5), 1)
     return by_size(seconds, run.config["seconds"])

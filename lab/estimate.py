@@ -45,6 +45,7 @@ from parts.teacher import load_teacher
 from parts.text import Words
 
 TASKS = ("t2a", "sr")
+CLIPS = 2           # random clips that work is counted with
 LAUNCH_S = 15e-6   # seconds of the processor a launch, Python and autograd included  # ASSUMED
 REACHED = 0.4      # share of the peak that matrix products reach                     # ASSUMED
 CARDS = {          # by their makers: FLOP/s in bfloat16 without sparsity, bytes/s of memory
@@ -150,15 +151,15 @@ def step_seconds(step: Work, card: str) -> float:
 
 # --- a preset -----------------------------------------------------------------------------------------------
 
-def estimate(task: str = "t2a", clips: int = 2) -> list[dict]:
+def estimate(task: str) -> list[dict]:
     """Rows {task, preset, tokens, batch, steps, parameters, flop_a_step, launches_a_step, bytes_a_step,
     minutes {card: of training}, saved_mb_a_clip (_checkpointing), fixed_gb, memory_gb
-    (_checkpointing_accumulate_4)}, one a preset: counted on its network, with `clips` random clips, in
+    (_checkpointing_accumulate_4)}, one a preset: counted on its network, with CLIPS random clips, in
     bfloat16, with guidance."""
-    return [_estimate_preset(task, preset, clips) for preset in config.PRESETS]
+    return [_estimate_preset(task, preset, CLIPS) for preset in config.PRESETS]
 
 
-def count_step(cfg: config.Config, clips: int = 2) -> Work:
+def count_step(cfg: config.Config, clips: int = CLIPS) -> Work:
     """What a step of these settings asks for, all of its batch; counted on the CPU with `clips` clips."""
     small = dataclasses.replace(cfg, device="cpu", batch=clips, accumulate=1, compile=False)
     features = load_teacher().features

@@ -1,16 +1,17 @@
 """The experiments: arms with their controls, over seeds, to a table and a figure.
 
     python -m lab.experiments list                                 # the experiments and their arms
-    python -m lab.experiments run E1 --seeds 8 --out results/e1    # runs what is missing; table and figure
+    python -m lab.experiments run E1 --seeds 8 --out runs/e1       # runs what is missing; table and figure
     python -m lab.experiments run E1 --dry-run                     # arms and hours, before anyone waits
     python -m lab.experiments run E1 --arm 'mine={"lambda0": 1}'   # your own arm beside them (or --arms FILE)
     python -m lab.experiments run E1 --jobs 4                      # four runs at a time, on one GPU say
     python -m lab.experiments run E1 --shard 2/8 --out /shared/e1  # the second of eight machines' share
     python -m lab.experiments table results/e1                     # the table again, from the rows on disk
 
-Shards fill one folder, each with every eighth run and those that replay it; the last to end prints the whole
-table. With --jobs on a GPU this process never touches the GPU: settings are resolved and runs made in its
-children (a parent's own context would take their memory, and bars them from a card that admits one).
+Shards fill one folder, each with every eighth seed, so that arms are compared on one machine; the last to end
+prints the whole table. With --jobs on a GPU this process never touches the GPU: settings are resolved and
+runs made in its children (a parent's own context would take their memory, and bars them from a card that
+admits one).
 
 An experiment is a list of arms, each a name and options of train.py (lab/questions.py). An interrupted one
 goes on with the same command; what is finished is not run again (lab/runner.py). The folder then holds
@@ -20,8 +21,8 @@ runs have both axes), of E5 track.json, of E9 best.json and best.png. Runs whose
 again, on whichever machine they were made.
 
 Intervals are Student's t over seeds, of paired differences; fewer than 8 seeds are labelled descriptive.
-p-values are exact sign-flip tests; the smallest p that n seeds can reach (2 / 2^n) is printed
-(lab/statistics.py).
+p-values are of sign-flip tests, exact up to 16 seeds; the smallest p that n seeds can reach (2 / 2^n) is
+printed (lab/statistics.py).
 
 Public: COMMON, read_arms, tuned_clocks, shard, plan, show, main.
 """
@@ -141,10 +142,9 @@ def _best_clock(rows: list[dict], arms: dict, setting: str) -> str | None:
             finals[arm] = [r["final"] for r in rows if r["arm"] == arm and "final" in r]
     if not any(finals.values()):
         return None
-    key, _ = final_metric(rows)
+    key, sign, _ = final_metric(rows)
     means = {arm: np.mean([final[key] for final in scores]) for arm, scores in finals.items() if scores}
-    higher_is_better = key in ("exact", "clap_score")
-    best = max(means, key=means.get) if higher_is_better else min(means, key=means.get)
+    best = max(means, key=lambda arm: sign * means[arm])
     return best.rpartition(": ")[2]
 
 
@@ -238,15 +238,15 @@ def _check_apart(arms: dict, runs: list[tuple]) -> tuple[dict, float]:
 
 
 def _describe(args, arms: dict, common: dict, runs: list[tuple], steps: int, hours: float) -> str:
-    """What is about to be run, and how long it takes."""
+    """What is about to be run, and how long it takes. common: settings of all arms; they are not repeated."""
     which = f"{len(arms)} arms x {args.seeds} seeds"
     if args.shard:
         which = f"shard {args.shard[0]} of {args.shard[1]}: {len(runs)} of the runs of {which}"
     lines = [f"{args.experiment}: {EXPERIMENTS[args.experiment].question}",
-             f"{which}, {steps} steps, about {hours:.1f} hours here"]
-    for name, options in arms.items():
-        own = {k: v for k, v in options.items() if k not in common and k != "steps"}
-        lines.append(f"  {name:26s} {to_json(own)}")
+             f"{which}, {steps} steps, about {hours:.1f} hours here, one run at a time"]
+    for arm, options in arms.items():
+        own = {name: value for name, value in options.items() if common.get(name) != value}
+        lines.append(f"  {arm:26s} {to_json(own)}")
     return "\n".join(lines)
 
 
@@ -259,7 +259,7 @@ def _refuse_other_runs(out: Path, arms: dict, seeds: list[int]) -> None:
             raise UserError(f"{begun.parent}: a run with {differs}; give another --out, or delete it")
     differs = other_rows(out, arms, seeds)
     if differs:
-        raise UserError(f"{out / 'rows.jsonl'}: holds {differs}; give another --out, or delete it")
+        raise UserError(f"{out / 'rows.jsonl'}: holds {differs}; give another --out")
 
 
 def _runs_at_a_time(args, resolved: dict) -> int:
@@ -296,7 +296,7 @@ def _other_arm(old: dict, spec: dict) -> str | None:
         return f"experiment {old['experiment']}"
     for arm, options in spec["arms"].items():
         before = old["arms"].get(arm, options)
-        for name in sorted({*before, *options} - {*UNLIKE, "device"}):
+        for name in sorted({*before, *options} - {*UNLIKE} | {"recipe"}):
             if before.get(name) != options.get(name):
                 return f"arm {arm!r} with {name} {before.get(name)}, not {options.get(name)}"
     return None
@@ -345,12 +345,12 @@ def cmd_run(args) -> None:
     arms, common, seeds, reference = plan(args)
     runs = share(arms, seeds, *(args.shard or (1, 1)))
     resolved, hours = _check_apart(arms, runs)
-    arms = {name: {**options, "steps": resolved[name].steps, "precision": resolved[name].precision}
-            for name, options in arms.items()}
     print(_describe(args, arms, common, runs, next(iter(resolved.values())).steps, hours))
     if args.dry_run:
         return
-    out = args.out or ROOT / "results" / args.experiment.lower()
+    arms = {name: {**options, "steps": resolved[name].steps, "precision": resolved[name].precision}
+            for name, options in arms.items()}
+    out = args.out or ROOT / "runs" / args.experiment.lower()
     _refuse_other_runs(out, arms, seeds)
 
     # What was asked for is written down first: `table` works on what there is, at any time.

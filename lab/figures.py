@@ -14,7 +14,7 @@ grey.
 | work | results/block-work.json: what blocks add, with and without the structure loss |
 | curves | results/e1, e1-sr, e1-esc10, rows.jsonl: quality over steps, mean and 95 % interval over seeds |
 | parts | results/e1-sr-dev/rows.jsonl: what `stage` changes, one thing at a time, minus `static` |
-| sooner | the same, summary.json: times fewer steps and seconds than `static`, of how many seeds |
+| sooner | results/e1, e1-sr, e1-esc10, summary.json: times fewer steps and seconds than `static` |
 | differences | results/e*/summary.json: every arm of 8 seeds against its control, in one picture |
 | sounds | assets/demo: captions nobody trained on, real clip beside the model's |
 | decoder | assets/demo, assets/decoder.safetensors: round trips of clips by Griffin-Lim and by the decoder |
@@ -64,7 +64,7 @@ ARMS = {"vanilla": ("#b0b0b0", ":"), "static": (BLACK, "-"), "stop": (BROWN, "-.
         "clock": (GREEN, (0, (5, 1))), "stage": (RED, "--"), "permuted": ("#c77d9b", (0, (1, 1))),
         "infonoise": ("#4666b0", (0, (4, 1, 1, 1))), "curriculum": ("#7fa3d9", (0, (3, 3)))}
 OTHERS = ("#4666b0", GREEN, BROWN, "#c77d9b", "#7fa3d9", "#e09f3e", "#b0b0b0")  # of arms without a colour
-# Main comparisons: folder of results -> title.
+# E1 of the first reading, at 400 steps: folder of results -> title.
 TITLES = {"e1": "captions", "e1-sr": "super-resolution", "e1-esc10": "super-resolution of ESC-10"}
 
 
@@ -244,8 +244,8 @@ def regime_band() -> plt.Figure:
         same = [points for rate, points in progress if rate == default]
         at = [step for step, _ in same[0]]
         values = np.array([[value for _, value in points] for points in same])
-        ax.errorbar(at, values.mean(0), yerr=values.std(0), fmt="o", ms=3.5, color=BLACK, lw=0.8, capsize=2,
-                    label="measured progress, deviation over seeds")
+        ax.errorbar(at, values.mean(0), yerr=values.std(0, ddof=1), fmt="o", ms=3.5, color=BLACK, lw=0.8,
+                    capsize=2, label="measured progress, deviation over seeds")
         ax.set(title=title, xlabel="training step", xscale="log", ylim=(-0.03, 1.03))
         ax.set_xscale("log", base=2)
         ticks = [2**k for k in range(5, 13) if 2**k <= last]
@@ -311,7 +311,7 @@ def work() -> plt.Figure:
 # --- experiments --------------------------------------------------------------------------------------------
 
 def main_comparisons() -> list[Path]:
-    """Folders of recorded main comparisons."""
+    """Folders of E1 of the first reading."""
     folders = [RESULTS / name for name in TITLES if (RESULTS / name / "rows.jsonl").is_file()]
     if not folders:
         raise UserError(f"{RESULTS}: no recorded E1; make one with: "

@@ -29,10 +29,10 @@ def magnitude(mel: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decode_by_griffin_lim(codec: Codec, z: Tensor, iters: int = 32, seed: int = 0) -> Tensor:
-    """Latents z (B, T, C) -> wav (B, 640 T), as Codec.decode."""
+def decode_by_griffin_lim(codec: Codec, z: Tensor) -> Tensor:
+    """Latents z (B, T, C) -> wav (B, 640 T), as Codec.decode; 32 rounds from the same random phases."""
     mag = magnitude(codec.decode_mel(z))
     mag = torch.cat([mag, mag[:, -1:]], 1)                         # the frame centred on the very end
-    phase = 2 * torch.pi * torch.rand(mag.shape[1:], generator=torch.Generator().manual_seed(seed))
+    phase = 2 * torch.pi * torch.rand(mag.shape[1:], generator=torch.Generator().manual_seed(0))
     spec = torch.polar(mag, phase.to(mag.device).expand_as(mag))
-    return limit_peak(griffin_lim(spec, (mag.shape[1] - 1) * HOP, iters))
+    return limit_peak(griffin_lim(spec, (mag.shape[1] - 1) * HOP, 32))

@@ -86,7 +86,7 @@ def draw_differences(ax, rows: list[dict], arms: dict, reference: str, metric: s
             continue
         steps, values = differences(rows, arm, other, metric)
         late = np.array(steps) ** 2 >= max(steps, default=0) * min(steps, default=0)
-        if len(values):
+        if values.size:
             draw_runs(ax, np.array(steps)[late], values[:, late], f"{arm} (n = {len(values)})", *style(arm))
     ax.axhline(0, color="black", lw=0.8)
     sign, name = METRICS[metric]

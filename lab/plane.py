@@ -80,7 +80,8 @@ def plane(rows: list[dict], arms: dict, reference: str) -> list[dict]:
 
 def plane_table(found: list[dict]) -> str:
     """plane as text."""
-    lines = ["both axes, differences from the reference, 95 %; wins: better on one, not worse on the other"]
+    lines = ["both axes, differences from the reference, 95 %, not adjusted for the number of arms and axes; "
+             "wins: better on one, not shown to be worse on the other"]
     for row in found:
         cells = []
         for axis in row["axes"]:

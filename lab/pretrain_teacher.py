@@ -6,7 +6,8 @@
 The first makes the shipped teacher (half precision; about ten CPU minutes). No recording, no label and none
 of the sounds that the judges know is used: parts/patches.py renders each random patch twice, slightly
 different, and the teacher must find each rendering's partner among a batch of others (InfoNCE; the pairs are
-those of arXiv 2406.05923). How good the result is: python -m lab.probe_teacher.
+those of arXiv 2406.05923). How good the result is:
+python -m lab.probe_teacher --weights FILE.
 
     pairs (B, 2, F, M) log-mel --augment--> (2 B, F, M) --Teacher--> phi (2 B, T, features)
         --pool over the clip, and over windows of 0.64 s--> --heads--> embeddings --info_nce--> loss
@@ -33,10 +34,13 @@ from parts.patches import RandomPatches
 from parts.spectra import log_mel
 from parts.teacher import Teacher, pool
 
+TAU = 0.1    # temperature of the contrast
+WINDOW = 16  # tokens, 0.64 s
+
 # --- what is asked of the teacher -----------------------------------------------------------------------
 
 
-def info_nce(a: Tensor, b: Tensor, tau: float = 0.1, own: Tensor | None = None) -> Tensor:
+def info_nce(a: Tensor, b: Tensor, tau: float, own: Tensor | None = None) -> Tensor:
     """Each row of a (n, E) must find its partner in b (n, E) among all, and the other way round: scalar.
 
     own (n,): rows with the same number come from one clip; they are no negatives of each other."""
@@ -89,10 +93,8 @@ class Contrast(nn.Module):
     """Loss of a batch of pairs, clip by clip and window (0.64 s) by window: whole sounds and their moments
     are told apart."""
 
-    def __init__(self, features: int, window: int = 16, tau: float = 0.1):
+    def __init__(self, features: int):
         super().__init__()
-        self.window = window  # tokens
-        self.tau = tau
         self.clip = _head(features)
         self.local = _head(features)
 
@@ -102,13 +104,13 @@ class Contrast(nn.Module):
 
         # Whole clips.
         a, b = self.clip(pool(phi)).chunk(2)                       # (B, E) each
-        loss = info_nce(a, b, self.tau)
+        loss = info_nce(a, b, TAU)
 
         # Windows; those of one clip may well be alike, so they are no negatives of each other.
-        windows = rearrange(phi, "b (n w) f -> (b n) w f", w=self.window)
+        windows = rearrange(phi, "b (n w) f -> (b n) w f", w=WINDOW)
         c, d = self.local(pool(windows)).chunk(2)                  # (B n, E) each
         own = torch.arange(len(a)).repeat_interleave(len(c) // len(a))
-        return loss + 0.5 * info_nce(c, d, self.tau, own)
+        return loss + 0.5 * info_nce(c, d, TAU, own)
 
 
 class Masked(nn.Module):
@@ -171,7 +173,7 @@ def save_teacher(teacher: Teacher, path: Path) -> None:
     """Half precision: 1.3 MB."""
     save_half(teacher, path)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; "
-          "how good it is: python -m lab.probe_teacher --esc10 FOLDER")
+          f"how good it is: python -m lab.probe_teacher --weights {path} --esc10 FOLDER")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The questions put to the paper: each an experiment, a list of arms with their controls.
 
-An arm is a name and what it sets of train.py's settings. The question stands in the name of the experiment's
-reference: differences are taken from that arm. Everything that is not set here (steps, clips, seeds, task) is
+An arm is a name and what it sets of train.py's settings. Each experiment has a reference, one of its arms,
+from which differences are taken. Everything that is not set here (steps, clips, seeds, task) is
 the same for all arms of an experiment and comes from the command line (lab/experiments.py).
 
 Five sources of r are not train.py's own; the runner makes them, as a file that is replayed (lab/runner.py):

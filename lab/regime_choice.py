@@ -82,7 +82,8 @@ def record(path: Path) -> list[dict]:
 
 
 def _references(run, clips: int) -> tuple[float, float, str]:
-    """(value at progress 0, at progress 1, name) of the quick metric, on as many clips as the run's."""
+    """(value at progress 0, at progress 1, name) of the quick metric. Captions: event sets; the
+    ceiling is that of the run's final table. Super-resolution: energy score, of as many validation clips."""
     config = run.config
     if config["task"] == "t2a":
         scores = read_scores(run.path)

@@ -45,10 +45,10 @@ from parts.page import (
     slider_of,
 )
 from parts.page_figures import BOX
+from parts.previews import CUTOFF
 from parts.runs import read_log, read_scores
 from parts.spectrograms import draw_spectrogram
 
-CUTOFF = 2_000  # Hz: band limit of the inputs in super-resolution
 CURVES = (      # (title, key in an evaluation of the log, axis)
     ("Validation loss", "val_loss", "squared velocity error"),
     ("Event sets right on validation clips", "event_accuracy", "share"),

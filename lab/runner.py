@@ -42,7 +42,8 @@ from parts.files import reading, to_json, write_text
 from parts.runs import read_log, read_scores
 
 ROOT = Path(__file__).resolve().parents[1]
-UNLIKE = ("out", "recipe", "workers", "profile")  # settings that two runs may differ in and still be the same
+# Settings that two runs may differ in and still be the same. (What a recipe sets is compared itself.)
+UNLIKE = ("out", "recipe", "device", "workers", "profile")
 R_CHANGES = "r_changes"  # key of a run's last row: [[step, r], ...], each r from that step on
 
 
@@ -133,17 +134,17 @@ def source_file(source: str, options: dict, out: Path, arm: str, seed: int, seed
 
 
 def refuse_unknown_source(arm: str, options: dict, arms: dict) -> None:
-    """UserError where an arm's r is to be made of an arm that is none of `arms`, or of a share that is no
-    share."""
+    """UserError where an arm's r is to be made of an arm that is none of `arms`, or is to reach 1 after a
+    share of the steps that is not positive (above 1: it does not get there)."""
     kind, _, what = str(options.get("regime", "")).partition(":")
     if kind == "ramp":
         try:
-            possible = 0 < float(what) <= 1
+            possible = 0 < float(what) < float("inf")
         except ValueError:
             possible = False
         if not possible:
-            raise UserError(f"arm {arm!r}: regime ramp:{what}: must be ramp:SHARE, with a share of the steps "
-                            "above 0 and up to 1")
+            raise UserError(f"arm {arm!r}: regime ramp:{what}: must be ramp:SHARE, with a positive share of "
+                            "the steps")
     elif kind in DERIVED and what not in arms:
         raise UserError(f"arm {arm!r}: regime {kind}:{what}: there is no arm {what!r}; there are: "
                         f"{', '.join(arms)}")
@@ -152,15 +153,12 @@ def refuse_unknown_source(arm: str, options: dict, arms: dict) -> None:
 # --- shards -------------------------------------------------------------------------------------------------
 
 def share(arms: dict, seeds: list[int], k: int, n: int) -> list[tuple[str, int]]:
-    """Runs (arm, seed) of the k-th (from 1) of n shards: of the runs that replay no other every n-th, and
-    with each of them those that replay it, so that no shard waits for another."""
-    shard_of = {}  # run -> its shard
-    for seed, arm in itertools.product(seeds, arms):
-        if _origin(arm, seed, arms, seeds) == (arm, seed):
-            shard_of[arm, seed] = 1 + len(shard_of) % n
+    """Runs (arm, seed) of the k-th (from 1) of n shards: whole seeds, of which it has every n-th, so that
+    arms that are compared are of one machine; with each run those that replay it, so that no shard waits."""
     runs = []
     for seed, arm in itertools.product(seeds, arms):
-        if shard_of.get(_origin(arm, seed, arms, seeds), 1) == k:  # 1 where what it replays is not asked for
+        _, origin = _origin(arm, seed, arms, seeds)
+        if 1 + seeds.index(origin) % n == k:
             runs.append((arm, seed))
     return runs
 
@@ -214,7 +212,7 @@ def _first_difference(made_with: dict, wanted: dict, *ignored: str) -> str | Non
     """The first setting that differs, as "steps 100, not 3000"; None: there is none. What `made_with` lacks
     did not exist when the run was made, and counts as equal."""
     for name, value in wanted.items():
-        if name not in (*UNLIKE, "device", *ignored) and made_with.get(name, value) != value:
+        if name not in (*UNLIKE, *ignored) and made_with.get(name, value) != value:
             return f"{name} {made_with[name]}, not {value}"
     return None
 
@@ -278,6 +276,13 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
         os.replace(copied, path)
         return path
 
+    # The commit is that of the code as it is now, before hours of training; a resumed run may have several.
+    begun = path.with_name(f"{path.name}.commits.json")
+    commits = json.loads(begun.read_text()) if begun.is_file() and path.exists() else []
+    commits = list(dict.fromkeys([*commits, provenance()["commit"]]))
+    begun.parent.mkdir(parents=True, exist_ok=True)
+    write_text(begun, to_json(commits) + "\n")
+
     # What may run code is never taken from a run's own settings.
     trust = {name: options.get(name, False) for name in config.TRUST}
     if (path / "config.json").is_file():
@@ -294,7 +299,9 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
     run = evaluate.load_run(path, device, trust["trust_remote_code"], trust["allow_pickle"])
     axes = final_axes(run)
     write_text(path / "axes.json", to_json(axes) + "\n")
-    write_text(path / "made.json", to_json(provenance(device)) + "\n")
+    made = {**provenance(device), "commit": ", ".join(commits)}
+    write_text(path / "made.json", to_json(made) + "\n")
+    begun.unlink()
     return path
 
 
@@ -334,19 +341,14 @@ def _recorded_rows(out: Path) -> dict:
     return recorded
 
 
-def _other_option(row: dict, options: dict) -> str | None:
-    """What this row's run was made with otherwise than with these options, because it is of another
-    experiment with an arm of that name; None: nothing."""
-    return _first_difference(row.get("config", {}), options)
-
-
 def other_rows(out: Path, arms: dict, seeds: list[int]) -> str | None:
     """A recorded run of these arms and seeds that has other settings than it would be given now, as "arm
     'static', seed 0, with steps 400, not 3000"; None: there is none."""
     for (arm, seed), rows in _recorded_rows(out).items():
-        differs = _other_option(rows[-1], arms[arm]) if arm in arms and seed in seeds else None
-        if differs:
-            return f"arm {arm!r}, seed {seed}, with {differs}"
+        if arm in arms and seed in seeds:
+            differs = other_settings(arms[arm], seed, rows[-1].get("config", {}))
+            if differs:
+                return f"arm {arm!r}, seed {seed}, with {differs}"
     return None
 
 
@@ -356,8 +358,9 @@ def recorded_runs(out: Path, arms: dict, seeds: list[int], runs: list[tuple]) ->
     replays they must hold its r."""
     done, recorded = set(), _recorded_rows(out)
     for (arm, seed), rows in recorded.items():
-        asked = (arm, seed) in runs and not folder_of(out, arm, seed).exists()
-        if asked and "final" in rows[-1] and not any(_other_option(row, arms[arm]) for row in rows):
+        if (arm, seed) not in runs or folder_of(out, arm, seed).exists() or "final" not in rows[-1]:
+            continue
+        if not other_settings(arms[arm], seed, rows[-1].get("config", {})):
             done.add((arm, seed))
     for _ in arms:                                         # what replays may be replayed
         replayed = {_replayed_by(arm, seed, arms, seeds) for arm, seed in runs if (arm, seed) not in done}
@@ -416,7 +419,9 @@ def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
         if (path / "scores.json").is_file():
             rows += _rows_of_run(path, name, arm, seed, arms[arm])
         else:
-            rows += [row for row in recorded.get((arm, seed), []) if not _other_option(row, arms[arm])]
+            # Not those of another experiment's arm of that name.
+            rows += [row for row in recorded.get((arm, seed), [])
+                     if not _first_difference(row.get("config", {}), arms[arm])]
     not_asked_for = []
     for (arm, seed), run in recorded.items():
         if arm not in arms or seed not in seeds:

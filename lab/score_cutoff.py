@@ -152,16 +152,15 @@ def _row(source: str, kind: str, outcomes: list[dict]) -> dict:
             "false_alarms": len(alarms), "treble_lost": sum(o["treble_lost"] for o in outcomes),
             "muffled": len(muffled), "answered": len(octaves),
             "within_half_octave": int(sum(abs(error) <= 0.5 for error in octaves)),
-            "median_octaves": float(np.median(octaves)) if octaves else None}
+            "median_octaves": float(np.median(octaves)) if octaves else None,
+            # Originals are of different clips; the other kinds are the same clips again and again.
+            **({"false_alarms_95": wilson(len(alarms), len(full))} if kind == "original" and full else {})}
 
 
 def _total(source: str, name: str, rows: list[dict]) -> dict:
     """The sum of several rows of a source."""
     sums = {key: sum(row[key] for row in rows) for key in COUNTS}
-    total = {"source": source, "kind": f"all {name}", **sums}
-    if total["full_band"]:
-        total["false_alarms_95"] = wilson(total["false_alarms"], total["full_band"])
-    return {**total, "median_octaves": None}
+    return {"source": source, "kind": f"all {name}", **sums, "median_octaves": None}
 
 
 def score_clips(source: str, waves: Iterable[np.ndarray]) -> list[dict]:
@@ -186,6 +185,9 @@ def cutoff_table(rows: list[dict]) -> str:
     for row in rows:
         median = "" if row["median_octaves"] is None else f"{row['median_octaves']:+.2f}"
         alarms = f"{row['false_alarms']} of {row['full_band']}" if row["full_band"] else ""
+        if "false_alarms_95" in row:
+            low, high = row["false_alarms_95"]
+            alarms += f", 95 %: {100 * low:.1f} to {100 * high:.1f} %"
         answered = f"{row['answered']} of {row['muffled']}" if row["muffled"] else ""
         right = f"{row['within_half_octave']} of {row['answered']}" if row["answered"] else ""
         cells = (row["source"], row["kind"], alarms, row["treble_lost"], answered, right, median)

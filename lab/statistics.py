@@ -2,8 +2,8 @@
 of arrays.
 
 Intervals are Student's t over seeds, of paired differences: all arms of one seed share their data and their
-noise, and pairing takes out what they share. p-values are exact sign-flip tests; with few seeds the smallest
-p that can be reached (2 / 2^n) matters as much as the p that was found.
+noise, and pairing takes out what they share. p-values are of sign-flip tests, exact up to 16 seeds; with few
+seeds the smallest p that can be reached (2 / 2^n) matters as much as the p that was found.
 
 "Time to quality" compares isotonic fits of two learning curves over all of the quality that both reach. The
 first passage of a noisy curve would not do: the more evaluations, the earlier the first lucky one, so an arm
@@ -27,6 +27,7 @@ import scipy.optimize
 from parts.metrics import mean_interval
 
 ROUNDING = 1e-12    # two sums that differ by less are equal
+GRID = 20           # qualities at which times are compared
 MANY = 100_000      # random sign patterns, where all of them would be too many
 
 
@@ -115,18 +116,18 @@ def passage(x, y, q: np.ndarray) -> np.ndarray:
     return log_x[before] + share * (log_x[after] - log_x[before])
 
 
-def time_to_quality(x_ref, ref, x_arm, arm, grid: int = 20) -> tuple[float, float]:
+def time_to_quality(x_ref, ref, x_arm, arm) -> tuple[float, float]:
     """One seed's log(T_ref(q) / T_arm(q)), averaged over the quality q that both fits reach, and the share of
     the reference's range that this is (the rest is censored). > 0: the arm is sooner. NaN where they share no
     range. Antisymmetric in its arguments.
 
-    x: steps or seconds, ref and arm: quality (higher is better), (n,) each. grid: how many q."""
+    x: steps or seconds, ref and arm: quality (higher is better), (n,) each."""
     fit_ref, fit_arm = isotonic(ref), isotonic(arm)
     low = max(fit_ref[0], fit_arm[0])
     high = min(fit_ref[-1], fit_arm[-1])
     if high <= low:
         return float("nan"), 0.0
-    q = np.linspace(low, high, grid + 2)[1:-1]
+    q = np.linspace(low, high, GRID + 2)[1:-1]
     log_ratio = np.mean(passage(x_ref, ref, q) - passage(x_arm, arm, q))
     share = (high - low) / max(fit_ref[-1] - fit_ref[0], 1e-12)
     return float(log_ratio), float(share)
@@ -143,21 +144,22 @@ def time_to_end(x_ref, ref, x_arm, arm) -> float:
 
 def speed_up(curves_ref: list[tuple], curves_arm: list[tuple]) -> dict:
     """T_ref / T_arm over seeds, a curve (x, y) a seed: geometric mean with a t interval of the log ratios,
-    seeds that share any quality (n) of all (of), and the share of quality compared. Besides, at the quality
-    where the reference ends: the median over all seeds (at_end; None where half of them never reach it), and
-    how many do (reach_end)."""
+    seeds that share any quality (n) of all (of), and the mean share of the reference's range that these n
+    share (shared). Besides, at the quality where the reference ends: the median over all seeds (at_end; None
+    unless more than half of them reach it), and how many do (reach_end)."""
     at_end = [time_to_end(*ref, *arm) for ref, arm in zip(curves_ref, curves_arm)]
-    end = {"at_end": statistics.median_low(at_end) or None, "reach_end": int(np.count_nonzero(at_end))}
+    reached = int(np.count_nonzero(at_end))
+    end = {"at_end": statistics.median(at_end) if 2 * reached > len(at_end) else None, "reach_end": reached}
     found = [time_to_quality(*ref, *arm) for ref, arm in zip(curves_ref, curves_arm)]
     logs = np.array([log_ratio for log_ratio, _ in found])
-    shared = [share for _, share in found]
+    shared = np.array([share for _, share in found])
     known = ~np.isnan(logs)
     if known.sum() == 0:
         return {"ratio": float("nan"), "interval": [float("nan")] * 2, "n": 0, "of": len(logs), "shared": 0.0,
                 **end}
     mean, low, high = interval(logs[known])
     return {"ratio": float(np.exp(mean)), "interval": [float(np.exp(low)), float(np.exp(high))],
-            "n": int(known.sum()), "of": len(logs), "shared": float(np.mean(shared)), **end}
+            "n": int(known.sum()), "of": len(logs), "shared": float(shared[known].mean()), **end}
 
 
 # --- does one curve follow another? -------------------------------------------------------------------------
@@ -187,7 +189,8 @@ def rate_correlation(runs: list[dict]) -> dict:
 
     The rates between neighbouring points, less their mean over runs, are correlated over all runs and points.
     The unit is the run: the interval is the jackknife's over runs (of Fisher's z), p is by exchanging whole
-    runs."""
+    runs. Runs of one setting that differ in the seed alone are more alike than others: where there are such,
+    the interval is too narrow and p too small."""
     falling, rising = -_rates(runs, "D"), _rates(runs, "quality")  # (runs, points - 1); falling D is progress
     n = len(runs)
     whole = _correlation_at_same_step(falling, rising)

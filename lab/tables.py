@@ -5,8 +5,11 @@ validation clips, "r", "D" where it was measured}; the last row of a run also ho
 the final table. Rows are all that is needed here: the runs themselves may be gone.
 
 Every arm is compared with its reference over the seeds that both have finished: difference of the final
-metric (paired interval, sign-flip p, Holm's p over all arms of the table) and time to quality on the learning
-curves of each axis. A table of fewer than 8 seeds is labelled descriptive.
+metric (paired interval, sign-flip p, Holm's p over the arms that have as many seeds as any) and time to
+quality on the learning curves of each axis. A table, or an arm, of fewer than 8 seeds is called descriptive.
+
+Times in seconds are compared only where the runs of each seed were made on one machine with as many threads,
+and measured "seconds": runs that other work disturbed keep theirs under another name, "seconds_apart".
 
 Public: METRICS, curves, curve_metrics, final_metric, summarize, secondary_metrics, table, track, track_table.
 """
@@ -35,15 +38,15 @@ METRICS = {  # measured while a run is trained, at its w -> (+1: higher is bette
     "lsd_hf": (-1, "LSD-HF"),
     "val_loss": (-1, "validation loss, uniform t"),
 }
-# Learning curves are of the first of these that a run has, times to quality of all but the loss, which is
-# taken where there is nothing else.
+# Learning curves and times to quality are of all of these that every run has, but of the loss only where
+# there is nothing else.
 CURVES = ("event_accuracy", "texture_score_w1", "energy_score", "lsd_hf", "val_loss")
-FINAL = {  # the table is of the first of these that a run has, in its final scores -> how it reads
-    "exact": "event-set accuracy",
-    "clap_score": "CLAP score",
-    "energy_score": "energy score (lower is better)",
-    "kid_model": "KID in the audio model's space (lower is better)",
-    "kid": "KID in the judge's space (lower is better)",
+FINAL = {  # the table is of the first of these that a run has, in its final scores, as in METRICS
+    "exact": (1, "event-set accuracy"),
+    "clap_score": (1, "CLAP score"),
+    "energy_score": (-1, "energy score (lower is better)"),
+    "kid_model": (-1, "KID in the audio model's space (lower is better)"),
+    "kid": (-1, "KID in the judge's space (lower is better)"),
 }
 SECONDARY = ("kid", "event_kl", "lsd_hf", "val_loss")  # compared besides; lower is better in all of them
 SEMANTIC = ("event_accuracy", "recall")                # E5: which events there are
@@ -71,22 +74,30 @@ def curve_metrics(rows: list[dict]) -> list[str]:
     return [metric for metric in found if metric != "val_loss"] or found
 
 
-def final_metric(rows: list[dict]) -> tuple[str, str]:
-    """(key in the final scores, how it reads): event-set accuracy, CLAP score (higher is better), energy
-    score or KID (lower is better)."""
+def final_metric(rows: list[dict]) -> tuple[str, int, str]:
+    """(key in the final scores, +1 or -1, how it reads) of the first of FINAL that all runs have."""
     ends = [r["final"] for r in rows if "final" in r]
     key = next(k for k in FINAL if all(k in end for end in ends))
-    return key, FINAL[key]
+    return key, *FINAL[key]
 
 
 # --- the table ----------------------------------------------------------------------------------------------
 
+def _seconds_compare(rows: list[dict], arm: str, reference: str, seeds: list[int]) -> bool:
+    """Are the seconds of both arms at hand, and for each seed of one machine and as many threads?"""
+    made_on = {}  # seed -> {(machine, threads)}
+    for r in rows:
+        if r["arm"] in (arm, reference) and r["seed"] in seeds:
+            if "seconds" not in r:
+                return False
+            made_on.setdefault(r["seed"], set()).add((r.get("machine"), r.get("threads")))
+    return all(len(found) == 1 for found in made_on.values())
+
+
 def _speed_ups(rows: list[dict], arm: str, reference: str, seeds: list[int]) -> dict:
     """How much sooner than its reference an arm reaches the same quality: {metric: {"step", "seconds"}}."""
     out = {}
-    clocks = ["step", "seconds"]
-    if any("seconds" not in r for r in rows if r["arm"] in (arm, reference)):
-        clocks = ["step"]  # made on another day or machine: no seconds to compare
+    clocks = ["step", "seconds"] if _seconds_compare(rows, arm, reference, seeds) else ["step"]
     for metric in curve_metrics(rows):
         out[metric] = {}
         for clock in clocks:
@@ -99,7 +110,7 @@ def _speed_ups(rows: list[dict], arm: str, reference: str, seeds: list[int]) -> 
 def summarize(rows: list[dict], arms: dict, reference: str) -> list[dict]:
     """One row an arm: final metric over seeds, paired difference from its reference with Holm's p, speed-up
     over it on each axis in steps and seconds ("sooner"). An arm without a finished run: {"arm", "n": 0}."""
-    key, _ = final_metric(rows)
+    key, *_ = final_metric(rows)
     final = {arm: {} for arm in arms}  # arm -> {seed: final metric}
     for r in rows:
         if r["arm"] in final and "final" in r:
@@ -121,8 +132,11 @@ def summarize(rows: list[dict], arms: dict, reference: str) -> list[dict]:
             row["sooner"] = _speed_ups(rows, arm, other, both)
         out.append(row)
 
-    # The more arms are tested, the smaller a p must be.
-    tested = [row["against"] for row in out if "against" in row]
+    # The more arms are tested, the smaller a p must be. An arm of fewer seeds is no part of the test: it may
+    # be unable to reach any small p, and would only raise that of the others.
+    compared = [row["against"] for row in out if "against" in row]
+    most = max((against["n"] for against in compared), default=0)
+    tested = [against for against in compared if against["n"] == most]
     for against, p in zip(tested, holm([against["p"] for against in tested])):
         against["holm_p"] = p
     return out
@@ -131,7 +145,7 @@ def summarize(rows: list[dict], arms: dict, reference: str) -> list[dict]:
 def secondary_metrics(rows: list[dict], arms: dict, seeds: list[int], reference: str) -> dict:
     """{arm: {metric: paired difference from its reference}} of what a finished run has besides the final
     metric: what one gains may cost another. A metric that any of the runs compared lacks is left out."""
-    main, _ = final_metric(rows)
+    main, *_ = final_metric(rows)
     last = {}  # (arm, seed) -> {metric: value} at the end
     for r in rows:
         if "final" in r:
@@ -172,7 +186,7 @@ def _format_arm(row: dict, width: int) -> str:
     if "against" in row:
         d = row["against"]
         line += f"  {d['difference']:+.3f} {format_interval(d['interval']):16s}"
-        line += f"  {d['p']:.3f}   {d['holm_p']:.3f}"
+        line += f"  {d['p']:.3f}   " + (f"{d['holm_p']:.3f}" if "holm_p" in d else "-, descriptive")
     return line
 
 
@@ -195,15 +209,30 @@ def _format_sooner(summary: list[dict], width: int) -> list[str]:
             "most reach it", *lines]
 
 
+def _pairs_of_two_commits(rows: list[dict], summary: list[dict]) -> list[str]:
+    """Of which arms how many runs are of another commit than the reference's of their seed."""
+    commit = {(r["arm"], r["seed"]): r.get("commit") for r in rows}
+    found = []
+    for row in summary:
+        pairs = [(commit[arm, seed], commit.get((row.get("reference"), seed))) for arm, seed in commit
+                 if arm == row["arm"]]
+        apart = sum(None not in pair and pair[0] != pair[1] for pair in pairs)
+        if apart:
+            found.append(f"{apart} of {row['against']['n']} of {row['arm']}")
+    return found
+
+
 def table(name: str, rows: list[dict], arms: dict, seeds: list[int], reference: str) -> str:
     """The experiment's table, ready to print."""
-    _, label = final_metric(rows)
-    n = len(seeds)
+    *_, label = final_metric(rows)
+    summary = summarize(rows, arms, reference)
+    n = max(row["n"] for row in summary)
     width = max(26, *map(len, arms))
 
     # What is asked, of how many seeds, against which arm.
     question = EXPERIMENTS[name].question if name in EXPERIMENTS else ""
-    basis = f"{label}, {n} seed{'s' * (n > 1)}"
+    asked = f"{n} of {len(seeds)}" if n < len(seeds) else f"{n}"
+    basis = f"{label}, {asked} seed{'s' * (len(seeds) > 1)}"
     if n < 8:
         basis += " - DESCRIPTIVE: fewer than 8 seeds decide nothing"
     basis += f"; smallest p that {n} seeds can reach: {smallest_p(n):.2g}; differences from {reference!r}"
@@ -214,8 +243,10 @@ def table(name: str, rows: list[dict], arms: dict, seeds: list[int], reference: 
     commits = sorted({r["commit"] for r in rows if "commit" in r})
     if len(commits) > 1:
         basis += f"\nrows of {len(commits)} commits, {', '.join(commits)}: subtract within a seed only"
+        mixed = _pairs_of_two_commits(rows, summary)
+        if mixed:
+            basis += "; and there pairs are of two commits: " + ", ".join(mixed)
     lines = [f"{name}: {question}", basis, head]
-    summary = summarize(rows, arms, reference)
     lines += [_format_arm(row, width) for row in summary]
     lines += _format_sooner(summary, width)
 
@@ -264,7 +295,7 @@ def track_table(found: dict) -> str:
     if not found:
         return "E5: fewer than 3 finished runs, or fewer than 3 common evaluations"
     n = next(iter(found.values()))["runs"]
-    unit = f"less the mean over the {n} runs at that step; the unit is the run"
+    unit = f"less the mean over the {n} runs at that step; the unit is the run (seeds of a setting are alike)"
     if n < 8:
         unit += " - DESCRIPTIVE: fewer than 8 runs decide nothing"
     what = "Correlation of the rate at which D falls with the rate at which a quality rises, per doubling,"

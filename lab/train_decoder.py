@@ -124,6 +124,7 @@ def train_decoder(codec: Codec, banks: list[np.ndarray], steps: int, batch: int 
                   checkpoint: Path | None = None, resume: bool = False) -> Decoder:
     """Train a decoder of the codec's log-mel; deterministic for a seed and thread count. checkpoint: written
     when stopped, and read with resume. Stopped: the user stopped it."""
+    settings = {"steps": steps, "crops a step": batch, "seed": seed, "clips": [len(bank) for bank in banks]}
     torch.manual_seed(seed)
     decoder = Decoder()
     optimizers = make_optimizers(decoder, "muon", *RATES, 0.0)
@@ -136,9 +137,9 @@ def train_decoder(codec: Codec, banks: list[np.ndarray], steps: int, batch: int 
         except Exception as e:  # zip and pickle errors all mean the same to the user
             raise UserError(f"--resume: {checkpoint} can't be read ({type(e).__name__}); leave it out to "
                             "begin anew") from None
-        if state["settings"] != [steps, batch, seed]:
-            begun = "{} steps of {} crops, seed {}".format(*state["settings"])
-            raise UserError(f"--resume: {checkpoint} is of {begun}; give the same, or begin anew")
+        if state["settings"] != settings:
+            raise UserError(f"--resume: {checkpoint} is of {state['settings']}, not {settings}; give the "
+                            "same, or begin anew")
         decoder.load_state_dict(state["decoder"])
         for optimizer, old in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(old)
@@ -166,7 +167,7 @@ def train_decoder(codec: Codec, banks: list[np.ndarray], steps: int, batch: int 
                 bar.set_postfix(loss=f"{loss.item():.3f}")
             stopped = stop.now
             if checkpoint and (stopped or (k + 1) % 200 == 0):
-                _save({"decoder": decoder.state_dict(), "step": k + 1, "settings": [steps, batch, seed],
+                _save({"decoder": decoder.state_dict(), "step": k + 1, "settings": settings,
                        "optimizers": [optimizer.state_dict() for optimizer in optimizers]}, checkpoint)
             if stopped:
                 raise Stopped(f"stopped at step {k + 1}; continue with --resume")

@@ -32,10 +32,11 @@ from parts.metrics import event_match, wilson
 from parts.soundworld import SoundWorld, factor_table
 
 SEEDS = {"dev": 11, "final": 22}  # the judges differ in initial values and order of clips too
+BATCH = 64  # clips a step
 RATES = {"dev": 2e-3, "final": 1e-3}  # peak learning rates
 
 
-def train_judge(kind: str, clips: int = 16_000, epochs: int = 8, batch: int = 64, seed: int = 0) -> Judge:
+def train_judge(kind: str, clips: int = 16_000, epochs: int = 8, seed: int = 0) -> Judge:
     """Train a judge on the split `judge`."""
     torch.manual_seed(SEEDS[kind] + seed)
     world = SoundWorld("judge", clips).prepare()
@@ -45,14 +46,14 @@ def train_judge(kind: str, clips: int = 16_000, epochs: int = 8, batch: int = 64
     mel = clip_features(judge, world)
     truth = {name: torch.from_numpy(values) for name, values in factor_table(world).items()}
 
-    steps = epochs * (clips // batch)
+    steps = epochs * (clips // BATCH)
     optimizer = torch.optim.AdamW(judge.parameters(), RATES[kind], weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATES[kind], total_steps=steps, pct_start=0.15)
     bar = tqdm(total=steps, desc=f"judge {kind}", unit="step")
     for _ in range(epochs):
         judge.train()
         # Each epoch is a new order of the clips; the last, smaller batch is left out.
-        for rows in torch.randperm(clips)[: clips // batch * batch].split(batch):
+        for rows in torch.randperm(clips)[: clips // BATCH * BATCH].split(BATCH):
             answers = judge.heads(augment_mel(mel[rows].float()))
             loss = judge_loss(answers, {name: values[rows] for name, values in truth.items()}, world.seconds)
             optimizer.zero_grad()

@@ -345,9 +345,10 @@ def test_shards_that_were_asked_for_different_things_are_refused_and_more_seeds_
     with pytest.raises(UserError, match="holds experiment E1"):
         run("run", "E6", *argv[2:], "2/2", *SMALL)
     rows.rename(tmp_path / "rows.jsonl")
-    run(*argv, "2/2", "--first-seed", "1", "--seeds", "1", *SMALL)
-    assert {(row["arm"], row["seed"]) for row in all_rows(tmp_path)} == {("vanilla", 0), ("static", 1)}
-    assert json.loads((tmp_path / "experiment.json").read_text())["seeds"] == [0, 1]
+    run(*argv, "2/2", "--first-seed", "1", "--seeds", "2", *SMALL)
+    assert {(row["arm"], row["seed"]) for row in all_rows(tmp_path)} == {
+        (arm, seed) for arm in ("vanilla", "static") for seed in (0, 2)}
+    assert json.loads((tmp_path / "experiment.json").read_text())["seeds"] == [0, 1, 2]
     capsys.readouterr()
     run(*argv, "9/9", "--seeds", "1", *SMALL)
     assert "no run is left to this shard" in capsys.readouterr().out
@@ -442,10 +443,12 @@ def test_the_clocks_of_e7_are_chosen_by_setting_on_seeds_that_the_table_does_not
 def test_a_dry_run_tells_arms_and_hours_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     command = [sys.executable, "-m", "lab.experiments", "run", "E1", "--dry-run", "--seeds", "3",
+               "--steps", "400", "--arm", 'longer={"recipe": "static", "steps": 800}',
                "--out", str(tmp_path / "x")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "6 arms x 3 seeds" in done.stdout and "hours" in done.stdout
+    assert "7 arms x 3 seeds, 400 steps" in done.stdout and "hours" in done.stdout
+    assert '"steps": 800' in done.stdout, "what an arm has otherwise"
     assert not list(tmp_path.iterdir())
 
 

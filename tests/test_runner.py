@@ -94,7 +94,11 @@ def test_a_run_that_replays_another_is_trained_with_its_r_and_its_rows_say_what_
     monkeypatch.setattr(runner.train, "train", trained)
     monkeypatch.setattr(runner.evaluate, "load_run", lambda *a: None)
     monkeypatch.setattr(runner, "final_axes", lambda run: {})
+    commits = iter([*"aabb"])                              # one is made while the run is trained
+    monkeypatch.setattr(runner, "provenance", lambda device="cpu": {"commit": next(commits)})
     runner.run_arm(tmp_path, "back", arms["back"], 0, [0])
+    made = json.loads((runner.folder_of(tmp_path, "back", 0) / "made.json").read_text())
+    assert made == {"commit": "a"} and not list(tmp_path.glob("runs/*.commits.json"))
     (replayed,) = asked
     r = regime.hold_last(*regime.read_r(log), np.arange(1, 41))
     assert np.array_equal(regime.read_r(replayed.removeprefix("replay:"))[1], r[::-1])
@@ -129,11 +133,43 @@ def test_shards_share_all_runs_and_none_waits_for_what_another_makes(name, n):
         assert all(source is None or source in runs for source in sources)
 
 
-def test_runs_that_replay_no_other_are_dealt_evenly_and_always_alike():
+def test_a_shard_has_whole_seeds_so_that_arms_are_compared_on_one_machine():
     arms = dict.fromkeys("abcde", {})
-    shards = [runner.share(arms, SEEDS, k, 4) for k in (1, 2, 3, 4)]
-    assert [len(runs) for runs in shards] == [4, 4, 4, 3]
-    assert shards[1] == runner.share(arms, SEEDS, 2, 4) and shards[0][0] == ("a", 3)
+    shards = [runner.share(arms, SEEDS, k, 2) for k in (1, 2)]
+    assert [sorted({seed for _, seed in runs}) for runs in shards] == [[3, 9], [5]]
+    assert [len(runs) for runs in shards] == [10, 5]
+    assert shards[1] == runner.share(arms, SEEDS, 2, 2) and shards[0][0] == ("a", 3)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_arms_of_every_experiment_have_a_source_of_r_that_can_be_made(name):
+    """E7's slowest clock reaches 1 after twice the steps, which it never gets to."""
+    arms = EXPERIMENTS[name].arms
+    for arm, options in arms.items():
+        runner.refuse_unknown_source(arm, options, arms)
+    for share in ("0", "-1", "nan", "inf", "x"):
+        with pytest.raises(UserError, match="a positive share of the steps"):
+            runner.refuse_unknown_source("mine", {"regime": f"ramp:{share}"}, arms)
+
+
+def test_recorded_rows_are_of_other_settings_where_a_setting_that_was_not_typed_differs(tmp_path):
+    """What a recipe sets, or a default that has changed since."""
+    made_with = vars(runner.resolve_arm({"recipe": "static"}, seed=0))
+    row = {"arm": "static", "seed": 0, "final": {"exact": 0.5}}
+
+    def record(**other):
+        config = {**made_with, **other}
+        (tmp_path / "rows.jsonl").write_text(json.dumps({**row, "config": config}) + "\n")
+        other = runner.other_rows(tmp_path, arms, [0])
+        found = runner.recorded_runs(tmp_path, arms, [0], [("static", 0)])
+        assert found == (set() if other else {("static", 0)})
+        return other
+
+    arms = {"static": {"recipe": "static"}}
+    assert record() is None and record(device="elsewhere", workers=3) is None
+    assert "regime_signal t1.0, not levels" in record(regime_signal="t1.0")
+    arms = {"static": {"recipe": "vanilla"}}
+    assert "guidance constant, not off" in record()
 
 
 @pytest.mark.parametrize("changed, mark", [("train.py", "+"), ("parts/deep/er.py", "+"), ("notes.md", "")])
@@ -157,7 +193,7 @@ def test_a_source_of_r_that_can_not_be_is_an_error_before_anything_runs(tmp_path
 
 
 def test_runs_whose_rows_are_at_hand_are_not_made_again_unless_another_replays_them(tmp_path):
-    arms = {"stage": {"lr": 1.0}, "static": {"lr": 1.0}, "permuted": {"regime": "permuted:stage"}}
+    arms = {"stage": {"lr": 1.0}, "static": {"lr": 1.0}, "permuted": {"lr": 1.0, "regime": "permuted:stage"}}
     runs = [(arm, seed) for arm in arms for seed in (0, 1)]
 
     def record(*rows):

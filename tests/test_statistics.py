@@ -135,6 +135,8 @@ def test_the_time_to_the_references_end_counts_the_seeds_that_never_reach_it():
     slow = S.speed_up(ref, [noisy(rng, 0.5, sd=0.0)] * 4 + ref[:1])
     assert abs(fast["at_end"] - 2) < 0.03 and fast["reach_end"] == 5
     assert slow["at_end"] is None and slow["reach_end"] == 1
+    even = S.speed_up(ref[:4], [noisy(rng, scale, sd=0.0) for scale in (1.5, 1.5, 2.5, 2.5)])
+    assert abs(even["at_end"] - 2) < 0.05, "between the middle two, not the lower of them"
     assert S.time_to_end(*ref[0], *ref[0]) == 1.0
 
 
@@ -143,6 +145,8 @@ def test_a_quality_that_an_arm_never_reaches_is_censored_not_invented():
     low, high = 0.02 * k, 0.02 * k + 0.5
     assert np.isnan(S.time_to_quality(k, low, k, high)[0])
     assert S.speed_up([(k, low)], [(k, high)])["n"] == 0
+    found = S.speed_up([(k, low)] * 2, [(k, high), (k, low)])
+    assert (found["n"], found["of"], found["shared"]) == (1, 2, 1.0), "the share is of those that share any"
     log_ratio, shared = S.time_to_quality(k, 0.1 * k, k, 0.05 * k)
     assert log_ratio < 0
     assert 0.4 < shared < 0.5, "only half of the reference's range is compared"

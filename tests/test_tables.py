@@ -106,6 +106,15 @@ def test_seconds_are_compared_only_where_every_run_has_some_that_count():
     found = stage["sooner"]["event_accuracy"]
     assert found["step"]["ratio"] == pytest.approx(1) and found["seconds"]["ratio"] == pytest.approx(0.5)
 
+    # Nor where one pair is of two machines; seeds may be of different ones.
+    for row in rows:
+        row["machine"] = f"machine {row['seed']}"
+    *_, stage = tables.summarize(rows, arms, "static")
+    assert "seconds" in stage["sooner"]["event_accuracy"]
+    rows[-1]["threads"] = 2
+    *_, stage = tables.summarize(rows, arms, "static")
+    assert set(stage["sooner"]["event_accuracy"]) == {"step"}
+
 
 def test_the_more_arms_a_table_compares_the_larger_each_p():
     arms = {"static": {}, "clock": {}, "stage": {}}
@@ -113,6 +122,15 @@ def test_the_more_arms_a_table_compares_the_larger_each_p():
     _, clock, stage = (row.get("against") for row in tables.summarize(rows, arms, "static"))
     assert clock["p"] == stage["p"] == 2 / 2**7, "seven of eight differ, all with one sign"
     assert clock["holm_p"] == stage["holm_p"] == 2 * clock["p"]
+
+    # An arm of two seeds can reach no small p: it is called descriptive, and raises nobody else's.
+    rows = [row for row in rows if row["arm"] != "stage" or row["seed"] < 2]
+    _, clock, stage = (row.get("against") for row in tables.summarize(rows, arms, "static"))
+    assert clock["holm_p"] == clock["p"] and "holm_p" not in stage
+    text = tables.table("E1", rows, arms, list(range(10)), "static")
+    assert "8 of 10 seeds; smallest p that 8 seeds" in text and "DESCRIPTIVE" not in text
+    (line,) = [line for line in text.splitlines() if line.startswith("stage  ") and "descriptive" in line]
+    assert line.split()[1] == "2"
 
 
 def test_e5_tells_semantics_from_detail_and_leaves_out_what_was_not_asked():
@@ -145,7 +163,12 @@ def test_a_table_says_of_how_many_seeds_commits_and_of_which_range_it_is():
     for row in rows:
         row["commit"] = "aaa" if row["arm"] == "static" else "bbb"
     text = tables.table("E1", rows, {arm: {} for arm in level}, SEEDS, "static")
-    assert "rows of 2 commits, aaa, bbb: subtract within a seed only" in text
+    assert "rows of 2 commits, aaa, bbb: subtract within a seed only; and there" in text
+    assert "pairs are of two commits: 3 of 3 of stage" in text
+    for row in rows:
+        row["commit"] = "aaa" if row["seed"] else "bbb"
+    text = tables.table("E1", rows, {arm: {} for arm in level}, SEEDS, "static")
+    assert "rows of 2 commits, aaa, bbb: subtract within a seed only\n" in text
     assert "DESCRIPTIVE: fewer than 8 seeds" in text
     whole = {"ratio": 1.0, "interval": [0.9, 1.1], "n": 8, "of": 8, "shared": 1.0}
     assert "range" not in tables._format_speed_up(whole)
