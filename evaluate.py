@@ -30,7 +30,7 @@ from parts import checkpoints, previews, scoring
 from parts.audio import RATE, at_level, first_seconds, in_segments, scaled_note, with_added, write_wav
 from parts.audio_files import file_rate, read_channels, refuse_overwriting
 from parts.background import at_once
-from parts.band_limit import find_cutoff
+from parts.band_limit import CUTOFF, find_cutoff
 from parts.commands import evaluate_parser
 from parts.components import beside_model, open_codec, open_text
 from parts.dashboard import draw_dashboard
@@ -42,11 +42,9 @@ from parts.metrics import describe, level_above
 from parts.model_card import export_with_card
 from parts.page import write_page
 from parts.pretrained_judges import open_judges
-from parts.previews import CUTOFF
 from parts.prompts import check_prompt
 from parts.soundworld import list_sounds
 
-QUICK_STEPS = 12  # Euler steps of metrics while a run is trained
 RESCALE = 1.0  # model.VelocityField's; without it guided clips are several times too loud.  # ASSUMED
 
 
@@ -221,8 +219,8 @@ def maker(run: Run, steps: int | None = None, w: float | None = None, cutoff: in
 def preview(run: Run, val_set, background=at_once) -> dict:
     """Write four previews (wav, spectrograms); -> quick metrics on validation clips: event sets and texture
     score, or LSD-HF and energy score. Rough: for curves, not for tables."""
-    previews.write_previews(run.path, run.step, run.config, val_set, maker(run), background)
-    return previews.quick_metrics(run.config, val_set, maker(run, QUICK_STEPS),
+    previews.write_previews(run, val_set, maker(run), background)
+    return previews.quick_metrics(run.config, val_set, maker(run, previews.QUICK_STEPS),
                                   scoring.preview_clips(run.config), previews.SAMPLED_TWICE,
                                   run.codec.mean.device)
 

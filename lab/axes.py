@@ -13,9 +13,9 @@ Public: both_axes, final_axes, CLIPS, SAMPLED_TWICE, SCALES.
 """
 from __future__ import annotations
 
-from evaluate import QUICK_STEPS, maker
+from evaluate import maker
 from parts.background import at_once
-from parts.previews import quick_metrics, write_previews
+from parts.previews import QUICK_STEPS, quick_metrics, write_previews
 from parts.soundworld import SoundWorld
 
 CLIPS = {"t2a": 96, "sr": 48}
@@ -28,7 +28,7 @@ AT_W1 = ("event_accuracy", "recall", "texture_score")
 def both_axes(run, val_set, background=at_once) -> dict:
     """In place of evaluate.preview: writes previews; -> metrics of parts/previews.quick_metrics at the run's
     w, and those of AT_W1 at w = 1."""
-    write_previews(run.path, run.step, run.config, val_set, maker(run), background)
+    write_previews(run, val_set, maker(run), background)
     task, device = run.config["task"], run.codec.mean.device
     clips = min(run.config["score_clips"], CLIPS[task])
 

@@ -52,6 +52,7 @@ from model import DiT, block_weights, conditioned, flow_matching_loss
 from parts import config, runs
 from parts.arguments import Parser, new_file, whole
 from parts.audio import CLIP_S, RATE
+from parts.band_limit import CUTOFF
 from parts.codec import Codec
 from parts.components import beside_model
 from parts.decoder import Decoder
@@ -59,7 +60,7 @@ from parts.devices import Timer, hardware, pick_device, pick_precision
 from parts.errors import UserError, run_cli
 from parts.files import to_json, write_text
 from parts.metrics import mean_interval
-from parts.previews import CUTOFF
+from parts.previews import QUICK_STEPS
 from parts.soundworld import SoundWorld
 from parts.spectra import N_MELS
 from parts.teacher import TeacherFeatures, load_teacher
@@ -439,7 +440,7 @@ def estimate_hours(options: list[dict]) -> float:
 
         # One clip takes a forward pass (a third of a step) an integration step, two with guidance.
         one = cfg.sample_steps * (1 if sr else 2) * step / 3 / cfg.batch
-        quick = evaluate.QUICK_STEPS / cfg.sample_steps * one + decode
+        quick = QUICK_STEPS / cfg.sample_steps * one + decode
         n = min(cfg.score_clips, CLIPS[cfg.task])
         # An evaluation (lab/axes.py): captions at two guidance scales, some of them twice; all of
         # super-resolution's twice; four previews. At the end of captions, scales are tried and two scored.

@@ -43,10 +43,10 @@ import regime
 import sampler
 from lab.statistics import format_interval, isotonic, rate_correlation
 from parts.arguments import Parser
+from parts.band_limit import CUTOFF
 from parts.config import Config
 from parts.errors import UserError, run_cli
 from parts.files import reading, to_json, write_text
-from parts.previews import CUTOFF
 from parts.runs import read_log, read_scores
 from parts.scoring import preview_clips, superresolution_references
 from parts.teacher import TeacherFeatures, load_teacher

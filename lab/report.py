@@ -29,7 +29,7 @@ import evaluate
 from lab.statistics import format_interval
 from parts.arguments import Parser, new_file, whole
 from parts.audio import first_seconds, write_wav
-from parts.band_limit import band_limit
+from parts.band_limit import CUTOFF, band_limit
 from parts.curves import Series, StepAxis, make_panel
 from parts.errors import UserError, run_cli
 from parts.files import write_text
@@ -45,7 +45,6 @@ from parts.page import (
     slider_of,
 )
 from parts.page_figures import BOX
-from parts.previews import CUTOFF
 from parts.runs import read_log, read_scores
 from parts.spectrograms import draw_spectrogram
 

@@ -94,7 +94,8 @@ def _between(kind, low, high, name: str):
         except ValueError:
             value = None
         if value is None or not low <= value <= high:              # NaN is in no interval
-            limits = f"of at least {low}" if high == HIGHEST else f"from {low} to {high}"
+            open_ended = high == HIGHEST and (value is None or value < low)
+            limits = f"of at least {low}" if open_ended else f"from {low} to {high}"
             raise argparse.ArgumentTypeError(f"{text[:40]}: must be {name} {limits}")
         return value
     return parse

@@ -2,7 +2,7 @@
 float32 in [-1, 1].
 
 Public: RATE, CLIP_S, resample, resample_blocks, first_seconds, in_segments, ACTIVE_RMS, active_rms,
-silence_gate, gains_to_level, at_level, with_added, write_wav, scaled_note, mu_law_wav.
+silence_gate, gains_to_level, at_level, with_added, write_wav, read_wav, scaled_note, mu_law_wav.
 """
 from __future__ import annotations
 
@@ -44,11 +44,12 @@ def resample_blocks(blocks: Iterable[np.ndarray], rate: int, to: int) -> Iterato
     # multiples of `down`, where an output sample stands on an input sample.
     reach = down * -(-10 * max(up, down) // (up * down))
     length = down * -(-max(4 * reach, 1 << 16) // down)
-    waiting, before = [], 0                                        # input not yet done; of it, context
+    waiting = []  # blocks of input, from the context of the next piece on
+    before = 0    # of their samples, those done already: they are context of the filter alone
 
-    def resampled(x: np.ndarray, before: int, after: int) -> np.ndarray:
+    def resampled(x: np.ndarray, skip_first: int, skip_last: int) -> np.ndarray:
         y = scipy.signal.resample_poly(x, up, down, axis=0).astype(np.float32)
-        return y[before * up // down : len(y) - after * up // down]
+        return y[skip_first * up // down : len(y) - skip_last * up // down]
     for block in blocks:
         waiting.append(block)
         if sum(map(len, waiting)) < before + length + reach:
@@ -81,7 +82,7 @@ def in_segments(process, n: int, segment: int, fade: int, desc: str = "") -> np.
         stop = min(start + segment, n)
         weight = np.ones(stop - start)
         if k > 0:
-            weight[:fade] = rise[: stop - start]
+            weight[:fade] = rise
         if stop < n:
             weight[-fade:] *= rise[::-1]
         out[start:stop] += weight * process(start, stop)
@@ -92,7 +93,8 @@ def in_segments(process, n: int, segment: int, fade: int, desc: str = "") -> np.
 
 ACTIVE_RMS = 0.06              # of what super-resolution is given: median of SoundWorld's, -24 dB
 FRAME = 320                    # samples, 20 ms
-SOUNDS_DB, SILENT_DB = 40, 70  # below the loudest frame something still sounds; nothing does  # ASSUMED
+SOUNDS_DB = 40                 # a frame sounds if it is at most this far below the loudest  # ASSUMED
+SILENT_DB = 70                 # and is silent from this far below it on  # ASSUMED
 
 
 def _frame_power(x: np.ndarray) -> np.ndarray:
@@ -146,6 +148,11 @@ def write_wav(path: str | Path, x: np.ndarray) -> float:
     scipy.io.wavfile.write(file, RATE, np.round(x * factor * 32_767).astype(np.int16))
     write_bytes(Path(path), file.getvalue())
     return factor
+
+
+def read_wav(path: str | Path) -> np.ndarray:
+    """What write_wav wrote -> (N,) float32."""
+    return scipy.io.wavfile.read(path)[1].astype(np.float32) / 32_767
 
 
 def scaled_note(factor: float) -> str:

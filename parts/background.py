@@ -14,7 +14,7 @@ from parts.cache import can_spawn, start_worker
 
 
 def at_once(function, *args) -> None:
-    """What an Background does where there is nothing to gain."""
+    """What a Background does where there is nothing to gain."""
     function(*args)
 
 

@@ -8,7 +8,7 @@ measures the band limit of a recording from elsewhere, or says that it can't be 
     x (N,) at 16 kHz --band_limit(cutoff Hz, family, order)--> (N,) float32, nothing above the cutoff
     x (N,), its file's rate --find_cutoff--> cutoff in Hz, or None: full-band, or in doubt
 
-Public: BAND_LIMIT_VERSION, FILTERS, band_limit, random_band_limit, find_cutoff.
+Public: BAND_LIMIT_VERSION, CUTOFF, FILTERS, band_limit, random_band_limit, find_cutoff.
 """
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from einops import reduce
 
 from parts.audio import RATE
 
+CUTOFF = 2_000          # Hz: band limit of the inputs of previews and tables
 BAND_LIMIT_VERSION = 1  # raise when the law below changes: cached conditions are keyed by it
 FILTERS = ("cheby1", "butter", "bessel", "ellip")  # the four families of NVSR and AudioLBM
 
@@ -158,26 +159,27 @@ def _find_edge(power: np.ndarray, bands: int) -> float | None:
     levels = 10 * np.log10(np.maximum(levels, levels.max() * 10 ** (-RANGE_DB / 10)))
     edges, drops = _drops(levels)
     score = drops.clip(0, ENOUGH_DROP).mean(0)                     # (edges,)
-    best = np.flatnonzero(score >= score.max() - 1)                # neighbours of the edge do as well
-    edge = best[-1]
-    above = levels[QUANTILES.index(0.9), _first_above(edges[edge]) :]
+    near = np.flatnonzero(score >= score.max() - 1)                # edges about as steep as the steepest
+    last, band = near[-1], edges[near[-1]]
+    above = levels[QUANTILES.index(0.9), _first_above(band) :]
     empty = levels.max() - np.median(above) >= LEAST_EMPTY
-    if score[edge] < (LEAST_DROP if empty else STEEP_DROP):
+    if score[last] < (LEAST_DROP if empty else STEEP_DROP):
         return None
 
     # The limit: the highest band at most 15 dB under the octave below the edge; median over those
     # quantiles that have the edge.
-    clear = drops[:, edge] >= drops[:, edge].max() / 2
-    spectra = levels[clear, : _first_above(edges[edge])]
-    least = np.median(spectra[:, edges[edge] // 2 : edges[edge]], axis=1, keepdims=True) - 15
+    clear = drops[:, last] >= drops[:, last].max() / 2
+    spectra = levels[clear, : _first_above(band)]
+    least = np.median(spectra[:, band // 2 : band], axis=1, keepdims=True) - 15
     highest = spectra.shape[1] - np.argmax(spectra[:, ::-1] >= least, axis=1)
-    limit = max(edges[best[0]], np.median(highest))
+    limit = max(edges[near[0]], np.median(highest))
 
     # Never one above which there is energy: it is moved up until there is not, within the slope of the edge.
     mean = power.mean(0)
     share = mean[::-1].cumsum()[::-1] / mean.sum()                 # of the energy, from band k up
-    free = np.flatnonzero(share[8:] <= 10 ** (MOST_ABOVE / 10))    # k such that it holds 500 Hz above band k
+    # Bands with at most that share of the energy from 500 Hz (8 bands) above them up.
+    free = np.flatnonzero(share[8:] <= 10 ** (MOST_ABOVE / 10))
     limit = max(limit, free[0]) if len(free) else len(mean)
-    if limit > min(_first_above(edges[edge]), HIGHEST_HZ / BAND_HZ):
+    if limit > min(_first_above(band), HIGHEST_HZ / BAND_HZ):
         return None
     return float(limit * BAND_HZ)

@@ -19,9 +19,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from parts.audio import RATE
 from parts.band_limit import band_limit
-from parts.metrics import log_power
+from parts.metrics import LSD_FFT, LSD_HOP, first_bin, log_power
+from parts.spectra import istft, stft
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
@@ -32,10 +32,9 @@ def _ridge(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
     return np.linalg.solve(x.T @ x + penalty * len(x) * np.eye(x.shape[1]), x.T @ y)
 
 
-def _stft(x: np.ndarray) -> torch.Tensor:
-    """(N,) -> complex (1025, frames), Hann 2048/512."""
-    wave = torch.as_tensor(np.ascontiguousarray(x))
-    return torch.stft(wave, 2_048, 512, window=torch.hann_window(2_048), return_complex=True)
+def _spectrum(x: np.ndarray) -> torch.Tensor:
+    """(N,) -> complex (frames, 1025), as log_power has it."""
+    return stft(torch.as_tensor(np.ascontiguousarray(x))[None], LSD_FFT, LSD_HOP)[0]
 
 
 class SpectrumBaseline:
@@ -43,7 +42,7 @@ class SpectrumBaseline:
     (cut,), mean_high (1025 - cut,), weights (cut, 1025 - cut), penalty."""
 
     def __init__(self, waves, cutoff: int):
-        self.cut = int(1_025 * 2 * cutoff / RATE)
+        self.cut = first_bin(cutoff)
         low, high = [], []
         for x in waves:
             low.append(log_power(band_limit(x, cutoff))[:, : self.cut])
@@ -73,13 +72,13 @@ class SpectrumBaseline:
     def render(self, muffled: np.ndarray, kind: str, seed: int) -> np.ndarray:
         """Muffled (N,) -> restored (N,): noise from `seed` in the shape of the predicted spectrum over the
         input's low band."""
-        window = torch.hann_window(2_048)
         n = len(muffled)
-        white = _stft(np.random.default_rng(seed).standard_normal(n).astype(np.float32))
+        white = _spectrum(np.random.default_rng(seed).standard_normal(n).astype(np.float32))
+        window = torch.hann_window(LSD_FFT)
         white = white / np.sqrt(float(window.square().sum()))      # mean power 1 in each bin
-        restored = _stft(muffled)                                  # (1025, frames)
+        restored = _spectrum(muffled)                              # (frames, 1025)
         # E log(power) = log E(power) - Euler's gamma, as power is exponential; so that much is added.
         power = 10 ** self.predict(muffled, kind) * np.exp(np.euler_gamma)  # (frames, 1025 - cut)
-        amplitude = torch.as_tensor(np.sqrt(power).T.copy(), dtype=torch.float32)
-        restored[self.cut :] = white[self.cut :] * amplitude
-        return torch.istft(restored, 2_048, 512, window=window, length=n).numpy()
+        amplitude = torch.as_tensor(np.sqrt(power), dtype=torch.float32)
+        restored[:, self.cut :] = white[:, self.cut :] * amplitude
+        return istft(restored[None], n, LSD_FFT, LSD_HOP)[0].numpy()

@@ -11,7 +11,7 @@ working on.
 
 Workers are spawned, so this module imports no torch: it would cost each of them seconds.
 
-Public: cache_dir, digest, cores, can_spawn, start_worker, parallel_map, fill_array.
+Public: cache_dir, digest, cores, can_spawn, start_worker, parallel_map, chunk_of, fill_array.
 """
 from __future__ import annotations
 

@@ -104,10 +104,7 @@ def _save_exported(path: Path, ema: dict, codec: dict, **about) -> None:
     for part, state in (("ema", ema), ("codec", codec)):
         tensors |= {f"{part}.{name}": value.contiguous() for name, value in state.items()}
     metadata = {"format": "pt", **{name: json.dumps(value) for name, value in about.items()}}
-    try:
-        write_bytes(path, save(tensors, metadata))
-    except OSError as e:
-        raise UserError(f"{path}: can't be written ({e.strerror})") from None
+    write_bytes(path, save(tensors, metadata))
 
 
 def _check_same_run(folder: Path, name: str, fields: dict, checkpoint: dict) -> None:
@@ -164,8 +161,7 @@ def export(run: Path, folder: Path) -> tuple[dict, dict]:
     refuse_not_finite(run, checkpoint["ema"])
     if has_checkpoint(folder) and "optimizer" in load_checkpoint(folder)[1]:
         raise UserError(f"{folder}: holds a run that can still be trained; export to another folder")
-    ours = (folder / EXPORTED).is_file() or has_checkpoint(folder)
-    if not ours and folder.exists() and any(folder.iterdir()):
+    if not has_checkpoint(folder) and folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty and holds no exported model; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     cfg = Config(**{**fields, "out": ""})                  # the path is of this machine

@@ -132,7 +132,8 @@ class Config:
     @property
     def compares_clips(self) -> bool:
         """Does a loss, or the control of shuffled features, need several clips in each part of a batch?"""
-        return self.structure != "off" or self.teacher == "shuffled"
+        shuffled = self.teacher == "shuffled" and self.guidance != "off"
+        return self.structure != "off" or shuffled
 
 
 PRESETS = {  # what differs from the defaults above; a second entry is laid over it for super-resolution
@@ -183,7 +184,7 @@ CHOICES = {
 # --- checks: (setting, is it possible?, what it must be), a function for each group -------------------------
 
 def _number_checks(c: Config):
-    """NaN and infinities pass no comparison's test, and a huge integer none of a generator's."""
+    """An infinity passes tests such as lr > 0, and seeds are multiplied, which must fit into 64 bits."""
     for name, value in vars(c).items():
         if isinstance(value, float):
             yield name, math.isfinite(value), "a finite number"

@@ -2,11 +2,12 @@
 
 Steps are on a logarithmic axis (a doubling of the step is the same distance everywhere). A curve is told from
 its neighbours by its dash, and points by their marker, so a panel reads without colour. The macro `panel` of
-parts/curves.html.j2 draws what `make_panel` returns.
+parts/templates/curves.html.j2 draws what `make_panel` returns.
 
 Coordinates are pixels of a box of WIDTH x HEIGHT, y downwards. Points are (step, value), steps ascending.
 
-Public: WIDTH, HEIGHT, StepAxis, Series, Panel, make_panel, line, polygon, nice_ticks.
+Public: WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, StepAxis, Series, Panel, make_panel, line, polygon,
+nice_ticks.
 """
 from __future__ import annotations
 

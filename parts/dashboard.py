@@ -4,19 +4,20 @@ Three bands: losses and metrics above the regime and what it drives; the similar
 at three moments; the last previews. Everything comes from files of the run folder, so it can be drawn again
 at any time, except the density of training timesteps, which the caller hands in.
 
-Public: draw_dashboard, steps_and_values.
+Public: draw_dashboard, steps_and_values, why_no_similarity.
 """
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import scipy.io.wavfile
 import torch
 
+from parts.audio import read_wav
 from parts.config import load_config
 from parts.files import reading
 from parts.peers import Binned
+from parts.previews import QUICK_STEPS
 from parts.runs import read_log
 from parts.scoring import preview_clips
 from parts.spectrograms import draw_spectrogram, pyplot, write_figure
@@ -53,7 +54,7 @@ def draw_dashboard(path: Path, logit_normal) -> None:
         if any("r" in row for row in train):
             _draw_weights(panels[1, 1], train)
             _draw_density(panels[1, 2], train, logit_normal)
-    _draw_structure(middle, checks)
+    _draw_structure(middle, config, checks)
     if evals:
         _draw_last_previews(bottom, path, evals[-1]["step"])
 
@@ -122,7 +123,7 @@ def _draw_quick_metric(ax, config: dict, evals: list[dict]) -> None:
     ax.legend(fontsize=7)
     title = "quick metric on validation clips"
     if shown in names:
-        title += ", 12 integration steps"
+        title += f", {QUICK_STEPS} integration steps"
     ax.set(title=title, xlabel="step", ylabel=names.get(shown, "validation loss"))
     if shown == "event_accuracy":
         ax.set_ylim(0, 1)
@@ -142,9 +143,9 @@ def _draw_regime(ax, train: list[dict]) -> None:
         if points:
             what = "of a sample" if name == "sample" else f"at t = {name[1:]}"
             ax.plot(*zip(*points), ".-", ms=3, lw=0.8, color=color, label=f"D {what}")
-    if any("D" in row for row in train):
-        ax.plot(*steps_and_values(train, "D"), "o-", ms=3, color="C0", label="D, whose slope gives r")
     measured = any("D" in row for row in train)
+    if measured:
+        ax.plot(*steps_and_values(train, "D"), "o-", ms=3, color="C0", label="D, whose slope gives r")
     ax.set_ylabel("discrepancy D" if measured else "D: not measured by this recipe")
     other = ax.twinx()
     other.step(r_steps, r, where="post", color="C3", lw=2)
@@ -189,12 +190,20 @@ def _draw_density(ax, train: list[dict], logit_normal) -> None:
     ax.figure.colorbar(image, ax=ax, label="p(t)")
 
 
-def _draw_structure(fig, checks: list[dict]) -> None:
+def why_no_similarity(config: dict) -> str:
+    """Why a run has no check of its blocks."""
+    if config["structure"] != "adaptive":
+        return f"--structure is {config['structure']}"
+    if config["depth"] >= 6:
+        return "the first check is at step 32"
+    return f"groups among {config['depth']} blocks can't be told from depth; six or more are needed"
+
+
+def _draw_structure(fig, config: dict, checks: list[dict]) -> None:
     """S and its groups at the first check, halfway, and the last; then p and the stability of the groups
     over all checks."""
     if not checks:
-        why = "--structure is not adaptive, or there are fewer than six blocks"
-        fig.text(0.01, 0.5, f"groups of blocks: not measured ({why})")
+        fig.text(0.01, 0.5, f"groups of blocks: not measured ({why_no_similarity(config)})")
         return
     axes = fig.subplots(1, 4, width_ratios=(1, 1, 1, 1.3))
     moments = [checks[0], checks[len(checks) // 2], checks[-1]]
@@ -251,8 +260,8 @@ def _draw_last_previews(fig, path: Path, step: int) -> None:
     with reading(samples, f"delete it, and resume the run: --resume {path}"):
         lines = (samples / "captions.txt").read_text(encoding="utf-8").split("\n")[:-1]
         captions = [line.split(": ", 1)[1] for line in lines]
-        real = [_read_sample(samples / f"real-{k}.wav") for k in range(len(captions))]
-        made = [_read_sample(samples / f"step{step:06d}-{k}.wav") for k in range(len(captions))]
+        real = [read_wav(samples / f"real-{k}.wav") for k in range(len(captions))]
+        made = [read_wav(samples / f"step{step:06d}-{k}.wav") for k in range(len(captions))]
     grid = fig.subplots(2, len(captions), sharex=True, sharey=True, squeeze=False)
     for k, caption in enumerate(captions):
         draw_spectrogram(grid[0, k], real[k], caption)
@@ -261,8 +270,3 @@ def _draw_last_previews(fig, path: Path, step: int) -> None:
     grid[0, 0].set_ylabel("real\nfrequency (kHz)", fontsize=8)
     grid[1, 0].set_ylabel("generated\nfrequency (kHz)", fontsize=8)
     fig.colorbar(image, ax=grid, label="dB re full scale", shrink=0.8)
-
-
-def _read_sample(file: Path) -> np.ndarray:
-    """A 16-bit wav of this run -> (N,) float32."""
-    return scipy.io.wavfile.read(file)[1].astype(np.float32) / 32_767

@@ -91,7 +91,7 @@ class Decoder(nn.Module):
         return spec
 
     @torch.no_grad()
-    def decode(self, mel: Tensor, seeds: list[int], rounds: int = ROUNDS, low: Tensor | None = None,
+    def decode(self, mel: Tensor, seeds: list[int], low: Tensor | None = None,
                keep: Tensor | None = None) -> Tensor:
         """log-mel (B, F, 64) -> (B, 320 F). The noise of row j is made of seeds[j] alone, so a clip sounds
         the same whatever batch it is decoded in. low, keep: see griffin_lim."""
@@ -99,8 +99,9 @@ class Decoder(nn.Module):
         noise = np.stack([np.random.default_rng([seed, 7]).standard_normal(n, np.float32) for seed in seeds])
         mel = torch.cat([mel, mel[:, -1:]], 1)                     # and the frame centred on the very end
         tones, gain = self(mel)
+        # spectrum = tones e^(i phase) + gain x unit noise
         spec = torch.polar(tones, phases(tones)) + gain * unit_noise(torch.from_numpy(noise).to(mel.device))
-        return griffin_lim(self.fit(spec, mel), n, rounds, low, keep)
+        return griffin_lim(self.fit(spec, mel), n, ROUNDS, low, keep)
 
 
 def unit_noise(white: Tensor) -> Tensor:

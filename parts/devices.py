@@ -2,7 +2,7 @@
 
 torchrun starts a command once a device and numbers the processes by the environment variables RANK and
 WORLD_SIZE; without it there is one process, number 0. Several processes share a batch: each takes its rows
-(train.py).
+(parts/batches.py, Prefetcher).
 
 Public: RANK, WORLD, join_processes, leave_processes, broadcast_from_rank0, StopSignal, run_on_all,
 pick_device, cpu, hardware, memory_mb, pick_precision, Timer, from_all, ignore.

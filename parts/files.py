@@ -53,7 +53,7 @@ def reading(path: str | Path, fix: str = "bring back the original, or make it ag
 
 
 def read_json(path: Path, **how) -> dict:
-    """A file that holds one JSON object; `reading` says what else it is."""
+    """A file that holds one JSON object. UserError (see `reading`) where it holds anything else."""
     with reading(path, **how):
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):

@@ -12,7 +12,7 @@ sound. Its last common features are the space in which KID compares generated wi
 
 Waveforms are float32 in [-1, 1] at 16 kHz; judges were trained on clips of 2.56 s.
 
-Public: ASSETS, ConvJudge, AttentionJudge, Judge, load_judge, judge_clips, judged_events.
+Public: ASSETS, ConvJudge, AttentionJudge, Judge, weights_of, load_judge, judge_clips, judged_events.
 """
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ from parts.band_limit import BAND_LIMIT_VERSION, random_band_limit
 from parts.cache import cache_dir, chunk_of, digest, fill_array
 
 PAIRS_VERSION = 2  # raise when training_pairs changes: caches are keyed by it
-# A clip of which hardly anything is left under the cutoff is made no louder than 20 dB above it. With 60 dB
-# the shipped model of SoundWorld put up to 74 dB too much treble on other people's recordings.
+# A clip of which hardly anything is left under the cutoff is amplified only until the clip itself is 20 dB
+# above ACTIVE_RMS. With 60 dB the shipped model put up to 74 dB too much treble on other people's recordings.
 LOUDEST = 10 * ACTIVE_RMS
 
 
@@ -40,7 +40,7 @@ class LatentCache:
         lengths = data.lengths()
         tokens = [codec.tokens(n) for n in lengths]
         self.where = np.concatenate([[0], np.cumsum(tokens)])      # clip i owns rows where[i]:where[i + 1]
-        versions = (BAND_LIMIT_VERSION, PAIRS_VERSION) if variants else (BAND_LIMIT_VERSION,)
+        versions = (BAND_LIMIT_VERSION, PAIRS_VERSION) if variants else ()
         folder = cache_dir() / f"latents-{digest(data.key, codec.key, variants, *versions)}"
         shape = (self.where[-1], self.channels * max(1, 2 * variants))
         # Band-limiting is scipy work and spreads over processes; plain encoding is one batched STFT and stays

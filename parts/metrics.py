@@ -19,10 +19,11 @@ from __future__ import annotations
 import numpy as np
 import scipy.stats
 import torch
-import torchaudio.functional as TAF
 
 from parts.audio import RATE
-from parts.spectra import log_mel
+from parts.spectra import log_mel, mel_filters, stft
+
+LSD_FFT, LSD_HOP = 2_048, 512  # samples of an STFT window and of a hop for LSD (NU-Wave2)
 
 # --- intervals ----------------------------------------------------------------------------------------------
 
@@ -115,9 +116,13 @@ def frechet(x: np.ndarray, y: np.ndarray) -> float:
 def log_power(x: np.ndarray) -> np.ndarray:
     """log10 power spectrogram for LSD, (N,) -> (frames, 1025): Hann STFT 2048/512, floor 1e-8 (NU-Wave2)."""
     x = np.pad(x, (0, max(0, 2_048 - len(x))))  # shorter than a window: silence follows
-    window = torch.hann_window(2_048)
-    spec = torch.stft(torch.as_tensor(x), 2_048, 512, window=window, return_complex=True)  # (1025, frames)
-    return spec.abs().square().clamp_min(1e-8).log10().T.numpy()
+    spec = stft(torch.as_tensor(x)[None], LSD_FFT, LSD_HOP)[0]     # (frames, 1025)
+    return spec.abs().square().clamp_min(1e-8).log10().numpy()
+
+
+def first_bin(hz: float) -> int:
+    """The bin of log_power from which on frequencies count as above hz."""
+    return int((LSD_FFT // 2 + 1) * 2 * hz / RATE)
 
 
 def _rms_over_bins(squared: np.ndarray) -> float:
@@ -135,7 +140,7 @@ def lsd(ref: np.ndarray, est: np.ndarray, cutoff: float | None = None) -> dict:
     squared = (ref - est) ** 2                                     # (frames, 1025)
     if cutoff is None:
         return {"lsd": _rms_over_bins(squared)}
-    k = int(1_025 * 2 * cutoff / RATE)
+    k = first_bin(cutoff)
     low, high = squared[:, :k], squared[:, k:]
     return {"lsd": _rms_over_bins(squared), "lsd_lf": _rms_over_bins(low), "lsd_hf": _rms_over_bins(high)}
 
@@ -155,7 +160,7 @@ def si_sdr(ref: np.ndarray, est: np.ndarray) -> float:
 
 def high_band_mel(x: np.ndarray, cutoff: float) -> np.ndarray:
     """Log-mel bands (of the codec's 64) that lie wholly above cutoff (Hz): (N,) -> (frames, bands), nats."""
-    filters = TAF.melscale_fbanks(513, 0.0, RATE / 2, 64, RATE, norm=None, mel_scale="slaney")  # (513, 64)
+    filters = mel_filters()                                        # (513, 64)
     below = torch.linspace(0, RATE / 2, 513) < cutoff
     above = filters[below].sum(0) == 0                             # (64,)
     return log_mel(torch.as_tensor(np.ascontiguousarray(x))[None])[0][:, above].numpy()
@@ -228,5 +233,5 @@ def level_above(x: np.ndarray, cutoff: float) -> float:
     """Power of (N,) from 500 Hz above the cutoff (Hz) up, relative to that below the cutoff, in dB (at least
     -120)."""
     power = (10 ** log_power(x)).mean(0)                           # (1025,)
-    first, last = (int(1_025 * 2 * min(hz, 7_900) / RATE) for hz in (cutoff + 500, cutoff))
+    first, last = (first_bin(min(hz, 7_900)) for hz in (cutoff + 500, cutoff))
     return 10 * np.log10((power[first:].sum() / power[:last].sum().clip(1e-12)).clip(1e-12))

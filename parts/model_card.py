@@ -112,7 +112,9 @@ def _name(text: object) -> str:
 
 def _sources(config: dict) -> list[str]:
     """Names of the data sets, without their folders, which are of one machine: `a/b=3,soundworld=1`."""
-    return [Path(part.partition("=")[0]).name for part in str(config["data"]).split(",")]
+    data = str(config["data"])
+    names = [part.strip().rpartition("=")[0] for part in data.split(",")] if "=" in data else [data]
+    return [Path(name).name for name in names]
 
 
 def _pretrained(config: dict) -> dict[str, str]:

@@ -24,9 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy.io.wavfile
 
-from parts.audio import write_wav
+from parts.audio import read_wav, write_wav
 from parts.files import reading, to_json, write_text
 from parts.previews import shown_clips
 
@@ -104,5 +103,4 @@ def read_moments(path: Path, last: int) -> Moments:
 
 
 def _read_waves(folder: Path, name: str, n: int) -> list[np.ndarray]:
-    waves = [scipy.io.wavfile.read(folder / f"{name}-{k}.wav")[1] for k in range(n)]
-    return [wave.astype(np.float32) / 32_767 for wave in waves]
+    return [read_wav(folder / f"{name}-{k}.wav") for k in range(n)]

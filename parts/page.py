@@ -25,7 +25,7 @@ import numpy as np
 from parts.audio import mu_law_wav
 from parts.config import Config, load_config, settings_not_default
 from parts.curves import StepAxis
-from parts.dashboard import draw_dashboard
+from parts.dashboard import draw_dashboard, why_no_similarity
 from parts.files import reading, write_text
 from parts.moments import FIRST, Moments, read_moments
 from parts.page_figures import (
@@ -37,7 +37,6 @@ from parts.page_figures import (
     panels_of,
     similarity_at,
     spans,
-    why_no_similarity,
 )
 from parts.progress import Phases
 from parts.runs import read_log, read_scores

@@ -7,7 +7,7 @@ are those of parts/curves.py.
 The band: where a further default run lies with 95 % probability, from recorded ones; results/bands.json
 is made by `python -m lab.regime_choice normal`.
 
-Public: AXES, BOX, Span, spans, last_value, panels_of, densities, similarity_at, why_no_similarity,
+Public: AXES, BOX, Span, spans, last_value, panels_of, densities, similarity_at,
 compare_with_band.
 """
 from __future__ import annotations
@@ -24,7 +24,7 @@ from parts.config import settings_not_default
 from parts.curves import Series, StepAxis, make_panel
 from parts.dashboard import steps_and_values
 from parts.peers import Binned
-from parts.previews import SAMPLED_TWICE
+from parts.previews import QUICK_STEPS, SAMPLED_TWICE
 from parts.scoring import preview_clips
 
 BANDS = Path(__file__).resolve().parents[1] / "results" / "bands.json"
@@ -99,7 +99,7 @@ def panels_of(config: dict, train: list[dict], evals: list[dict], axis: StepAxis
     ]
     for key, title, unit in AXES[config["task"]]:
         clips = last.get("texture_measured_on", min(n, SAMPLED_TWICE)) if key == "texture_score" else n
-        label = f"{clips} validation clips, 12 integration steps"
+        label = f"{clips} validation clips, {QUICK_STEPS} integration steps"
         wanted.append((title, unit, None, [Series(label, evaluated(key), "points")], None))
     panels, missing = [], []
     for title, unit, limits, series, of_band in wanted:
@@ -146,12 +146,6 @@ def densities(steps: list[int], train: list[dict], logit_normal) -> dict | None:
 
 
 # --- similarity of the blocks -------------------------------------------------------------------------------
-
-def why_no_similarity(config: dict) -> str:
-    if config["structure"] != "adaptive":
-        return f"--structure is {config['structure']}"
-    return f"groups among {config['depth']} blocks can't be told from depth; six or more are needed"
-
 
 def similarity_at(step: int, train: list[dict]) -> dict | None:
     """The last check of the blocks up to a step: matrix S with its blocks ordered by group; None before."""

@@ -279,23 +279,24 @@ def render_patch(patch: Patch, n: int, rng) -> np.ndarray:
     return out / loudness(out)
 
 
+DELTA = 0.08  # how much the two renderings of a patch differ
+
+
 class RandomPatches:
     """n clips for self-supervised learning, each rendered twice from slightly different patches
     ("doppelgaengers") and recorded under different conditions (level, tilt, hiss). One to three patches a
     clip. No label exists."""
     version = 1  # raise when a patch changes: the cache is keyed by it
 
-    def __init__(self, n: int, seed: int = 0, seconds: float = CLIP_S, delta: float = 0.08):
+    def __init__(self, n: int, seed: int = 0):
         self.n = n
         self.seed = seed
-        self.seconds = seconds
-        self.delta = delta
-        self.key = f"patches-{digest(self.version, n, seed, seconds, delta)}"
+        self.key = f"patches-{digest(self.version, n, seed, CLIP_S, DELTA)}"
 
     def pair(self, i: int) -> np.ndarray:
         """(2, N) float32 with peaks of at most 0.95."""
         rng = np.random.default_rng([self.seed, 6, i])
-        size = round(self.seconds * RATE)
+        size = round(CLIP_S * RATE)
         patches = [draw_patch(rng) for _ in range(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))]
         gains = 10 ** (-rng.uniform(0, 15, len(patches)) / 20)
 
@@ -308,7 +309,7 @@ class RandomPatches:
             x = np.zeros(size)
             for gain, patch in zip(gains, patches):
                 level = gain * 10 ** (2 * rng.standard_normal() / 20)
-                x += level * render_patch(patch.nudge(rng, self.delta), size, rng)
+                x += level * render_patch(patch.nudge(rng, DELTA), size, rng)
 
             # The recording: spectral tilt (a first-order filter), hiss 25 to 65 dB below, level over 20 dB.
             tilt = rng.uniform(-0.25, 0.25)
@@ -317,18 +318,18 @@ class RandomPatches:
             pair.append(x * min(0.2 * 10 ** (rng.uniform(-15, 5) / 20), 0.95 / np.abs(x).max()))
         return np.stack(pair).astype(np.float32)
 
-    def features(self, frontend, workers: int | None = None) -> np.ndarray:
+    def features(self, frontend) -> np.ndarray:
         """frontend (a top-level function, (B, N) tensor -> (B, F, M) tensor) of all pairs, cached: memory map
         (n, 2, F, M) float16. The cache's key does not know the frontend."""
-        shape = frontend(torch.zeros(1, round(self.seconds * RATE))).shape[1:]
-        args = (self.n, self.seed, self.seconds, self.delta, frontend)
+        shape = frontend(torch.zeros(1, round(CLIP_S * RATE))).shape[1:]
+        args = (self.n, self.seed, frontend)
         return fill_array(cache_dir() / self.key, "features", (self.n, 2, *shape), np.float16, _patch_chunk,
-                          self.n, args, workers=workers, desc="random patches")
+                          self.n, args, desc="random patches")
 
 
-def _patch_chunk(indices, n, seed, seconds, delta, frontend) -> np.ndarray:
+def _patch_chunk(indices, n, seed, frontend) -> np.ndarray:
     """Features of the clips `indices`, (len(indices), 2, F, M) float16: what one worker makes."""
     if mp.parent_process() is not None:
         torch.set_num_threads(1)  # one thread a worker: more would fight over the cores
-    world = RandomPatches(n, seed, seconds, delta)
+    world = RandomPatches(n, seed)
     return np.stack([frontend(torch.from_numpy(world.pair(i))).numpy() for i in indices]).astype(np.float16)

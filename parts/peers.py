@@ -29,7 +29,7 @@ from torch import Tensor
 CURRICULUM_M = 0.8   # centre of the curriculum's first density
 CURRICULUM_TO = 0.5  # share of the run after which it is uniform (60 of 100 to 150 thousand steps there)
 BINS = 20            # of t, in which InfoNoise keeps the running loss
-MEMORY = 0.98        # of that running mean, a sample that falls into the bin
+MEMORY = 0.98        # of a bin's running sums, kept at each new sample in that bin
 REFRESH = 10         # steps between two of its densities
 
 

@@ -7,9 +7,10 @@
 
 A data set is any object with: `key` (a string that changes when the data changes or lies elsewhere),
 `contents` (one that changes with the data alone), `files` (the set of its files, empty where there are none),
-`len(d)`, `wave(i) -> (N,) float32`, `caption(i, k=0) -> str` (wording k of clip i), `wordings`, `name(i)`,
-`lengths() -> list of N`, and `prepare()` (make its cache, with a progress bar). SoundWorld, AudioFolder and
-Mixed are three of them.
+`len(d)`, `wave(i) -> (N,) float32`, `wordings(i)` (how many captions clip i has), `caption(i, k=0) -> str`,
+`name(i)`, `lengths() -> list of N`, and `prepare()` (make its cache, with a progress bar); and, if there is
+any, `p` (n,), the probability of each clip, and `bad` and `notes`, lines for bad.txt and to be printed.
+SoundWorld, AudioFolder and Mixed are three of them.
 
 Public: open_data, open_set, TrainingData, prepare.
 """
@@ -163,8 +164,8 @@ def _encode(cfg: Config, sets: list, codec, words, teacher, checkpoint: dict | N
         if cfg.data == "soundworld":
             # Captions of one event are learned long before those of three: results/log.md.    # ASSUMED
             latents.p = train_set.p_by_events()
-        wordings = range(train_set.wordings)
-        captions = [[train_set.caption(i, k) for k in wordings] for i in range(len(train_set))]
+        captions = [[train_set.caption(i, k) for k in range(train_set.wordings(i))]
+                    for i in range(len(train_set))]
         if words is None:
             words = Words(checkpoint["words"]) if checkpoint else Words.fit(itertools.chain(*captions))
         token_ids = words.cache(captions)
@@ -207,7 +208,7 @@ def fit_codec(codec, train_set, cfg: Config) -> None:
 
 
 def _say_what_is_left_out(sets: list, out: Path) -> None:
-    """And what was mended; rows and files that can't be used are listed in the run folder."""
+    """Print what each set left out or mended; list rows and files that can't be used in the run's bad.txt."""
     for clips in sets:
         for note in getattr(clips, "notes", []):
             print(f"note: {note}")

@@ -14,7 +14,7 @@ B batch, N samples at 16 kHz, T tokens, T' frames, F, C, E widths, S tokens of t
 that fit.
 
 Nothing here runs code that came with a download, or reads pickled weights, unless a flag asked for it.
-`transformers` is imported only when a pretrained part is used: the default path needs none of these files.
+`transformers` is imported only when a pretrained part is opened.
 
 Public: load, hub_in_reach, has_own, fingerprint, freeze, CLIPS_PER_CALL.
 """

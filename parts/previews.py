@@ -3,21 +3,19 @@
 The network is handed in as `make(inputs, seeds) -> waves (n, N)`: inputs are captions, or band-limited waves
 (n, N) in super-resolution.
 
-Public: write_previews, quick_metrics, shown_clips, CUTOFF, SAMPLED_TWICE.
+Public: write_previews, quick_metrics, shown_clips, QUICK_STEPS, SAMPLED_TWICE.
 """
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 
 from parts.audio import first_seconds
 from parts.background import at_once
-from parts.band_limit import band_limit
+from parts.band_limit import CUTOFF, band_limit
 from parts.scoring import quick_caption_metrics, quick_superresolution_metric
 from parts.spectrograms import draw_previews
 
-CUTOFF = 2_000      # Hz, of the band-limited input
+QUICK_STEPS = 12    # Euler steps of metrics while a run is trained
 SAMPLED_TWICE = 24  # captions: clips whose texture is compared
 
 
@@ -35,12 +33,12 @@ def shown_clips(val_set, config: dict, n: int = 4) -> tuple[list[str], np.ndarra
     return shown, real, shown
 
 
-def write_previews(folder: Path, step: int, config: dict, val_set, make, background=at_once) -> None:
-    """Four previews, always of the same clips and from the same noise: wav and spectrograms. background: see
-    parts/background.py."""
-    captions, real, inputs = shown_clips(val_set, config)
+def write_previews(run, val_set, make, background=at_once) -> None:
+    """Four previews of a run (evaluate.Run), always of the same clips and from the same noise: wav and
+    spectrograms. background: see parts/background.py."""
+    captions, real, inputs = shown_clips(val_set, run.config)
     made = make(inputs, list(range(len(real))))
-    background(draw_previews, folder, step, list(zip(captions, real, made)))
+    background(draw_previews, run.path, run.step, list(zip(captions, real, made)))
 
 
 def quick_metrics(config: dict, val_set, make, clips: int, twice: int, device="cpu", judge="dev") -> dict:

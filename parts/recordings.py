@@ -308,7 +308,6 @@ class AudioFolder:
             raise UserError(f"{source}: no clips in the {split} split{fold}")
         self.paths = list(clips)
         self.captions = list(clips.values())
-        self.wordings = max(map(len, self.captions))
         stats = [(path, path.stat()) for path in self.paths]
         files = [(places[path], stat.st_size, stat.st_mtime_ns) for path, stat in stats]
         self.key = "folder-" + digest(self.version, root, split, *files)
@@ -366,6 +365,10 @@ class AudioFolder:
 
     def name(self, i: int) -> str:
         return printable(str(self.paths[i]))
+
+    def wordings(self, i: int) -> int:
+        """How many captions clip i has."""
+        return len(self.captions[i])
 
     def caption(self, i: int, k: int = 0) -> str:
         """Wording k of clip i, modulo the number that it has."""
@@ -468,7 +471,6 @@ class Mixed:
         self.contents = digest(*(part.contents for part in parts))
         self.index = []    # clip i of the mixture -> (k, j): clip j of part k
         self.p = None      # (n,), draw_batch's probability of each clip
-        self.wordings = 0
         self.bad = []
         self.notes = []
         self._arrange()
@@ -484,7 +486,6 @@ class Mixed:
         p = np.array([share[k] / len(self.parts[k]) for k, _ in self.index])
         self.p = p / p.sum()
 
-        self.wordings = max(part.wordings for part in self.parts)
         self.bad = [row for part in self.parts for row in getattr(part, "bad", [])]
         self.notes = [note for part in self.parts for note in getattr(part, "notes", [])]
 
@@ -502,6 +503,10 @@ class Mixed:
     def caption(self, i: int, wording: int = 0) -> str:
         k, j = self.index[i]
         return self.parts[k].caption(j, wording)
+
+    def wordings(self, i: int) -> int:
+        k, j = self.index[i]
+        return self.parts[k].wordings(j)
 
     def lengths(self) -> list[int]:
         lengths = [part.lengths() for part in self.parts]

@@ -37,7 +37,8 @@ def open_settings(given: dict, resume: str) -> tuple[Config, dict | None]:
     all."""
     if WORLD == 1:
         return _settings(given, resume)
-    device = join_processes(pick_device(given.get("device", "auto")))
+    recorded = load_config(Path(resume))["device"] if resume else "auto"
+    device = join_processes(pick_device(given.get("device", recorded)))
     outcome = None
     if RANK == 0:
         try:

@@ -26,10 +26,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import expit
 from tqdm import tqdm
 
 from parts.audio import ACTIVE_RMS, at_level, first_seconds, with_added
-from parts.band_limit import band_limit
+from parts.band_limit import CUTOFF, band_limit
 from parts.baselines import SpectrumBaseline
 from parts.errors import UserError
 from parts.judges import Judge, judge_clips, load_judge
@@ -172,7 +173,7 @@ def unseen_clips(codec, config: dict, clips: int, judge: Judge, split: str) -> U
 
     # Scenes of other splits may still be worded as a training scene was: those captions are not new.
     trained = SoundWorld("train", config["clips"], seconds=seconds)
-    seen = {trained.caption(i, k) for i in range(len(trained)) for k in range(trained.wordings)}
+    seen = {trained.caption(i, k) for i in range(len(trained)) for k in range(trained.wordings(i))}
     captions = [world.caption(i) for i in range(clips)]
     return UnseenClips(
         world=world,
@@ -183,10 +184,6 @@ def unseen_clips(codec, config: dict, clips: int, judge: Judge, split: str) -> U
         reference=judge_clips(judge, others)["embedding"],
         new=np.array([caption not in seen for caption in captions]),
     )
-
-
-def _sigmoid(z: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-z))
 
 
 def text_scores(unseen: UnseenClips, waves, judge: Judge) -> dict:
@@ -217,7 +214,7 @@ def text_scores(unseen: UnseenClips, waves, judge: Judge) -> dict:
         "by_events": by_events,
         "new_wording": new_wording,
         **factor_scores(unseen.world, truth, predicted, hit),
-        "event_kl": bernoulli_kl(_sigmoid(unseen.judged["presence"]), _sigmoid(predicted["presence"])),
+        "event_kl": bernoulli_kl(expit(unseen.judged["presence"]), expit(predicted["presence"])),
         "kid": kid(predicted["embedding"], unseen.reference),
     }
 
@@ -427,7 +424,7 @@ def take_request(configs: list[dict], args) -> None:
             raise UserError(f"--{flag.replace('_', '-')}: for captions; super-resolution has no such thing")
     if tasks == {"t2a"} and args.cutoff is not None:
         raise UserError(f"--cutoff {args.cutoff}: for super-resolution; captions have no such thing")
-    args.judge, args.cutoff = args.judge or "dev", args.cutoff or 2_000
+    args.judge, args.cutoff = args.judge or "dev", args.cutoff or CUTOFF
     if args.data:
         for config in configs:
             config.update(data=args.data, val_fold=args.val_fold or 0)

@@ -364,11 +364,13 @@ def _scene_of(seed: int, split: str, i: int, seconds: float) -> Scene:
     return draw_scene(_stream(seed, split, i), split, seconds)
 
 
+WORDINGS = 4  # captions of a clip
+
+
 class SoundWorld:
     """The embedded data set: n clips of a split, drawn from (seed, split, index) alone, so clip i is always
-    the same clip. It has the interface of every data set (data.py). UserError for an unknown split."""
+    the same clip. The interface is that of parts/preparation.py. UserError for an unknown split."""
     version = 2  # raise when a synthesizer, the scene law or a caption changes: the cache is keyed by it
-    wordings = 4
 
     def __init__(self, split: str = "train", n: int = 6_000, seed: int = 0, seconds: float = CLIP_S):
         if split not in SPLITS:
@@ -402,7 +404,11 @@ class SoundWorld:
 
     def caption(self, i: int, k: int = 0) -> str:
         """Wording k (modulo 4) of clip i."""
-        return word_scene(self.scene(i), _stream(self.seed, self.split, i, 1, k % self.wordings))
+        return word_scene(self.scene(i), _stream(self.seed, self.split, i, 1, k % WORDINGS))
+
+    def wordings(self, i: int) -> int:
+        """How many captions clip i has."""
+        return WORDINGS
 
     def factors(self, i: int) -> dict:
         """True factors of clip i, see scene_factors."""

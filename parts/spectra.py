@@ -19,7 +19,7 @@ from parts.audio import RATE
 N_FFT = 1_024  # samples of an STFT window
 HOP = 320      # samples from one frame to the next
 N_MELS = 64    # mel bands
-# STFT magnitude under which everything is silence; 80 dB under a full-scale tone's main lobe and more.
+# STFT magnitude that counts as silence: 128 dB below the peak of a full-scale sine (256).
 FLOOR = 1e-4
 LONG = 60      # s; what is longer is done block by block
 

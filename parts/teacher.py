@@ -81,7 +81,7 @@ class Teacher(nn.Module):
             _conv2d(64, 128, 3, (1, 2)),
         )
         self.join = nn.Linear(128 * 4, features)
-        # Together they reach 0.6 s to each side.
+        # They reach 1 + 2 + 4 frames, 0.28 s, to each side; with the stem 0.44 s.
         self.context = nn.ModuleList(_context_layer(features, dilation) for dilation in (1, 2, 4))
         self.norm = nn.LayerNorm(features)
 

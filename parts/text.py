@@ -101,11 +101,8 @@ class Words:
     def encode(self, captions: list[str]) -> Tensor:
         """Captions -> ids (B, S) int64, padded with 0; a caption without a known word becomes the empty
         caption. Of longer ones the first MAX_WORDS known words count."""
-        rows = [self._row(self.known(caption)) for caption in captions]
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-        return ids
+        rows = [torch.tensor(self._row(self.known(caption))) for caption in captions]
+        return pad_sequence(rows, batch_first=True)
 
 
 class Text(NamedTuple):

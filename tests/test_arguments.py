@@ -41,6 +41,11 @@ def test_numbers_are_from_low_to_high_ends_included():
     for wrong in (["--n", "0"], ["--n", "6"], ["--n", "2.5"], ["--x", "2.1"], ["--x", "nan"], ["--x", "one"]):
         with pytest.raises(UserError, match="must be a"):
             parser.parse_args(wrong)
+    parser.add_argument("--seed", type=whole())
+    with pytest.raises(UserError, match="of at least 0$"):
+        parser.parse_args(["--seed", "-1"])
+    with pytest.raises(UserError, match="from 0 to 2147483647$"):
+        parser.parse_args(["--seed", "3000000000"])
 
 
 def test_each_setting_is_explained_in_the_help_under_its_heading(capsys):

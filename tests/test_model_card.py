@@ -96,6 +96,8 @@ def test_what_the_card_cannot_know_is_left_to_be_filled_in():
     own = card(data="/home/me/bird_calls=2,soundworld=1", codec="models/dac", task="sr")
     assert front_matter(own)["license"] == "other" and "To be filled in" in own
     assert "bird\\_calls" in own and "models/dac" in own and "/home/me" not in own
+    assert "bird" not in card(data="soundworld=3, soundworld=1")
+    assert "b=x" in card(data="/a=c/b=x=2,soundworld=1") and "c/b" not in card(data="/a=c/b=x=2,soundworld=1")
     assert "a low bell" not in card(data="my_folder"), "a prompt that its vocabulary may not have"
 
 

@@ -183,7 +183,7 @@ def test_a_file_that_is_written_in_two_ways_is_one_clip(tmp_path):
     rows = [f"{way}{k}.wav,a tone of {k}" for k in range(6) for way in ("", "a/../", "link-")]
     folder = tones(tmp_path, {"metadata.csv": ["file_name,caption", *rows]})
     train_set, val_set = (AudioFolder(folder, split) for split in ("train", "val"))
-    assert (len(train_set), len(val_set), train_set.wordings) == (5, 1, 1)
+    assert (len(train_set), len(val_set), train_set.wordings(0)) == (5, 1, 1)
     assert not train_set.files & val_set.files
 
 

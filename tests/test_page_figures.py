@@ -9,6 +9,7 @@ import pytest
 from parts import page_figures
 from parts.config import Config, resolve
 from parts.curves import BOTTOM, HEIGHT, StepAxis
+from parts.dashboard import why_no_similarity
 from parts.page_figures import (
     BANDS,
     Span,
@@ -18,7 +19,6 @@ from parts.page_figures import (
     panels_of,
     similarity_at,
     spans,
-    why_no_similarity,
 )
 
 
@@ -86,6 +86,7 @@ def test_the_blocks_are_shown_by_group_from_their_first_check_on():
     assert dark == [1, 4, 11, 14] and len(drawn["edges"]) == 1 and "step 64" in drawn["text"]
     assert "--structure is off" in why_no_similarity(config(structure="off"))
     assert "4 blocks" in why_no_similarity(config())
+    assert "step 32" in why_no_similarity(config(depth=8)), "stopped before it"
 
 
 @pytest.mark.parametrize("task", ["t2a", "sr"])

@@ -35,6 +35,17 @@ def test_data_is_soundworld_a_folder_or_several_of_them_with_weights(tmp_path):
     assert isinstance(open_data(str(with_a_sign), "train"), AudioFolder), "a folder's name may hold ="
 
 
+def test_each_clip_is_asked_for_as_many_wordings_as_it_has(tmp_path):
+    """Counted round to the most that any clip has, the first wording of others would be drawn more often."""
+    rows = [(f"{k}.wav", f"wording {j}") for k in range(4) for j in range(3 if k == 0 else 2)]
+    folder = make_folder(tmp_path / "own", [f"{k}.wav" for k in range(4)], rows, ("file_name", "caption"))
+    mixture = open_data(f"{folder}=1,soundworld=1", "train", 6)
+    asked = [[mixture.caption(i, k) for k in range(mixture.wordings(i))] for i in range(len(mixture))]
+    own = [captions for captions in asked if captions[0].startswith("wording")]
+    assert sorted(map(len, own))[-1] <= 3 and all(len(set(captions)) == len(captions) for captions in own)
+    assert {len(captions) for captions in asked} >= {2, 4} and len(own) + 6 == len(asked)
+
+
 @pytest.mark.parametrize("mixture", ["soundworld=0", "{folder}=x", "=1", "soundworld=1,"])
 def test_mixtures_that_do_not_read_name_equals_weight_are_refused(tmp_path, mixture):
     folder = tone_folder(tmp_path / "own", 2)

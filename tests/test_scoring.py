@@ -53,7 +53,7 @@ def test_a_caption_is_new_where_training_never_had_it_and_kid_is_to_other_clips(
     judge, settings = scoring.load_judge("dev"), {**SETTINGS, "clips": 6_000}
     unseen = scoring.unseen_clips(codec, settings, 60, judge, "test")
     train_set, val_set = SoundWorld("train", 6_000), SoundWorld("val", 60)
-    known = {train_set.caption(i, k) for i in range(6_000) for k in range(train_set.wordings)}
+    known = {train_set.caption(i, k) for i in range(6_000) for k in range(train_set.wordings(i))}
     new = [caption not in known for caption in unseen.captions]
     assert unseen.new.tolist() == new and 5 < sum(new) < 60
     others = scoring.judge_clips(judge, [val_set.wave(i) for i in range(60)])["embedding"]
