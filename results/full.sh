@@ -20,7 +20,7 @@ python -m lab.experiments run E1 $restored --seeds 2 --first-seed 1000 --score-s
 python -m lab.experiments run E9 $restored --seeds 1 --first-seed 1001 --score-split val --only "m 0.75, s 1" "m 2, s 1" --out results/e9-sr
 
 # Super-resolution, commit fc1b217: the comparison itself.
-python -m lab.experiments run E1 $restored --seeds 8 --first-seed 1002 --score-split test --score-clips 200 --only static stage --out results/e1-sr-full
+python -m lab.experiments run E1 $restored --seeds 8 --first-seed 1002 --score-split test --score-clips 200 --only static clock stage --out results/e1-sr-full
 
 # The first seed again, on another processor: what is rounding?
 python -m lab.experiments run E1 $restored --seeds 1 --first-seed 1002 --score-split test --score-clips 200 --only static stage --out results/e1-sr-repeat
