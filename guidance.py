@@ -64,7 +64,7 @@ def alignment_loss(z: Tensor, phi_c: Tensor, mask: Tensor | None = None) -> Tens
         z = z.float()
         phi_c = F.normalize(phi_c.detach().float(), dim=-1, eps=1e-6)
         # 1 - cos(P(h_l(x_t)), phi_c(x0))                                               # REPA, eq. 8
-        distance = 1 - (z * phi_c).sum(-1) / z.norm(dim=-1).clamp_min(1e-6)          # (B, T)
+        distance = 1 - (z * phi_c).sum(-1) / z.norm(dim=-1).clamp_min(1e-6)        # (B, T)
     if mask is None:
         return distance.mean()
     return ((distance * mask).sum(1) / mask.sum(1).clamp_min(1)).mean()

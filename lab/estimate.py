@@ -156,7 +156,7 @@ def estimate(task: str) -> list[dict]:
     minutes {card: of training}, saved_mb_a_clip (_checkpointing), fixed_gb, memory_gb
     (_checkpointing_accumulate_4)}, one a preset: counted on its network, with CLIPS random clips, in
     bfloat16, with guidance."""
-    return [_estimate_preset(task, preset, CLIPS) for preset in config.PRESETS]
+    return [_estimate_preset(task, preset) for preset in config.PRESETS]
 
 
 def count_step(cfg: config.Config, clips: int = CLIPS) -> Work:
@@ -178,20 +178,20 @@ def _count_step(small: config.Config, networks, loss_of, batch: dict, clips: int
     return of_all + (clips - small.batch) * a_clip + of_update
 
 
-def _estimate_preset(task: str, preset: str, clips: int) -> dict:
+def _estimate_preset(task: str, preset: str) -> dict:
     full = config.resolve({"task": task, "preset": preset, "device": "cpu", "out": "unused"})
     cfg = config.resolve({"task": task, "preset": preset, "device": "cpu", "recipe": "static",
-                          "precision": "bf16", "batch": clips, "out": "unused"})
+                          "precision": "bf16", "batch": CLIPS, "out": "unused"})
     features = load_teacher().features
     batch = _random_batch(cfg, features)
     row = {"task": task, "preset": preset, "tokens": batch["x0"].shape[1], "batch": full.batch,
            "steps": full.steps}
 
     # One pair of networks at a time: those of `full` take gigabytes.
-    saved = _saved_mb_a_clip(_networks(cfg, features, checkpointing=True)[1], batch, clips)
+    saved = _saved_mb_a_clip(_networks(cfg, features, checkpointing=True)[1], batch, CLIPS)
     networks, loss_of = _networks(cfg, features, checkpointing=False)
     row["saved_mb_a_clip_checkpointing"] = saved
-    row["saved_mb_a_clip"] = _saved_mb_a_clip(loss_of, batch, clips)
+    row["saved_mb_a_clip"] = _saved_mb_a_clip(loss_of, batch, CLIPS)
     row["parameters"] = _count(networks.model.parameters())
     step = _count_step(cfg, networks, loss_of, batch, full.batch)
     row |= {"flop_a_step": step.flop, "launches_a_step": round(step.launches), "bytes_a_step": step.bytes}

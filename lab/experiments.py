@@ -296,7 +296,7 @@ def _other_arm(old: dict, spec: dict) -> str | None:
         return f"experiment {old['experiment']}"
     for arm, options in spec["arms"].items():
         before = old["arms"].get(arm, options)
-        for name in sorted({*before, *options} - {*UNLIKE} | {"recipe"}):
+        for name in sorted({"recipe", *before, *options} - (set(UNLIKE) - {"recipe"})):
             if before.get(name) != options.get(name):
                 return f"arm {arm!r} with {name} {before.get(name)}, not {options.get(name)}"
     return None

@@ -6,8 +6,7 @@
 The first makes the shipped teacher (half precision; about ten CPU minutes). No recording, no label and none
 of the sounds that the judges know is used: parts/patches.py renders each random patch twice, slightly
 different, and the teacher must find each rendering's partner among a batch of others (InfoNCE; the pairs are
-those of arXiv 2406.05923). How good the result is:
-python -m lab.probe_teacher --weights FILE.
+those of arXiv 2406.05923). How good the result is: python -m lab.probe_teacher --weights FILE.
 
     pairs (B, 2, F, M) log-mel --augment--> (2 B, F, M) --Teacher--> phi (2 B, T, features)
         --pool over the clip, and over windows of 0.64 s--> --heads--> embeddings --info_nce--> loss

@@ -148,13 +148,15 @@ def _row(source: str, kind: str, outcomes: list[dict]) -> dict:
     least = RATE if kind == "original" else RATE / 2 / np.sqrt(2)
     alarms = [o for o in full if o["found"] is not None and o["found"] < least]
     octaves = [np.log2(o["found"] / o["true"]) for o in muffled if o["found"] is not None]
-    return {"source": source, "kind": kind, "clips": len(outcomes), "full_band": len(full),
-            "false_alarms": len(alarms), "treble_lost": sum(o["treble_lost"] for o in outcomes),
-            "muffled": len(muffled), "answered": len(octaves),
-            "within_half_octave": int(sum(abs(error) <= 0.5 for error in octaves)),
-            "median_octaves": float(np.median(octaves)) if octaves else None,
-            # Originals are of different clips; the other kinds are the same clips again and again.
-            **({"false_alarms_95": wilson(len(alarms), len(full))} if kind == "original" and full else {})}
+    row = {"source": source, "kind": kind, "clips": len(outcomes), "full_band": len(full),
+           "false_alarms": len(alarms), "treble_lost": sum(o["treble_lost"] for o in outcomes),
+           "muffled": len(muffled), "answered": len(octaves),
+           "within_half_octave": int(sum(abs(error) <= 0.5 for error in octaves)),
+           "median_octaves": float(np.median(octaves)) if octaves else None}
+    # Originals are of different clips; the other kinds are the same clips again and again.
+    if kind == "original" and full:
+        row["false_alarms_95"] = wilson(len(alarms), len(full))
+    return row
 
 
 def _total(source: str, name: str, rows: list[dict]) -> dict:

@@ -159,9 +159,10 @@ def export(run: Path, folder: Path) -> tuple[dict, dict]:
     other things."""
     fields, checkpoint = load_checkpoint(run)
     refuse_not_finite(run, checkpoint["ema"])
-    if has_checkpoint(folder) and "optimizer" in load_checkpoint(folder)[1]:
-        raise UserError(f"{folder}: holds a run that can still be trained; export to another folder")
-    if not has_checkpoint(folder) and folder.exists() and any(folder.iterdir()):
+    if has_checkpoint(folder):
+        if "optimizer" in load_checkpoint(folder)[1]:
+            raise UserError(f"{folder}: holds a run that can still be trained; export to another folder")
+    elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty and holds no exported model; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     cfg = Config(**{**fields, "out": ""})                  # the path is of this machine

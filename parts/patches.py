@@ -38,6 +38,7 @@ from parts.audio import CLIP_S, RATE
 from parts.cache import cache_dir, digest, fill_array
 from parts.synths import decay, fade_in_out, harmonics, loudness, phase_of, shaped_noise
 
+DELTA = 0.08  # how much the two renderings of a patch differ
 SOURCES = ("partials", "fm", "noise", "whistle", "dust", "modes", "pulses")
 GATES = ("held", "single", "regular", "scattered", "grouped")
 
@@ -277,9 +278,6 @@ def render_patch(patch: Patch, n: int, rng) -> np.ndarray:
         tail = rng.standard_normal(8_000) * np.exp(-np.arange(8_000) / _log(room / 0.4, 300, 4_000))
         out += 0.7 * room / 0.4 * scipy.signal.fftconvolve(out, tail / np.linalg.norm(tail))[:n]
     return out / loudness(out)
-
-
-DELTA = 0.08  # how much the two renderings of a patch differ
 
 
 class RandomPatches:

@@ -37,8 +37,11 @@ def open_settings(given: dict, resume: str) -> tuple[Config, dict | None]:
     all."""
     if WORLD == 1:
         return _settings(given, resume)
-    recorded = load_config(Path(resume))["device"] if resume else "auto"
-    device = join_processes(pick_device(given.get("device", recorded)))
+    device = given.get("device", "auto")
+    if resume and "device" not in given:
+        with contextlib.suppress(UserError):               # process 0 says below what is wrong, for all
+            device = pick_device(load_config(Path(resume))["device"])
+    device = join_processes(pick_device(device))
     outcome = None
     if RANK == 0:
         try:

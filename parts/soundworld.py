@@ -209,6 +209,7 @@ def draw_scene(rng, split: str = "train", seconds: float = CLIP_S) -> Scene:
 
 # --- captions
 
+WORDINGS = 4  # captions of a clip
 NUMBERS = {2: ("two", "a couple of"), 3: ("three",), 4: ("four",)}
 ADJECTIVES = {"low": ("low", "deep", "low-pitched"), "high": ("high", "high-pitched"),
               "near": ("near", "nearby", "close"), "far": ("far", "distant", "faraway")}
@@ -362,9 +363,6 @@ def _stream(seed: int, split: str, i: int, *more: int):
 @functools.lru_cache(maxsize=10_000)  # drawn once for its four captions, its factors and its sound
 def _scene_of(seed: int, split: str, i: int, seconds: float) -> Scene:
     return draw_scene(_stream(seed, split, i), split, seconds)
-
-
-WORDINGS = 4  # captions of a clip
 
 
 class SoundWorld:

@@ -92,17 +92,16 @@ class Words:
         empty = sum(n == 0 for n in lengths)
         if empty:
             print(f"warning: {empty} of {len(lengths)} captions have no known word and count as empty")
-        return [[torch.tensor(self._row(words)) for words in of_clip] for of_clip in known]
+        return [[self._row(words) for words in of_clip] for of_clip in known]
 
-    def _row(self, known: list[str]) -> list[int]:
-        """Known words -> ids, those of the empty caption where there are none."""
-        return [self.ids[word] for word in known[:MAX_WORDS]] or [1]
+    def _row(self, known: list[str]) -> Tensor:
+        """Known words -> ids (S,), those of the empty caption where there are none."""
+        return torch.tensor([self.ids[word] for word in known[:MAX_WORDS]] or [1])
 
     def encode(self, captions: list[str]) -> Tensor:
         """Captions -> ids (B, S) int64, padded with 0; a caption without a known word becomes the empty
         caption. Of longer ones the first MAX_WORDS known words count."""
-        rows = [torch.tensor(self._row(self.known(caption))) for caption in captions]
-        return pad_sequence(rows, batch_first=True)
+        return pad_sequence([self._row(self.known(caption)) for caption in captions], batch_first=True)
 
 
 class Text(NamedTuple):

@@ -14,6 +14,7 @@ from run_files import distance, final, log_of, until
 
 import train
 from parts import devices, runs
+from parts.config import Config, save_config
 from parts.devices import StopSignal, Timer
 from parts.errors import UserError
 
@@ -102,6 +103,23 @@ def test_each_process_has_clips_to_compare(tiny, tmp_path, monkeypatch, more, re
     with pytest.raises(UserError, match="--batch 2: must be more than 2 processes x 1 parts") if refused \
             else contextlib.nullcontext():
         runs.open_settings(given, "")
+
+
+def test_a_run_that_goes_on_in_several_processes_keeps_its_device_and_one_says_what_is_wrong(
+        tmp_path, monkeypatch):
+    asked, said = [], []
+    monkeypatch.setattr(runs, "WORLD", 2)
+    monkeypatch.setattr(runs, "join_processes", lambda device: asked.append(device) or device)
+    monkeypatch.setattr(runs, "broadcast_from_rank0", lambda outcome: said.append(outcome) or outcome)
+    monkeypatch.setattr(runs, "pick_device", lambda name: {"auto": "cuda"}.get(name, name))
+    with pytest.raises(UserError, match="not a run folder"):
+        runs.open_settings({}, str(tmp_path / "none"))
+    assert asked == ["cuda"] and isinstance(said[0], UserError), "all met before one of them spoke"
+    save_config(tmp_path, Config(device="cpu", out=str(tmp_path)))
+    cfg, _ = runs.open_settings({}, str(tmp_path))
+    assert asked[1] == cfg.device == "cpu"
+    runs.open_settings({"device": "cuda"}, str(tmp_path))
+    assert asked[2] == "cuda", "what was typed holds"
 
 
 def test_one_process_is_a_job_of_its_own():
