@@ -142,7 +142,8 @@ blockquote{margin:.8rem 0 .2rem;font-weight:600}
 
 def report(paths: list[Path], out: Path, clips: int = 4) -> None:
     """Write one self-contained HTML file about runs: results, curves, sounds, settings that differ,
-    dashboards. clips: how many unseen clips of each task. UserError: not an .html file, not a run folder."""
+    dashboards. clips: how many unseen clips of each task; with 0 the data that they come from need not be
+    there. UserError: not an .html file, not a run folder."""
     if out.suffix != ".html" or out.is_dir():
         raise UserError(f"--out {out}: must name an .html file")
     runs = [evaluate.load_run(path) for path in paths]
@@ -165,7 +166,7 @@ def render(runs: list, names: list[str], clips: int) -> str:
         spectrogram_note=SPECTROGRAM_NOTE.format(seconds=runs[0].config["seconds"]),
         curves=_curves(logs, names, axis),
         box=BOX,
-        sounds=_sounds(runs, names, clips),
+        sounds=_sounds(runs, names, clips) if clips else [],
         settings=_settings_that_differ(runs),
         dashboards=_dashboards(runs, names),
     )
@@ -380,7 +381,7 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", type=new_file, default=Path("report.html"))
-    parser.add_argument("--clips", type=whole(1), default=4)
+    parser.add_argument("--clips", type=whole(0), default=4, help="0: the runs' data need not be there")
     args = parser.parse_args()
     report(args.runs, args.out, args.clips)
 

@@ -75,6 +75,19 @@ def test_a_report_is_one_page_that_asks_nobody_and_cannot_be_written_into(t2a_ru
     assert page.differing >= {"t2a", "sr"} - {page.first_task}
 
 
+def test_a_report_without_sounds_at_the_end_needs_no_data(t2a_run, tmp_path):
+    moved = shutil.copytree(t2a_run, tmp_path / "run")
+    config = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps({**config, "data": str(tmp_path / "gone")}))
+    done = in_process(report, str(moved), "--out", "asked.html", cwd=tmp_path)
+    assert done.returncode == 2 and "gone" in done.stderr and not (tmp_path / "asked.html").exists()
+
+    done = in_process(report, str(moved), "--out", "r.html", "--clips", "0", cwd=tmp_path)
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert "Hear training happen" in page and "Sounds at the end" not in page
+
+
 def moments(path, *steps) -> types.SimpleNamespace:
     """A run of which moments were written at some steps, all of the same clips."""
     run = types.SimpleNamespace(path=path, step=steps[-1],
