@@ -416,7 +416,7 @@ def _write_tables(out: Path, spec: dict) -> str:
         best_figure(out / "best.png", found, list(arms), len(seeds))
     write_text(out / "summary.json", to_json(summarize(rows, arms, reference), indent=1) + "\n")
     write_text(out / "table.txt", text + "\n")
-    learning_figure(out / "figure.png", name, rows, arms, seeds, reference)
+    learning_figure(out / "figure.png", name, rows, arms, reference)
     return text
 
 

@@ -9,7 +9,8 @@ the band of two seeds is eleven times as wide as that of eight with the same dev
 
 Comes in: rows of an experiment (lab/tables.py). Goes out: a figure.
 
-Public: axis_label, differences, draw_arms, draw_runs, draw_differences, log_steps, learning_figure.
+Public: axis_label, differences, draw_arms, draw_runs, draw_differences, log_steps, basis,
+learning_figure.
 """
 from __future__ import annotations
 
@@ -126,8 +127,17 @@ def draw_arms(ax, rows: list[dict], arms: dict, metric: str, style, clock: str =
         ax.set_ylim(-0.03, 1.03)
 
 
-def learning_figure(path: Path, name: str, rows: list[dict], arms: dict, seeds: list[int],
-                    reference: str) -> None:
+def basis(rows: list[dict], arms: dict) -> str:
+    """What the curves are of: one number of seeds, or from the arm with the fewest to that with the most."""
+    counts = {len({row["seed"] for row in rows if row["arm"] == arm}) for arm in arms} - {0}
+    fewest, most = min(counts), max(counts)
+    seeds = f"{most} seed{'s' * (most > 1)}"
+    if fewest < most:
+        seeds = f"{fewest} to {seeds}"
+    return f"{seeds}: descriptive" if fewest < 8 else f"{seeds}; bands: 95 %"
+
+
+def learning_figure(path: Path, name: str, rows: list[dict], arms: dict, reference: str) -> None:
     """Write the figure of an experiment: quality over steps and seconds, r, for captions each factor alone,
     and each axis of quality minus the reference's."""
     qualities = curve_metrics(rows)
@@ -163,7 +173,5 @@ def learning_figure(path: Path, name: str, rows: list[dict], arms: dict, seeds: 
                              frameon=False)
     else:
         axes.flat[0].legend(handles, labels, fontsize=8)
-    n = len(seeds)
-    basis = f"{n} seed{'s' * (n > 1)}" + (": descriptive" if n < 8 else "; bands: 95 %")
-    fig.suptitle(f"{name}: {EXPERIMENTS[name].question} Validation clips; {basis}")
+    fig.suptitle(f"{name}: {EXPERIMENTS[name].question} Validation clips; {basis(rows, arms)}")
     write_figure(path, fig)

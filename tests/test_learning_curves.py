@@ -71,13 +71,23 @@ def test_a_label_says_which_way_is_better(metric, label):
     assert all(learning_curves.axis_label(name) for name in METRICS)
 
 
+def test_a_figures_title_has_the_fewest_and_the_most_seeds_of_its_arms():
+    def title(**seeds):
+        rows = [{"arm": arm, "seed": seed} for arm, n in seeds.items() for seed in range(n)]
+        return learning_curves.basis(rows, {"static": {}, "stage": {}, "to come": {}})
+
+    assert title(static=8, stage=2) == "2 to 8 seeds: descriptive"
+    assert title(static=8, stage=8) == "8 seeds; bands: 95 %"
+    assert title(static=1) == "1 seed: descriptive"
+
+
 def test_a_figure_is_drawn_of_runs_with_seconds_and_without_and_of_none_at_all(tmp_path):
     rows = fabricated_rows(ARMS, [0, 1, 2], half, behind, texture_score_w1=half, recall=half,
                            order=lambda arm, seed, k: None if k == 10 else 0.5)
     for row in rows:
         if row["arm"] == "stage":
             del row["seconds"]
-    learning_curves.learning_figure(tmp_path / "a.png", "E1", rows, ARMS, [0, 1, 2], "static")
+    learning_curves.learning_figure(tmp_path / "a.png", "E1", rows, ARMS, "static")
     assert (tmp_path / "a.png").stat().st_size > 20_000
-    learning_curves.learning_figure(tmp_path / "b.png", "E1", [], ARMS, [0], "static")
+    learning_curves.learning_figure(tmp_path / "b.png", "E1", [], ARMS, "static")
     assert not (tmp_path / "b.png").exists()
