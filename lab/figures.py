@@ -19,13 +19,13 @@ grey.
 | sounds | assets/demo: captions nobody trained on, real clip beside the model's |
 | decoder | assets/demo, assets/decoder.safetensors: round trips of clips by Griffin-Lim and by the decoder |
 
-Each function below is one figure: it reads its files, and returns the matplotlib figure. A file that is
-missing is a UserError with its name. Nothing is drawn at random, so the same results give the same pixels.
+Each function in FIGURES reads its files and returns one matplotlib figure. A file that is missing is a
+UserError with its name. Nothing is drawn at random, so the same results give the same pixels.
 
 results/regime-sr.jsonl and regime-t2a.jsonl are lines of log.jsonl of default runs, regime-t2a-deep.jsonl of
 `static` with eight blocks.
 
-Public: FIGURES {name: function}, and the functions.
+Public: FIGURES {name: function}.
 """
 from __future__ import annotations
 
@@ -40,7 +40,16 @@ import evaluate
 import guidance
 import sampler
 from lab.griffin_lim import decode_by_griffin_lim
-from lab.learning_curves import draw_arms, draw_differences, log_steps
+from lab.learning_curves import (
+    BLACK,
+    BROWN,
+    GREEN,
+    RED,
+    arm_styles,
+    draw_arms,
+    draw_differences,
+    log_steps,
+)
 from lab.regime_choice import driven_r, r_of, read
 from lab.tables import curve_metrics
 from parts.arguments import Parser
@@ -58,12 +67,7 @@ RESULTS = ROOT / "results"
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10,
          "axes.titlelocation": "left", "lines.linewidth": 1.6, "legend.frameon": False, "legend.fontsize": 8,
          "savefig.dpi": 130, "figure.constrained_layout.use": True}
-BLACK, RED, GREEN, BROWN = "#1b1b1b", "#c1121f", "#2a9d8f", "#7a5c00"
-# Colours differ in lightness too, and each has a dash of its own: either alone tells the arms apart.
-ARMS = {"vanilla": ("#b0b0b0", ":"), "static": (BLACK, "-"), "stop": (BROWN, "-."),
-        "clock": (GREEN, (0, (5, 1))), "stage": (RED, "--"), "permuted": ("#c77d9b", (0, (1, 1))),
-        "infonoise": ("#4666b0", (0, (4, 1, 1, 1))), "curriculum": ("#7fa3d9", (0, (3, 3)))}
-OTHERS = ("#4666b0", GREEN, BROWN, "#c77d9b", "#7fa3d9", "#e09f3e", "#b0b0b0")  # of arms without a colour
+GREYS = plt.get_cmap("Greys").with_extremes(bad="#cfe0f2")  # a diagonal that is left out is no 0
 # E1 of the first reading, at 400 steps: folder of results -> title.
 TITLES = {"e1": "captions", "e1-sr": "super-resolution", "e1-esc10": "super-resolution of ESC-10"}
 
@@ -165,11 +169,11 @@ def density() -> plt.Figure:
         p = sampler.LogitNormal(**row["density"])
         label = f"step {row['step']}: r = {row['r']:.2f}, m = {p.m:.2f}"
         ax.plot(t, p.pdf(t), color=grey, ls=dash, label=label)
-    reference = sampler.LogitNormal()
-    ax.plot(t, reference.pdf(t), color=RED, lw=1, label=f"reference, m = {reference.m:g}")
+    for name, m, dash in (("vanilla", 0.0, ":"), ("static", Config().m, "-")):
+        ax.plot(t, sampler.LogitNormal(m).pdf(t), color=RED, lw=1, ls=dash, label=f"{name}: m = {m:g}")
     ax.set(xlabel="t (0: data, 1: pure noise)", ylabel="p(t)", xlim=(0, 1), ylim=(0, None),
-           title="Where training samples")
-    ax.legend(loc="upper left")
+           title="Density of training timesteps")
+    ax.legend(loc="upper left", fontsize=7)
     return fig
 
 
@@ -189,7 +193,7 @@ def blocks() -> plt.Figure:
         groups = np.array(found["groups"])[order]
         S = np.array(found["S"])[np.ix_(order, order)]                                         # (L, L)
         np.fill_diagonal(S, np.nan)
-        image = ax.imshow(S, cmap="Greys", vmin=0, vmax=top)
+        image = ax.imshow(S, cmap=GREYS, vmin=0, vmax=top)
         for group in sorted(set(groups)):
             start = np.flatnonzero(groups == group)[0] - 0.5
             size = (groups == group).sum()
@@ -245,12 +249,12 @@ def regime_band() -> plt.Figure:
         at = [step for step, _ in same[0]]
         values = np.array([[value for _, value in points] for points in same])
         ax.errorbar(at, values.mean(0), yerr=values.std(0, ddof=1), fmt="o", ms=3.5, color=BLACK, lw=0.8,
-                    capsize=2, label="measured progress, deviation over seeds")
+                    capsize=2, label="measured progress, standard deviation over seeds")
         ax.set(title=title, xlabel="training step", xscale="log", ylim=(-0.03, 1.03))
         ax.set_xscale("log", base=2)
         ticks = [2**k for k in range(5, 13) if 2**k <= last]
         ax.set_xticks(ticks, [str(step) for step in ticks])
-    axes[0].set_ylabel("0 acquires, 1 refines")
+    axes[0].set_ylabel("r (0 acquires, 1 refines)\nprogress (1: the codec's ceiling)")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3)
     return fig
 
@@ -272,12 +276,14 @@ def agreement() -> plt.Figure:
             beside = np.array(steps) * 2 ** (0.06 * (k - 2))       # side by side, so that all can be seen
             ax.errorbar(beside, mean, yerr=ends, fmt="o-", ms=3, lw=1, elinewidth=0.6, color=grey,
                         label=f"cosine at t = {level}")
-        r = [hold_last(*r_of(rows, Config().regime_signal), steps) for _, rows in runs]
-        ax.step(steps, np.mean(r, 0), where="post", color=RED, label="r")
+        every = np.unique(np.round(np.geomspace(min(steps), max(steps), 200)).astype(int))
+        r = [hold_last(*r_of(rows, Config().regime_signal), every) for _, rows in runs]
+        ax.step(every, np.mean(r, 0), where="post", color=RED, label="r, mean of the runs")
         ax.axhline(0, color=BLACK, lw=0.7)
         ax.set(title=f"{title}, {len(runs)} runs", xlabel="training step")
         ax.set_xscale("log", base=2)
         ax.set_xticks(steps, [str(step) for step in steps], rotation=45)
+    axes[0].set_ylabel("cosine; r")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3)
     return fig
 
@@ -293,7 +299,7 @@ def work() -> plt.Figure:
     for ax, run in zip(axes[0], runs.values()):
         matrix = np.array(run["cos2"])
         np.fill_diagonal(matrix, np.nan)
-        image = ax.imshow(matrix, cmap="Greys", vmin=0, vmax=top)
+        image = ax.imshow(matrix, cmap=GREYS, vmin=0, vmax=top)
         edges = np.flatnonzero(np.diff(run["groups"])) + 0.5
         for edge in edges:
             ax.axhline(edge, color=RED, lw=1.2)
@@ -326,7 +332,7 @@ def learning_curves() -> plt.Figure:
     for ax, folder in zip(axes[0], folders):
         rows = rows_of(folder / "rows.jsonl")
         spec = json.loads((folder / "experiment.json").read_text())
-        draw_arms(ax, rows, spec["arms"], curve_metrics(rows)[0], lambda arm: ARMS.get(arm, ("#444444", "-")))
+        draw_arms(ax, rows, spec["arms"], curve_metrics(rows)[0], arm_styles(spec["arms"]))
         last = max(row["step"] for row in rows)
         ax.set_title(f"{TITLES[folder.name]}, {len(spec['seeds'])} seeds, {last:,} steps", fontsize=8.5)
         ax.legend()
@@ -371,11 +377,9 @@ def parts_of_stage() -> plt.Figure:
     """Super-resolution at full length: each arm minus `static` of the same seed, a line a seed."""
     rows = rows_of(RESULTS / "e1-sr-dev" / "rows.jsonl")
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    others = dict(zip((arm for arm in arms if arm not in ARMS), OTHERS))
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     for ax, metric in zip(axes, ("energy_score", "lsd_hf")):
-        draw_differences(ax, rows, dict.fromkeys(arms), "static", metric,
-                         lambda arm: ARMS.get(arm) or (others[arm], "-"))
+        draw_differences(ax, rows, dict.fromkeys(arms), "static", metric, arm_styles(arms))
         log_steps(ax)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     return fig
@@ -409,11 +413,19 @@ def differences() -> plt.Figure:
     return fig
 
 
+# What an arm's name does not say outside its experiment's table.
+WORDS = {"E2": {"none": "timesteps constant alone"},
+         "E3": {"slope": "stage", "random": "stage with r at random times"},
+         "E4": {"tiny": "shipped teacher", "random": "untrained teacher", "none": "no guidance",
+                "shuffled": "features of other clips"}}
+
+
 def _compared(folder: Path, spec: dict) -> list[tuple]:
     """(name, [difference, its interval's ends]) of each arm of an experiment that has enough seeds."""
     if spec["pilot"]:
         return []
     experiment = spec["experiment"] + (" ESC-10" if "esc10" in folder.name else "")
+    words = WORDS.get(spec["experiment"], {})
     steps = next(iter(spec["arms"].values()))["steps"]
     if steps > 400:
         experiment += f", {steps:,} steps"
@@ -422,7 +434,8 @@ def _compared(folder: Path, spec: dict) -> list[tuple]:
         if "against" in row and row["against"]["n"] >= 8:
             reference = row["reference"].rpartition(": ")[2]
             numbers = np.array([row["against"]["difference"], *row["against"]["interval"]], float)
-            compared.append((f"{experiment}: {row['arm']} - {reference}", numbers))
+            arm, other = (words.get(name, name) for name in (row["arm"], reference))
+            compared.append((f"{experiment}: {arm} - {other}", numbers))
     return compared
 
 

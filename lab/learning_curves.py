@@ -9,8 +9,8 @@ the band of two seeds is eleven times as wide as that of eight with the same dev
 
 Comes in: rows of an experiment (lab/tables.py). Goes out: a figure.
 
-Public: axis_label, differences, draw_arms, draw_runs, draw_differences, log_steps, basis,
-learning_figure.
+Public: axis_label, arm_styles, differences, draw_arms, draw_runs, draw_differences, log_steps, basis,
+learning_figure; BLACK, RED, GREEN, BROWN.
 """
 from __future__ import annotations
 
@@ -31,6 +31,24 @@ BOUNDED = {  # measured besides, between 0 and 1 -> label of the axis
     "pitch": "high or low, of detected events (detail)",
     "order": "order, of right sets (detail)",
 }
+
+
+BLACK, RED, GREEN, BROWN = "#1b1b1b", "#c1121f", "#2a9d8f", "#7a5c00"
+# Colours differ in lightness too, and each has a dash of its own: either alone tells the arms apart.
+ARMS = {"vanilla": ("#b0b0b0", ":"), "static": (BLACK, "-"), "stop": (BROWN, "-."),
+        "clock": (GREEN, (0, (5, 1))), "stage": (RED, "--"), "permuted": ("#c77d9b", (0, (1, 1))),
+        "infonoise": ("#4666b0", (0, (4, 1, 1, 1))), "curriculum": ("#7fa3d9", (0, (3, 3)))}
+OTHERS = ("#4666b0", "#e09f3e", "#c77d9b", GREEN, BROWN, "#7fa3d9", "#b0b0b0")  # of arms without a style
+DASHES = ("-", "--", ":", "-.")
+
+
+def arm_styles(arms) -> dict:
+    """{arm: (colour, dash)}: an arm of E1 looks the same in every figure; the others take what is left."""
+    others = [arm for arm in arms if arm not in ARMS]
+    styles = {arm: ARMS[arm] for arm in arms if arm in ARMS}
+    for k, arm in enumerate(others):
+        styles[arm] = OTHERS[k % len(OTHERS)], DASHES[k // len(OTHERS) % len(DASHES)]
+    return styles
 
 
 def axis_label(metric: str) -> str:
@@ -79,8 +97,8 @@ def draw_runs(ax, x, y: np.ndarray, label: str, color: str, dash="-") -> None:
     ax.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
 
 
-def draw_differences(ax, rows: list[dict], arms: dict, reference: str, metric: str, style) -> None:
-    """Every arm minus its reference over the second half of the doublings; style(arm) -> (colour, dash)."""
+def draw_differences(ax, rows: list[dict], arms: dict, reference: str, metric: str, styles: dict) -> None:
+    """Every arm minus its reference over the second half of the doublings."""
     for arm in arms:
         other = reference_of(arm, arms, reference)
         if arm == other:
@@ -88,10 +106,10 @@ def draw_differences(ax, rows: list[dict], arms: dict, reference: str, metric: s
         steps, values = differences(rows, arm, other, metric)
         late = np.array(steps) ** 2 >= max(steps, default=0) * min(steps, default=0)
         if values.size:
-            draw_runs(ax, np.array(steps)[late], values[:, late], f"{arm} (n = {len(values)})", *style(arm))
+            draw_runs(ax, np.array(steps)[late], values[:, late], f"{arm} (n = {len(values)})", *styles[arm])
     ax.axhline(0, color="black", lw=0.8)
     sign, name = METRICS[metric]
-    ax.set(ylabel=f"{name},\nminus the reference's", xlabel="training step")
+    ax.set(ylabel=f"{name},\nminus that of {reference}", xlabel="training step (latter doublings)")
     ax.set_title(f"{'above' if sign > 0 else 'below'} 0: better than {reference}", fontsize=9)
 
 
@@ -104,21 +122,15 @@ def log_steps(ax) -> None:
     ax.xaxis.set_major_formatter(ScalarFormatter())
 
 
-def _style(arms: dict):
-    """A function from arm to (colour, dash)."""
-    number = {arm: k for k, arm in enumerate(arms)}
-    return lambda arm: (f"C{number[arm] % 10}", ("-", "--", ":")[number[arm] // 10 % 3])
-
-
-def draw_arms(ax, rows: list[dict], arms: dict, metric: str, style, clock: str = "step") -> None:
-    """All arms' curves of a metric over steps or seconds; style(arm) -> (colour, dash)."""
+def draw_arms(ax, rows: list[dict], arms, metric: str, styles: dict, clock: str = "step") -> None:
+    """All arms' curves of a metric over steps or seconds."""
     for arm in arms:
         runs = list(_curves([r for r in rows if clock in r], arm, metric).values())
         steps = _common_steps(runs)
         if steps:
             x = np.mean([[run[k][clock] for k in steps] for run in runs], 0)        # (evaluations,)
             y = np.array([[run[k][metric] for k in steps] for run in runs], float)  # (runs, evaluations)
-            draw_runs(ax, x, y, f"{arm} (n = {len(runs)})", *style(arm))
+            draw_runs(ax, x, y, f"{arm} (n = {len(runs)})", *styles[arm])
     ax.set(ylabel=axis_label(metric), xlabel="training seconds (evaluation excluded)")
     if clock == "step":
         ax.set_xlabel("training step")
@@ -134,7 +146,9 @@ def basis(rows: list[dict], arms: dict) -> str:
     seeds = f"{most} seed{'s' * (most > 1)}"
     if fewest < most:
         seeds = f"{fewest} to {seeds}"
-    return f"{seeds}: descriptive" if fewest < 8 else f"{seeds}; bands: 95 %"
+    if most < 8:
+        return f"{seeds}: descriptive"
+    return f"{seeds}; bands: 95 %" + "; arms of fewer than 8 seeds are descriptive" * (fewest < 8)
 
 
 def learning_figure(path: Path, name: str, rows: list[dict], arms: dict, reference: str) -> None:
@@ -160,10 +174,13 @@ def learning_figure(path: Path, name: str, rows: list[dict], arms: dict, referen
                              squeeze=False)
     for ax in axes.flat[total:]:
         ax.axis("off")
+    styles = arm_styles(arms)
+    with_r = [arm for arm in arms if any(row["arm"] == arm and row.get("r") for row in rows)]
     for ax, (metric, clock) in zip(axes.flat, panels):
-        draw_arms(ax, rows, arms, metric, _style(arms), clock)
+        # Where nothing follows r it is 0: unused, not measured.
+        draw_arms(ax, rows, with_r if metric == "r" else arms, metric, styles, clock)
     for ax, metric in zip(axes.flat[len(panels):], qualities):
-        draw_differences(ax, rows, arms, reference, metric, _style(arms))
+        draw_differences(ax, rows, arms, reference, metric, styles)
         log_steps(ax)
 
     # The legend takes the empty place at the end, where there is one.

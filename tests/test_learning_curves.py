@@ -9,6 +9,7 @@ from lab.tables import METRICS
 from parts.spectrograms import pyplot
 
 ARMS = {"static": {}, "stage": {}}
+STYLES = learning_curves.arm_styles(ARMS)
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_arms_without_a_common_seed_have_no_difference(ax):
     rows = fabricated_rows(["static"], [0], half, behind) + fabricated_rows(["stage"], [1], half, behind)
     steps, values = learning_curves.differences(rows, "stage", "static", "event_accuracy")
     assert steps == [] and values.shape == (0, 0)
-    learning_curves.draw_differences(ax, rows, ARMS, "static", "event_accuracy", lambda arm: ("C0", "-"))
+    learning_curves.draw_differences(ax, rows, ARMS, "static", "event_accuracy", STYLES)
     assert len(ax.lines) == 1, "the line at 0 alone"
 
 
@@ -57,7 +58,7 @@ def test_two_runs_are_two_lines_and_three_are_a_mean_in_its_band(ax):
 
 def test_differences_are_drawn_over_the_second_half_of_the_doublings(ax):
     rows = fabricated_rows(ARMS, [1], half, behind, steps=(16, 64, 256, 1024))
-    learning_curves.draw_differences(ax, rows, ARMS, "static", "event_accuracy", lambda arm: ("C0", "-"))
+    learning_curves.draw_differences(ax, rows, ARMS, "static", "event_accuracy", STYLES)
     drawn = [list(line.get_xdata()) for line in ax.lines]
     assert drawn == [[256, 1024], [256, 1024], [0, 1]], "points, their line, the line at 0"
     assert ax.get_title() == "above 0: better than static"
@@ -71,12 +72,30 @@ def test_a_label_says_which_way_is_better(metric, label):
     assert all(learning_curves.axis_label(name) for name in METRICS)
 
 
+def test_an_arm_looks_the_same_whatever_stands_beside_it_and_no_two_look_alike():
+    many = ["stage", *(f"setting {k}" for k in range(27)), "static"]
+    styles = learning_curves.arm_styles(many)
+    assert len(set(styles.values())) == len(many)
+    for known in ("static", "stage"):
+        assert styles[known] == learning_curves.arm_styles([known])[known]
+
+
+def test_r_is_drawn_of_arms_that_follow_it_alone(tmp_path, monkeypatch):
+    rows = fabricated_rows(ARMS, [0, 1, 2], half, r=lambda arm, seed, k: 0.5 * (arm == "stage"))
+    drawn, draw = {}, learning_curves.draw_arms
+    monkeypatch.setattr(learning_curves, "draw_arms", lambda ax, rows, arms, metric, *rest: (
+        drawn.update({metric: list(arms)}), draw(ax, rows, arms, metric, *rest)))
+    learning_curves.learning_figure(tmp_path / "a.png", "E1", rows, ARMS, "static")
+    assert drawn["r"] == ["stage"] and drawn["event_accuracy"] == list(ARMS)
+
+
 def test_a_figures_title_has_the_fewest_and_the_most_seeds_of_its_arms():
     def title(**seeds):
         rows = [{"arm": arm, "seed": seed} for arm, n in seeds.items() for seed in range(n)]
         return learning_curves.basis(rows, {"static": {}, "stage": {}, "to come": {}})
 
-    assert title(static=8, stage=2) == "2 to 8 seeds: descriptive"
+    assert title(static=8, stage=2) == "2 to 8 seeds; bands: 95 %; arms of fewer than 8 seeds are descriptive"
+    assert title(static=3, stage=2) == "2 to 3 seeds: descriptive"
     assert title(static=8, stage=8) == "8 seeds; bands: 95 %"
     assert title(static=1) == "1 seed: descriptive"
 
