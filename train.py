@@ -43,7 +43,7 @@ from parts.checkpoints import save_run
 from parts.config import Config
 from parts.devices import RANK, WORLD, StopSignal, Timer, broadcast_from_rank0, from_all, ignore
 from parts.errors import Stopped, UserError
-from parts.moments import moment_due, write_moment
+from parts.moments import MOMENT_STEPS, moment_due, write_moment
 from parts.networks import Networks
 from parts.optim import rate_factor
 from parts.page import draw_pages
@@ -364,7 +364,7 @@ def loop(run: Training) -> Timer:
                 stop.agree()
             bar.update()
             if RANK == 0 and moment_due(k, cfg.steps):
-                write_moment(run.averaged, k, run.data.val_set, evaluate.maker(run.averaged, 8))
+                write_moment(run.averaged, k, run.data.val_set, evaluate.maker(run.averaged, MOMENT_STEPS))
             if RANK == 0 and runs.evaluation_due(cfg, k, j):
                 bar.write(f"step {k}: {evaluate_and_save(run, log, timer)}, r {r:.2f}")
             timer("log and evaluation")

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.learning_curves import log_steps
 from lab.statistics import paired
 from lab.tables import METRICS
-from parts.spectrograms import pyplot, write_figure
+from parts.spectrograms import log_steps, pyplot, write_figure
 
 
 def _values(rows: list[dict], metric: str) -> dict:

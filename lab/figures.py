@@ -40,16 +40,7 @@ import evaluate
 import guidance
 import sampler
 from lab.griffin_lim import decode_by_griffin_lim
-from lab.learning_curves import (
-    BLACK,
-    BROWN,
-    GREEN,
-    RED,
-    arm_styles,
-    draw_arms,
-    draw_differences,
-    log_steps,
-)
+from lab.learning_curves import BLACK, BROWN, GREEN, RED, arm_styles, draw_arms, draw_differences
 from lab.regime_choice import driven_r, r_of, read
 from lab.tables import curve_metrics
 from parts.arguments import Parser
@@ -57,7 +48,7 @@ from parts.config import Config
 from parts.dashboard import steps_and_values
 from parts.errors import UserError, run_cli
 from parts.soundworld import SOUNDS, SoundWorld
-from parts.spectrograms import draw_spectrogram
+from parts.spectrograms import draw_spectrogram, log_steps
 from regime import hold_last
 
 plt.switch_backend("Agg")  # files only, no window

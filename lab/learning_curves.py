@@ -9,20 +9,19 @@ the band of two seeds is eleven times as wide as that of eight with the same dev
 
 Comes in: rows of an experiment (lab/tables.py). Goes out: a figure.
 
-Public: axis_label, arm_styles, differences, draw_arms, draw_runs, draw_differences, log_steps, basis,
-learning_figure; BLACK, RED, GREEN, BROWN.
+Public: axis_label, arm_styles, differences, draw_arms, draw_runs, draw_differences, basis, learning_figure;
+BLACK, RED, GREEN, BROWN.
 """
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from lab.questions import EXPERIMENTS, reference_of
 from lab.statistics import interval
 from lab.tables import METRICS, curve_metrics
-from parts.spectrograms import pyplot, write_figure
+from parts.spectrograms import log_steps, pyplot, write_figure
 
 BOUNDED = {  # measured besides, between 0 and 1 -> label of the axis
     "r": "regime r",
@@ -111,15 +110,6 @@ def draw_differences(ax, rows: list[dict], arms: dict, reference: str, metric: s
     sign, name = METRICS[metric]
     ax.set(ylabel=f"{name},\nminus that of {reference}", xlabel="training step (latter doublings)")
     ax.set_title(f"{'above' if sign > 0 else 'below'} 0: better than {reference}", fontsize=9)
-
-
-def log_steps(ax) -> None:
-    """A step axis that is logarithmic and reads in plain numbers: powers of two, and of fewer than three
-    doublings halfway between them."""
-    ax.set_xscale("log", base=2)
-    first, last = ax.get_xlim()
-    ax.xaxis.set_major_locator(LogLocator(2, (1, 1.5) if last < 8 * first else (1,)))
-    ax.xaxis.set_major_formatter(ScalarFormatter())
 
 
 def draw_arms(ax, rows: list[dict], arms, metric: str, styles: dict, clock: str = "step") -> None:

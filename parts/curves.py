@@ -6,8 +6,7 @@ parts/templates/curves.html.j2 draws what `make_panel` returns.
 
 Coordinates are pixels of a box of WIDTH x HEIGHT, y downwards. Points are (step, value), steps ascending.
 
-Public: WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, StepAxis, Series, Panel, make_panel, line, polygon,
-nice_ticks.
+Public: WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, StepAxis, Series, Panel, make_panel, line, nice_ticks.
 """
 from __future__ import annotations
 
@@ -15,8 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-WIDTH, HEIGHT = 380, 210
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 18, 26          # margins around what is drawn
+WIDTH, HEIGHT = 380, 224
+LEFT, RIGHT, TOP, BOTTOM = 46, 18, 18, 40          # margins around what is drawn
 DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "4 2 1 2 1 2")
 MARKERS = ("circle", "square", "triangle", "diamond")
 MOST_POINTS = 160                                  # of a curve; what is more is thinned
@@ -61,6 +60,7 @@ class Panel:
     y_ticks: list
     curves: list[dict] = field(default_factory=list)
     band: str = ""                                 # a path, or nothing
+    x_label: str = "training step (logarithmic)"
 
 
 def make_panel(title: str, unit: str, series: list[Series], axis: StepAxis, limits=None,

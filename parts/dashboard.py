@@ -20,7 +20,7 @@ from parts.peers import Binned
 from parts.previews import QUICK_STEPS
 from parts.runs import read_log
 from parts.scoring import preview_clips
-from parts.spectrograms import draw_spectrogram, pyplot, write_figure
+from parts.spectrograms import draw_spectrogram, log_steps, pyplot, write_figure
 
 
 def draw_dashboard(path: Path, logit_normal) -> None:
@@ -132,7 +132,8 @@ def _draw_quick_metric(ax, config: dict, evals: list[dict]) -> None:
 def _draw_regime(ax, train: list[dict]) -> None:
     """Discrepancy D at several t, and over it, on an axis of its own, the regime r."""
     limits = (max(10, train[0]["step"]), train[-1]["step"] + 1)
-    ax.set(title="where training is", xlabel="step (doublings)", xscale="log", xlim=limits)
+    ax.set(title="where training is", xlabel="step", xlim=limits)
+    log_steps(ax)
     r_steps, r = steps_and_values(train, "r")
     if not r:
         ax.text(0.5, 0.5, "this run logged no regime", ha="center", transform=ax.transAxes)
@@ -228,7 +229,8 @@ def _draw_structure(fig, config: dict, checks: list[dict]) -> None:
     accepted = [check["step"] for check in checks if check["structure"].get("accepted")]
     if accepted:
         ax.axvline(accepted[0], color="k", lw=1, ls=":", label="groups are accepted")
-    ax.set(title="have the blocks converged to groups?", xlabel="step", xscale="log")
+    ax.set(title="have the blocks converged to groups?", xlabel="step")
+    log_steps(ax)
     ax.legend(fontsize=8)
 
 

@@ -7,14 +7,14 @@ doubling of the step. On the run's page (parts/page.py) they are the positions o
     moments/step000016.json     {"step", "seconds"}: how long it took; written last, so a moment is whole or
                                 absent
 
-They are cheap, made in 8 integration steps (train.loop): each of the ten moments of the default run takes
+They are cheap, made in few integration steps: each of the ten moments of the default run takes
 about as long as one of its 6,000 training steps; the run's page says what its own took. Each sound has a
 generator of its own, so training is bitwise what it would be without them; a resumed run writes a moment
 again only if it comes past it again.
 
 Waves are (N,) or (n, N) float32 in [-1, 1] at 16 kHz.
 
-Public: FIRST, moment_due, write_moment, Moments, read_moments.
+Public: FIRST, MOMENT_STEPS, moment_due, write_moment, Moments, read_moments.
 """
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from parts.audio import read_wav, write_wav
 from parts.files import reading, to_json, write_text
 from parts.previews import shown_clips
 
-FIRST = 16  # step of the first moment
+FIRST = 16        # step of the first moment
+MOMENT_STEPS = 8  # integration steps of its sounds
 FOLDER = "moments"
 
 

@@ -27,7 +27,7 @@ from parts.config import Config, load_config, settings_not_default
 from parts.curves import StepAxis
 from parts.dashboard import draw_dashboard, why_no_similarity
 from parts.files import reading, write_text
-from parts.moments import FIRST, Moments, read_moments
+from parts.moments import FIRST, MOMENT_STEPS, Moments, read_moments
 from parts.page_figures import (
     AXES,
     BOX,
@@ -38,14 +38,16 @@ from parts.page_figures import (
     similarity_at,
     spans,
 )
-from parts.progress import Phases
+from parts.progress import REFINES, Phases
 from parts.runs import read_log, read_scores
+from parts.scoring import protocol_line
 from parts.spectrograms import spectrogram_png
 
 TASKS = {"t2a": "captions to sound", "sr": "band-limited to full-band sound"}
 REFERENCES = {"input": "input, band-limited to 2 kHz", "real": "real clip"}
-SPECTROGRAM_NOTE = ("Spectrograms: time from left to right ({seconds:g} s), frequency from bottom to top (0 "
-                    "to 8 kHz), level from black (-80 dB) to bright (0 dB).")
+SPECTROGRAM_NOTE = (f"Sounds of the network are made in {MOMENT_STEPS} integration steps, fewer than those "
+                    "that are scored. Spectrograms: time from left to right ({seconds:g} s), frequency from "
+                    "bottom to top (0 to 8 kHz), level from black (-80 dB) to bright (0 dB).")
 HOW_TO = ("Move the slider (or use the arrow keys on it): each position is a moment of training, and sounds, "
           "curves and tables show that moment. The averaged network is always given the same {what} and the "
           "same noise, so all that changes is what it has learnt.")
@@ -85,7 +87,9 @@ def write_page(path: Path, logit_normal) -> None:
         spectrogram_note=SPECTROGRAM_NOTE.format(seconds=config["seconds"]),
         cost=cost_of(moments, evals),
         phases=[phase_line(step, text, r, train[0]["step"]) for step, text, r in phases],
-        marks=[(axis.x(max(step, axis.first)), chr(ord("A") + k)) for k, (step, _, _) in enumerate(phases)],
+        marks=[(axis.x(step), chr(ord("A") + k)) for k, (step, _, _) in enumerate(phases)
+               if step > train[0]["step"]],
+        refines=REFINES,
         panels=panels, missing=missing, band_note="a further default run, 95 %",
         box=BOX,
         density=densities(steps, train, logit_normal),
@@ -160,7 +164,8 @@ def cost_of(moments: Moments, evals: list[dict]) -> str:
     if not moments.made or not trained:
         return ""
     return (f"Making the sounds of {len(moments.made)} moments took {moments.seconds:.1f} s, "
-            f"{100 * moments.seconds / max(trained[-1], 1e-9):.1f} % of {trained[-1]:,.0f} s of training.")
+            f"{100 * moments.seconds / max(trained[-1], 1e-9):.1f} % of {trained[-1]:,.0f} s of training "
+            "without its evaluations.")
 
 
 # --- where training was -------------------------------------------------------------------------------------
@@ -258,7 +263,7 @@ def _table_of(score: dict, task: str) -> dict:
         cells = [_caption_cells(row, sizes) for row in rows]
     else:
         headings, cells = ["KID"], [[number(row["kid"], 4)] for row in rows]
-    protocol = ", ".join(f"{name} {value}" for name, value in score["protocol"].items() if name != "run")
+    protocol = protocol_line({name: value for name, value in score["protocol"].items() if name != "run"})
     table = [[row["row"], *values] for row, values in zip(rows, cells)]
     return {"headings": ["", *headings], "rows": table,
             "protocol": f"Intervals: 95 % over clips. {protocol}."}

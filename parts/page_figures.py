@@ -88,7 +88,8 @@ def panels_of(config: dict, train: list[dict], evals: list[dict], axis: StepAxis
     n, last = preview_clips(config, evals), evals[-1]["eval"] if evals else {}
     wanted = [
         ("Flow-matching loss", "squared velocity error", None,
-         [Series("training", loss), Series("validation", evaluated("val_loss"), "points", 1)], None),
+         [Series("training, t from p(t)", loss),
+          Series("validation, averaged network, uniform t", evaluated("val_loss"), "points", 1)], None),
         ("Discrepancy D", "1 - cosine", None, [Series("D, whose slope gives r", logged("D"), "points")], "D"),
         ("Regime r", "0 acquires, 1 refines", (0, 1.02), [Series("r", logged("r"), "steps")], "r"),
         ("Weight of guidance, lambda", "loss weight", from_zero("lambda"),
@@ -141,7 +142,8 @@ def densities(steps: list[int], train: list[dict], logit_normal) -> dict | None:
 
     paths = [curves.line([(x(a), y(p)) for a, p in zip(t, of)]) for of in values]
     frame = curves.Panel("p(t)", "density", [(x(a), f"{a:g}") for a in (0, 0.25, 0.5, 0.75, 1)],
-                         [(y(value), label) for value, label in curves.nice_ticks(0, highest, 4)])
+                         [(y(value), label) for value, label in curves.nice_ticks(0, highest, 4)],
+                         x_label="t (1 is pure noise)")
     return {"frame": frame, "first": paths[0], "paths": spans(paths[1:])}
 
 

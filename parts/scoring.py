@@ -453,8 +453,8 @@ def score_protocol(config: dict, n: int, split: str, steps: int | None, cutoff: 
 
 # How a protocol's entries and a table's columns are called where they do not explain themselves.
 SAID = {"candidates": "candidates that a clip is chosen from", "w": "guidance scale w",
-        "rescale": "guidance rescaling", "prepare_s": "seconds of preparation",
-        "train_s": "seconds of training"}
+        "rescale": "guidance rescaling", "sample_steps": "integration steps", "n": "clips",
+        "prepare_s": "seconds of preparation", "train_s": "seconds of training with its evaluations"}
 CAPTION_NOTES = """real: true clips of the captions; codec ceiling: the same through the codec, the best
 that any model can reach; they differ by chance where their intervals overlap. 1000 KID: kernel distance
 x 1000 to other real clips in the judge's space; 0 is best, and chance may make it negative."""
@@ -462,9 +462,14 @@ SR_NOTES = """energy score, LSD: 0 is best; codec ceiling: true clips through th
 SI-SDR: higher is better, but phases above the cutoff are invented: a quiet guess scores above a true draw."""
 
 
+def protocol_line(protocol: dict) -> str:
+    """A protocol as one line of words."""
+    return ", ".join(f"{SAID.get(key, key)} {value}" for key, value in protocol.items())
+
+
 def print_table(protocol: dict, rows: list[dict]) -> None:
     """Protocol, table and its reading, of either task."""
-    print("\n" + ", ".join(f"{SAID.get(key, key)} {value}" for key, value in protocol.items()))
+    print("\n" + protocol_line(protocol))
     sr = "cutoff_hz" in protocol
     print(sr_table(rows) if sr else text_table(rows))
     if sr or "exact" in rows[0]:

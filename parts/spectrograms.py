@@ -7,7 +7,7 @@
 Waveforms are (N,) float32 in [-1, 1] at 16 kHz; axes are in seconds, kHz and dB. matplotlib is imported when
 something is drawn.
 
-Public: pyplot, write_figure, decibels, draw_spectrogram, draw_previews, spectrogram_png.
+Public: pyplot, write_figure, log_steps, draw_spectrogram, draw_previews, spectrogram_png.
 """
 from __future__ import annotations
 
@@ -39,6 +39,17 @@ def write_figure(path: Path, fig) -> None:
     fig.savefig(picture, format="png", dpi=90)
     pyplot().close(fig)
     write_bytes(path, picture.getvalue())
+
+
+def log_steps(ax) -> None:
+    """A step axis that is logarithmic and reads in plain numbers: powers of two, and of fewer than three
+    doublings halfway between them."""
+    from matplotlib.ticker import LogLocator, ScalarFormatter
+
+    ax.set_xscale("log", base=2)
+    first, last = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(2, (1, 1.5) if last < 8 * first else (1,)))
+    ax.xaxis.set_major_formatter(ScalarFormatter())
 
 
 def decibels(x: np.ndarray) -> np.ndarray:

@@ -135,7 +135,7 @@ def test_a_time_to_quality_says_of_how_many_seeds_it_is_and_why_there_is_none():
 
 def test_densities_are_scipys_of_the_logged_centre_and_width(recorded):
     lines = figures.density().axes[0].get_lines()
-    assert len(lines) == 5
+    assert len(lines) == 6, "four moments; vanilla and static"
     for line in lines:
         t, m = line.get_xdata(), float(line.get_label().rpartition("= ")[2])
         normal = scipy.stats.norm(m, 1).pdf(scipy.special.logit(np.asarray(t, float)))

@@ -58,8 +58,8 @@ def test_every_logged_number_has_its_panel_and_what_is_not_measured_is_said():
     assert len(titles) == 7 and titles[-1].startswith("Semantic axis") and missing == (
         "Not measured in this run: Fidelity axis.")
     points = {curve["label"]: curve["n"] for panel in panels for curve in panel.curves}
-    assert points["training"] == points["r"] == 11 and points["m"] == 10
-    assert points["validation"] == points["D, whose slope gives r"] == 1
+    assert points["training, t from p(t)"] == points["r"] == 11 and points["m"] == 10
+    assert points["validation, averaged network, uniform t"] == points["D, whose slope gives r"] == 1
     assert not any(panel.band for panel in panels)
 
 

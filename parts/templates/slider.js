@@ -43,11 +43,16 @@
     return audio.play().catch(() => {});
   }
 
+  function write(button, text) {
+    button.textContent = text;
+    button.setAttribute("aria-label", `${text}: ${button.dataset.caption}`);
+  }
+
   // Play one clip at all moments in turn, moving the slider along.
   async function playInTurn(button) {
     const slot = document.getElementById(button.dataset.slot);
     turn = button;
-    button.textContent = "stop";
+    write(button, "stop");
     for (let i = 0; i <= Number(slider.max) && turn === button; i += 1) {
       slider.value = i;
       show(i);
@@ -61,7 +66,7 @@
       await over;
       if (!audio.ended) break;
     }
-    button.textContent = button.dataset.text;
+    write(button, button.dataset.text);
     if (turn === button) turn = null;
   }
 
