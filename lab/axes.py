@@ -6,10 +6,10 @@
     super-resolution   energy score of the high band and LSD-HF (lower is better)
 
 The previews of train.py are of fewer clips (super-resolution 16; captions 96 for event sets, 24 for texture),
-since one only looks at them. Curves of an experiment are compared with one another. Comes in: a run with its
-averaged weights (evaluate.Run), a data set. Goes out: dicts for the log and for rows.
+since they only show how a run goes. Curves of an experiment are compared with one another. Comes in: a run
+with its averaged weights (evaluate.Run), a data set. Goes out: dicts for the log and for rows.
 
-Public: both_axes, final_axes, CLIPS, SAMPLED_TWICE, SCALES.
+Public: both_axes, final_axes, CLIPS, SAMPLED_TWICE, SCALES, FINAL.
 """
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ If the best one moves with the steps, that is the order in which a schedule shou
 Comes in: rows of an experiment (lab/tables.py). Goes out: {axis: a list, a dict an evaluation step}: the best
 arm by the mean over seeds, its value, and the arms that can't be told from it: the 95 % t interval of the
 paired difference holds 0. With one seed there are no intervals, and nothing is said to be like it. The best
-of several is flattered by chance: its lead over the next is an upper end.
+of several was selected: its value and its lead over the next are biased upwards.
 
 Public: best_by_step, best_table, best_figure.
 """

@@ -325,7 +325,7 @@ def _clips(runs: list[tuple], n: int) -> list[tuple]:
     columns = [("real", real), ("codec ceiling", ceiling)]
     if first.config["task"] == "sr":
         muffled = np.stack([band_limit(wave, CUTOFF) for wave in real])
-        columns.append(("muffled input, 2 kHz", muffled))
+        columns.append((REFERENCES["input"], muffled))
     for name, run in runs:
         if run.config["task"] == "t2a":
             made = evaluate.generate(run, captions, seeds)

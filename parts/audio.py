@@ -2,7 +2,7 @@
 float32 in [-1, 1].
 
 Public: RATE, CLIP_S, resample, resample_blocks, first_seconds, in_segments, ACTIVE_RMS, active_rms,
-silence_gate, gains_to_level, at_level, with_added, write_wav, read_wav, scaled_note, mu_law_wav.
+gains_to_level, at_level, with_added, write_wav, read_wav, scaled_note, mu_law_wav.
 """
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Baselines of super-resolution, fitted on training clips. They know what the metric measures, and no sound.
+"""Baselines of super-resolution, fitted on training clips. They predict what the metric measures.
 
 A restorer that only guesses the level of the missing band already improves the log-spectral distance. These
 two say by how much, so that a model's row can be read as what it adds. They predict the log10 power spectrum

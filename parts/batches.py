@@ -14,7 +14,7 @@ On a CPU nothing of this happens: clips are read when they are asked for. Captio
 
 B batch, T tokens, C latent channels, F teacher features, S words.
 
-Public: Prefetcher, Resident, cut_rows, padded_words, to_device.
+Public: Prefetcher, cut_rows, padded_words, to_device.
 """
 from __future__ import annotations
 

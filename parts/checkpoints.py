@@ -8,7 +8,7 @@ from elsewhere can't run code.
 Errors are UserErrors that name the folder, the file and the fix.
 
 Public: VERSION, CHECKPOINTS, EXPORTED, load_checkpoint, has_checkpoint, save_checkpoint, save_run, export,
-refuse_not_finite, load_weights, not_written, save_half, load_frozen.
+load_weights, not_written, save_half, load_frozen.
 """
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def evaluate_parser(description: str) -> argparse.ArgumentParser:
     generate.add_argument("--method", choices=("euler", "heun"), default="euler")
     generate.add_argument("--seconds", type=number(0.1, 600))
 
-    upsample = commands.add_parser("upsample", help="muffled audio -> full band")
+    upsample = commands.add_parser("upsample", help="band-limited audio -> full band")
     upsample.add_argument("run")
     upsample.add_argument("--input", type=Path, required=True)
     upsample.add_argument("--out", type=new_wav, default=Path("clear.wav"))

@@ -7,7 +7,7 @@ each. A new setting is one line of `Config`; a new combination of mechanisms is 
 value must satisfy stands in the check of its group, below.
 
 Public: Config, PRESETS, RECIPES, CHOICES, parse, resolve, compiles_by_default, refuse_out_of_range,
-validate_config, save_config, load_config, settings_not_default, NOT_OF_ITS_KIND, TRUST, free_folder.
+validate_config, save_config, load_config, settings_not_default, TRUST, free_folder.
 """
 from __future__ import annotations
 

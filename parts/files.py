@@ -1,6 +1,6 @@
 """Files that are whole or absent, JSON that every program reads, and locks between processes.
 
-Public: write_text, write_bytes, cannot_write, reading, read_json, to_json, file_lock.
+Public: write_text, write_bytes, reading, read_json, to_json, file_lock.
 """
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ A small distance is not always good sound: the blurred centre of a distribution 
 draw from it (see lsd), and only the energy score is smallest for the true distribution (see energy_score).
 
 Public: wilson, mean_interval, event_match, bernoulli_kl, kid, frechet, log_power, lsd, si_sdr,
-high_band_mel, texture, fine_texture, energy_score, describe, level_above.
+high_band_mel, texture, fine_texture, energy_score, describe, level_above, first_bin, LSD_FFT, LSD_HOP.
 """
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Muon, and which optimizer moves which parameter.
+"""Muon, and which optimizer updates which parameter.
 
-Idea.  A weight matrix is moved by the nearest orthogonal matrix to its averaged gradient, so that rare
+Idea.  A weight matrix is updated by the nearest orthogonal matrix to its averaged gradient, so that rare
 directions learn as fast as common ones. Everything that is no matrix inside the network stays with AdamW.
 
     gradients --average, Nesterov--> G = U S V' --three polynomials--> about U V' --> matrix -= step U V'

@@ -16,8 +16,8 @@ rows are dicts with "row" (the name), values as {"mean", "interval"} or as docum
 
 Public: score_captions, score_recordings, score_superresolution, score_codec, pretrained_scores,
 factor_scores, quick_caption_metrics, quick_superresolution_metric, preview_clips, UnseenClips,
-cached_reference, score_protocol, print_table, text_table, sr_table, codec_table, pretrained_table,
-round_trip, superresolution_references.
+cached_reference, score_protocol, protocol_line, print_table, codec_table, round_trip, take_request,
+superresolution_references.
 """
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ data: if it changes, or a synthesizer, or a caption, raise `SoundWorld.version`.
 Units: times in s; pitch, bright(ness) and rate in [-1, 1]; distance in [0, 1], 0 is near and 1 far.
 
 Public: Sound, SOUNDS, NAMES, FAMILIES, Event, Scene, HELD_OUT_PAIRS, SPLITS, draw_scene, factor_words,
-with_article, word_scene, render_scene, scene_factors, noun_phrases, list_sounds, SoundWorld,
+word_scene, render_scene, scene_factors, noun_phrases, list_sounds, SoundWorld,
 factor_table.
 """
 from __future__ import annotations

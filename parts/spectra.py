@@ -1,4 +1,4 @@
-"""Spectra: the STFT, its inverse, and log-mel frames, which all parts that look at sound share.
+"""Spectra: the STFT, its inverse, and log-mel frames, which all parts that analyse sound share.
 
     wav (B, N) --stft--> complex (B, N / 320 + 1, 513) --istft--> wav (B, N)
     wav (B, N) --log_mel--> (B, N / 320, 64), natural log, floored

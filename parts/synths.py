@@ -18,7 +18,7 @@ time in s, u is the place in the sound from 0 to 1, f a frequency.
 The order of random draws is part of a sound: moving one changes every clip that is cached or that a shipped
 model was trained on (then raise SoundWorld.version, and RandomPatches.version for a primitive).
 
-Public: the primitives phase_of, harmonics, shaped_noise, band_noise, decay, fade_in_out, loudness; the
+Public: the primitives phase_of, harmonics, shaped_noise, decay, fade_in_out, loudness; the
 synthesizers rain, thunder, wind, dog, bird, cricket, engine, helicopter, horn, siren, beep, phone, bell,
 flute, guitar, knock, glass, drum, laser, buzz, bleeps, singing, laugh, baby.
 """

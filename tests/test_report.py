@@ -69,8 +69,8 @@ def test_a_report_is_one_page_that_asks_nobody_and_cannot_be_written_into(t2a_ru
     wav = base64.b64decode(page.sources("audio")[-1].split(",")[1])
     rate, x = scipy.io.wavfile.read(io.BytesIO(wav))
     assert rate == RATE and len(x) == 40_960
-    for words in ("event set", "energy score", "codec ceiling", "muffled input", "Validation loss",
-                  "Energy score on validation clips", "Regime r", "Hear training happen"):
+    for words in ("event set", "energy score", "codec ceiling", "input, band-limited to 2 kHz",
+                  "Validation loss", "Energy score on validation clips", "Regime r", "Hear training happen"):
         assert words in page.text
     assert page.differing >= {"t2a", "sr"} - {page.first_task}
 
