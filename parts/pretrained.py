@@ -33,6 +33,9 @@ from parts.errors import UserError
 # Clips in one call of a pretrained encoder or decoder, whose activations are as large as waveform x channels.
 CLIPS_PER_CALL = 8
 WITHOUT_WEIGHTS = ("AutoConfig", "AutoFeatureExtractor", "AutoTokenizer")  # these read small text files only
+# Weights that a folder may lack, since nothing here reads them: what masks inputs in pretraining, counters. A
+# pooler is what PretrainedText asks for.
+DISPENSABLE = ("masked_spec_embed", "num_batches_tracked", "position_ids", "pooler.")
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
@@ -41,7 +44,8 @@ def load(kind: str, name: str, flag: str, trust: bool = False, pickles: bool = F
 
     name: a folder, or a hub id (searched among what is on this machine first). flag: the setting that named
     it, for the messages. Weights are read from safetensors; `pickles` also admits pytorch_model.bin, `trust`
-    the repository's own Python code. Raises UserError."""
+    the repository's own Python code. Names of weights that the folder lacks, which transformers draws at
+    random, stand in `missing_weights` of the model where nothing depends on them. Raises UserError."""
     try:
         import transformers
     except ImportError:
@@ -56,23 +60,26 @@ def load(kind: str, name: str, flag: str, trust: bool = False, pickles: bool = F
         raise UserError(f"--{flag} {name}: no such folder")
     where = str(Path(name).expanduser()) if is_folder else name
     if kind not in WITHOUT_WEIGHTS:
-        options["use_safetensors"] = None if pickles else True
+        options |= {"use_safetensors": None if pickles else True, "output_loading_info": True}
 
     # First what is on this machine, then the hub.
-    failed = None
+    found = failed = None
     for only_here in (True, False):
         if not only_here and not hub_in_reach():
             break
         try:
-            return getattr(transformers, kind).from_pretrained(
+            found = getattr(transformers, kind).from_pretrained(
                 where, trust_remote_code=trust, local_files_only=only_here, **options
             )
+            break
         # OSError, ValueError, KeyError, hub and safetensors errors: the text is all they have in common.
         except Exception as error:
             reason = _final_reason(error, Path(where) if is_folder else None, pickles)
             if reason:
                 raise UserError(f"--{flag} {name}: {reason}") from None
             failed = failed or error
+    if found is not None:
+        return found if kind in WITHOUT_WEIGHTS else _complete(*found, f"--{flag} {name}")
     cached = _cached_folder(name)
     if cached:
         raise UserError(f"--{flag} {name}: {_damage(failed, cached, name, pickles)}")
@@ -81,6 +88,16 @@ def load(kind: str, name: str, flag: str, trust: bool = False, pickles: bool = F
         f"--{flag} {name}: not on this machine, and the hub can't be reached or has no such model. "
         f"With a network: hf download {name} --local-dir {folder}; then --{flag} {folder}"
     )
+
+
+def _complete(model: nn.Module, info: dict, where: str) -> nn.Module:
+    """The model, if no weight was missing that its output depends on. info: of its loading."""
+    model.missing_weights = sorted(info["missing_keys"])
+    random = [name for name in model.missing_weights if not any(part in name for part in DISPENSABLE)]
+    if random:
+        raise UserError(f"{where}: lacks {len(random)} of the model's weights ({random[0]}), which would be "
+                        "random; get the whole model, or another one")
+    return model
 
 
 def _final_reason(error: Exception, folder: Path | None, pickles: bool) -> str | None:

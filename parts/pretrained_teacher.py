@@ -91,7 +91,7 @@ class PretrainedTeacher(nn.Module):
             self.features = self._frames(torch.zeros(1, RATE)).shape[2]
         except IndexError:  # a model with code of its own need not say how many it has
             raise UserError(f"--{flag}-layer {layer}: {name} has fewer layers") from None
-        self.key = f"{self.kind}-{layer}-{fingerprint(self.model)}"
+        self.key = f"{self.kind}-{layer or 'last'}-{fingerprint(self.model)}"
         self.eval()
 
     def _load_encoder(self, how: dict) -> nn.Module:
@@ -211,6 +211,12 @@ class PretrainedTeacher(nn.Module):
         clips = [clip.cpu().numpy() for clip in wav]
         return self.extractor(clips, sampling_rate=self.rate_in, return_tensors="pt")
 
+    def _layer_of(self, out) -> Tensor:
+        """The chosen layer of a model's output (B, T', F). The last one's is the normalised output, which in
+        some families hidden_states does not hold."""
+        last = len(out.hidden_states) - 1
+        return out.last_hidden_state if self.layer in (0, last) else out.hidden_states[self.layer]
+
     def _conv_front_frames(self, wav: Tensor) -> Tensor:
         if self.extractor.do_normalize:
             deviation = (wav.var(1, keepdim=True, unbiased=False) + 1e-7).sqrt()
@@ -218,15 +224,15 @@ class PretrainedTeacher(nn.Module):
         to_whole_cells = -(-wav.shape[1] // self.stride) * self.stride - wav.shape[1]
         wav = F.pad(wav, (self.pad // 2, to_whole_cells + self.pad - self.pad // 2))
         out = self.model(self._to_model(wav), output_hidden_states=True)
-        return out.hidden_states[self.layer or -1]
+        return self._layer_of(out)
 
     def _whisper_frames(self, wav: Tensor) -> Tensor:
         mel = self._to_model(self._extract(wav)["input_features"])
-        return self.model(mel, output_hidden_states=True).hidden_states[self.layer or -1]
+        return self._layer_of(self.model(mel, output_hidden_states=True))
 
     def _ast_frames(self, wav: Tensor) -> Tensor:
         mel = self._to_model(self._extract(wav)["input_values"])
-        hidden = self.model(mel, output_hidden_states=True).hidden_states[self.layer or -1]
+        hidden = self._layer_of(self.model(mel, output_hidden_states=True))
         # Two special tokens, then bands x times.
         bands = (self.config.num_mel_bins - self.config.patch_size) // self.config.frequency_stride + 1
         return hidden[:, 2:].unflatten(1, (bands, -1)).mean(1)          # (B, bands T', F) -> (B, T', F)

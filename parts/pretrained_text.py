@@ -36,7 +36,7 @@ class PretrainedText(nn.Module):
     (text.TextAdapter has a learned vector for it).
 
     t5 family: pooled = mean over tokens. BERT-like and CLAP text towers: their own pooled output, or the mean
-    where they have none.
+    where they have none, or where it was not saved (models that were pretrained to fill in words).
 
     flag: the setting that named the model, for messages. trust, pickles: see parts.pretrained.load. Raises
     UserError."""
@@ -109,11 +109,14 @@ def _load_encoder(config, name: str, how: dict) -> nn.Module:
     if config.model_type in T5_ENCODERS:
         return load(T5_ENCODERS[config.model_type], name, **how)
     model = load("AutoModel", name, **how)
+    encoder = model
     if config.model_type == "clap":
-        return model.text_model
-    if getattr(config, "is_encoder_decoder", False):
-        return model.get_encoder()
-    return model
+        encoder = model.text_model
+    elif getattr(config, "is_encoder_decoder", False):
+        encoder = model.get_encoder()
+    if any("pooler." in weight for weight in model.missing_weights):
+        encoder.pooler = None                                  # it was not saved: its weights are random
+    return encoder
 
 
 class CachedText:

@@ -49,6 +49,21 @@ def test_pickled_weights_are_read_only_when_the_flag_says_so(tmp_path):
     assert torch.equal(PretrainedTeacher(str(folder), pickles=True)(noise(4_000)), expected)
 
 
+def test_a_model_that_lacks_weights_is_refused_and_one_that_lacks_what_nothing_reads_is_not(tmp_path):
+    """transformers would fill them with random numbers, and say nothing."""
+    from safetensors.torch import load_file, save_file
+    folder = tiny_model("hubert", tmp_path)
+    file = folder / "model.safetensors"
+    whole, expected = load_file(file), PretrainedTeacher(str(folder))(noise(4_000))
+    mask, weight = (next(name for name in whole if part in name) for part in ("masked_spec", "layers.1"))
+    save_file({name: x for name, x in whole.items() if name != mask}, file, {"format": "pt"})
+    assert torch.equal(PretrainedTeacher(str(folder))(noise(4_000)), expected)
+
+    save_file({name: x for name, x in whole.items() if name != weight}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=f"lacks 1 of the model's weights \\({weight}\\)"):
+        PretrainedTeacher(str(folder))
+
+
 @pytest.mark.parametrize("name, message", [
     ("./nowhere", "--teacher ./nowhere: no such folder"),
     ("", "--teacher : no such folder"),

@@ -70,6 +70,15 @@ def test_layers_are_chosen_by_number_and_the_last_is_the_default(open_tiny, kind
         open_tiny(kind, layer=3)
 
 
+def test_the_last_layer_is_what_the_model_puts_out_where_it_is_normalised_once_more(open_tiny):
+    """As in large models; negative control: there hidden_states ends before that."""
+    x = noise(8_000)
+    last = open_tiny("hubert-stable")(x)
+    assert torch.equal(last, open_tiny("hubert-stable", layer=2)(x))
+    assert last.mean(-1).abs().max() < 1e-4, "a LayerNorm at its initial weights leaves mean 0"
+    assert open_tiny("hubert-stable", layer=1)(x).mean(-1).abs().max() > 1e-3
+
+
 def test_a_layer_that_a_model_of_unknown_depth_lacks_is_refused(open_tiny):
     with pytest.raises(UserError, match="--teacher-layer 99: .* has fewer layers"):
         open_tiny("usad", layer=99)

@@ -62,7 +62,7 @@ def tiny_model(kind, folder):
 def save_front_end(kind, folder):
     """The feature extractor or tokenizer that models of this family come with."""
     import transformers as tf
-    if MAKERS[kind] is conv_front:
+    if MAKERS[kind] in (conv_front, stable_hubert):
         tf.Wav2Vec2FeatureExtractor(do_normalize=kind != "wavlm").save_pretrained(folder)
     elif kind == "whisper":
         tf.WhisperFeatureExtractor().save_pretrained(folder)
@@ -72,7 +72,7 @@ def save_front_end(kind, folder):
         truncation = "fusion" if kind == "clap-fused" else "rand_trunc"
         tf.ClapFeatureExtractor(truncation=truncation).save_pretrained(folder)
         word_tokenizer(folder)
-    elif kind in ("t5", "bert"):
+    elif kind in ("t5", "bert", "bert-words"):
         word_tokenizer(folder, kind)
 
 
@@ -192,8 +192,21 @@ def bert(kind):
     return tf.BertModel(tf.BertConfig(**SMALL, vocab_size=40, pad_token_id=0))
 
 
+def bert_of_words(kind):
+    """As models that fill in words are saved: without a pooler."""
+    import transformers as tf
+    return tf.BertForMaskedLM(tf.BertConfig(**SMALL, vocab_size=40, pad_token_id=0))
+
+
+def stable_hubert(kind):
+    """As large models are: normalised before each layer, and once more at the end."""
+    import transformers as tf
+    return tf.HubertModel(tf.HubertConfig(**WAVE, do_stable_layer_norm=True, feat_extract_norm="layer"))
+
+
 MAKERS = {
     "hubert": conv_front,
+    "hubert-stable": stable_hubert,
     "wavlm": conv_front,
     "wav2vec2": conv_front,
     "data2vec-audio": conv_front,
@@ -209,6 +222,7 @@ MAKERS = {
     "pocket_tts_audio_tokenizer": pocket_tts,
     "t5": t5,
     "bert": bert,
+    "bert-words": bert_of_words,
 }
 
 
