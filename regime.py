@@ -123,7 +123,10 @@ def probe(predict, extract, x0: Tensor, eps: Tensor, names=LEVELS, mean: Tensor 
     D = {}
     pooled_target = over_tokens(target.float(), mask)[:, None]
     for name in names:
-        features = extract(predicted(name, predict, x0, eps)).float()
+        x = predicted(name, predict, x0, eps)
+        if mask is not None:
+            x = torch.where(mask[..., None], x, x0)        # phi sees neighbours: the same padding for both
+        features = extract(x).float()
         pooled = over_tokens(features, mask)[:, None]      # (B, 1, F): a clip of one token
         D[name] = float(discrepancy(features, target, mean, mask).mean())
         D[f"{name}-pooled"] = float(discrepancy(pooled, pooled_target, mean).mean())

@@ -49,7 +49,6 @@ from parts.optim import rate_factor
 from parts.page import draw_pages
 from parts.progress import Phases, introduction, nonfinite_clips, skipped_line
 
-GRADIENTS = ("agreement", "agreement_t", "struct_share")  # what measure_gradients finds
 STRUCT_LOSSES = {"grouped": structure_reg.grouped_loss, "dispersive": peers.dispersive_loss,
                  "diversity": peers.diversity_loss}
 
@@ -167,7 +166,7 @@ def measure(run: Training, j: int | None, timer) -> dict:
         return {}
     cfg, found = run.cfg, {}
     if run.regime.source == "loss":
-        loss = broadcast_from_rank0(run.regime.mean_loss())
+        loss = float(from_all(torch.tensor([run.regime.mean_loss()])).mean())
         if np.isfinite(loss):                              # not where all steps since the last were skipped
             run.regime.update(run.step, loss)
     if run.probe:
@@ -339,19 +338,19 @@ def loop(run: Training) -> Timer:
             timer("data")
 
             # Losses and gradients; then the weights move.
-            sums, each, more = gradients(run, j, driven, batch, timer)
-            found |= more
+            sums, each, of_gradients = gradients(run, j, driven, batch, timer)
             grad_norm = update(cfg, networks, k, timer)
             skipped = 0 if np.isfinite(grad_norm) else skipped + 1
             if not skipped and tracker.source == "loss":
-                tracker.observe(sums["fm"])
+                # At the reference density: p(t) follows r, and would move the loss that r is read from.
+                weight = sampler.LogitNormal().pdf(batch["t"]) / driven.density.pdf(batch["t"])
+                tracker.observe((weight * each).mean())
             if not skipped and run.infonoise:
                 run.infonoise.observe(from_all(batch["t"]), from_all(each), k)
 
             # Log, evaluate, save.
             if skipped:
                 names = nonfinite_clips(drawn, run.data.train_set)
-                found = {name: x for name, x in found.items() if name not in GRADIENTS}
                 log({"step": k, "skipped": skipped, "clips": names, "r": r, **found})
                 bar.write(skipped_line(run.out, k, names, skipped))
             elif k % 10 == 0 or k == cfg.steps or tracker.logged_at(k):
@@ -359,7 +358,7 @@ def loop(run: Training) -> Timer:
                      **{f"loss_{name}": sums[name].item() for name in ("fm", "ssl", "struct")},
                      "lambda": driven.lam, "mu": driven.mu, "r": r, "density": asdict(driven.density),
                      "t_drawn": float(batch["t"].mean()), "lr": networks.lr, "grad_norm": grad_norm,
-                     "step_s": time.perf_counter() - began, **found, **tracker.notes(k)})
+                     "step_s": time.perf_counter() - began, **found, **of_gradients, **tracker.notes(k)})
                 bar.set_postfix(loss=f"{sums['total'].item():.3f}", r=f"{r:.2f}", refresh=False)
                 stop.agree()
             bar.update()

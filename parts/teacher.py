@@ -172,11 +172,12 @@ class TeacherFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, z: Tensor) -> Tensor:
-        """z (B, T, C) -> phi (B, T, F)."""
-        if self.teacher.takes == "mel":
-            phi = self.teacher(self.codec.decode_mel(z.float()))
-        else:
-            phi = self.teacher(self.codec.decode(z.float()))
+        """z (B, T, C) -> phi (B, T, F), in the teacher's own precision whatever the network's is."""
+        with torch.autocast(z.device.type, enabled=False):
+            if self.teacher.takes == "mel":
+                phi = self.teacher(self.codec.decode_mel(z.float()))
+            else:
+                phi = self.teacher(self.codec.decode(z.float()))
         return self._align(phi, z.shape[1])
 
     @torch.no_grad()

@@ -150,7 +150,8 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(vocab, width, padding_idx=0)
         self.pos = nn.Parameter(0.02 * torch.randn(max_words, width))
-        self.layers = nn.ModuleList(TextLayer(width, max(1, width // 64)) for _ in range(layers))
+        heads = max(n for n in range(1, max(1, width // 64) + 1) if width % n == 0)
+        self.layers = nn.ModuleList(TextLayer(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.pool = nn.Linear(width, width)
 

@@ -1,4 +1,5 @@
-"""Claims about train.drive: what the regime r and the settings make of lambda, the density and structure."""
+"""Claims about train.drive and train.measure: what the regime r and the settings make of lambda, the density
+and structure, and what r is measured from."""
 import json
 import types
 
@@ -7,10 +8,11 @@ import pytest
 from run_files import step_rows
 
 import guidance
+import regime
 import structure_reg
 import train
 from parts.config import Config
-from parts.devices import Timer
+from parts.devices import Timer, ignore
 
 
 def test_negative_control_a_regime_turned_round_drives_everything_the_other_way():
@@ -124,3 +126,13 @@ def test_the_seconds_of_a_run_are_those_of_training_with_what_it_took_before_it_
     timer.seconds = {"forward": 3.0, "backward": 5.0, "log and evaluation": 100.0}
     run = types.SimpleNamespace(seconds_before=40.0, wall_before=1_000.0)
     assert train.Training.seconds(run, timer) == 48 and train.Training.wall(run, timer) == 1_108
+
+
+def test_a_probe_before_which_all_steps_were_skipped_tells_nothing():
+    run = types.SimpleNamespace(cfg=Config(structure="off"), regime=regime.Regime("loss", 100), probe=None,
+                                step=38)
+    train.measure(run, 1, ignore)
+    assert run.regime.D == []
+    run.regime.observe(torch.tensor(2.0))
+    train.measure(run, 1, ignore)
+    assert run.regime.D == [2.0]

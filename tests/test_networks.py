@@ -132,6 +132,23 @@ def test_what_stands_at_padded_tokens_changes_no_loss_and_no_measurement():
     assert not np.isclose(measured(2, False), measured(3, False), rtol=1e-5).any()
 
 
+def test_a_probe_of_padded_clips_is_not_moved_by_what_the_network_makes_of_padding():
+    """With features that depend on neighbouring tokens, as a teacher's do. Negative control: without mask."""
+    networks, batch = everywhere(networks_of()), batch_of(1)
+    mask = torch.arange(16) < torch.tensor([5, 16, 9, 12])[:, None]
+
+    def extract(x):                                            # each feature: a mean over seven tokens
+        return torch.nn.functional.avg_pool1d(x.mT, 7, 1, 3).mT
+
+    def measured(seed, **masked):
+        noise = torch.randn(batch["eps"].shape, generator=torch.Generator().manual_seed(seed))
+        eps = torch.where(mask[..., None], batch["eps"], noise)
+        predict = model.conditioned(networks.ema, {**batch, **masked})
+        return regime.probe(predict, extract, batch["x0"], eps, **masked)["t0.9"]
+    assert np.isclose(measured(2, mask=mask), measured(3, mask=mask), rtol=1e-5)
+    assert not np.isclose(measured(2), measured(3), rtol=1e-5)
+
+
 def test_the_validation_loss_is_the_mean_over_clips_at_ten_noise_levels_with_the_condition():
     networks, by_t = everywhere(networks_of()), []
     batches = [batch_of(1), {**batch_of(2), "drop": torch.ones(4, dtype=torch.bool)}]

@@ -55,6 +55,9 @@ def test_features_of_latents_are_those_of_their_mel_frames(waves):
     z = codec.encode(x)
     assert torch.equal(extract.encode(x), extract(z))
     assert torch.allclose(extract(z), extract.teacher(codec.decode_mel(z)))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = extract(z)
+    assert torch.equal(inside, extract(z)), "D compares features of one precision"
     assert extract.tokens(40_960) == codec.tokens(40_960) and extract.key != codec.key
     other = TeacherFeatures(Codec(16).fit(waves[:20]), load_teacher())
     assert other.key != extract.key, "features of another codec must not be taken from its cache"

@@ -132,6 +132,12 @@ def test_text_layer_is_torchs_transformer_layer():
     assert not torch.allclose(unmasked, expected, atol=1e-3), "negative control: the mask matters"
 
 
+@pytest.mark.parametrize("width", [96, 200, 208])
+def test_any_width_that_the_transformer_may_have_has_words(width):
+    """Heads of about 64 channels must divide it: 200 and 208 are no multiples of three."""
+    assert TextEncoder(5, width)(torch.tensor([[1, 2]])).pooled.shape == (1, width)
+
+
 def test_word_order_matters(encoder):
     a = encoder(torch.tensor([[2, 3, 4]]))
     b = encoder(torch.tensor([[4, 3, 2]]))

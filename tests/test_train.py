@@ -164,7 +164,7 @@ def test_off_is_bitwise_a_plain_loop(tiny, tmp_path, task, bare):
         run = train.train({**settings, "probe": probe, "out": str(tmp_path / probe)})
         assert same_weights(plain, final(run))
         assert [row["step"] for row in step_rows(run) if "D" in row] == probes
-        assert not any(set(train.GRADIENTS) & set(row) for row in step_rows(run)), "nothing to compare"
+        assert not any({"agreement", "struct_share"} & set(row) for row in step_rows(run))
     assert not same_weights(plain, plain_loop(tiny, 41, task))
 
 
@@ -452,15 +452,6 @@ def test_the_proxy_without_a_teacher_can_be_probed_always_while_a_teacher_guides
     assert [row["step"] for row in rows if "D" in row and "agreement_t" in row] == [32]
 
 
-def test_a_probe_before_which_all_steps_were_skipped_tells_nothing():
-    run = SimpleNamespace(cfg=Config(structure="off"), regime=regime.Regime("loss", 100), probe=None, step=38)
-    train.measure(run, 1, ignore)
-    assert run.regime.D == []
-    run.regime.observe(torch.tensor(2.0))
-    train.measure(run, 1, ignore)
-    assert run.regime.D == [2.0]
-
-
 def test_a_discrepancy_that_is_not_finite_ends_a_run_in_one_line(tiny, tmp_path, bare, monkeypatch):
     monkeypatch.setattr(regime, "probe", lambda *a: dict.fromkeys(regime.PREDICTIONS, float("nan")))
     with pytest.raises(UserError, match="step 32: D is nan: a validation clip, or what the network makes"):
@@ -468,21 +459,32 @@ def test_a_discrepancy_that_is_not_finite_ends_a_run_in_one_line(tiny, tmp_path,
 
 
 def test_the_loss_can_be_the_source_of_r(tiny, tmp_path, monkeypatch, bare):
-    """In the place of D: the mean of flow matching's losses since the last probe. A slope at each probe step
-    from the first that has a whole window behind it."""
+    """In the place of D: the mean of flow matching's losses since the last probe, each clip's weighted to the
+    reference density. A slope at each probe step from the first that has a whole window behind it."""
     observed, observe = [], regime.Regime.observe
+    drawn, gradients = [], train.gradients
+
+    def kept(run, j, driven, batch, timer):
+        found = gradients(run, j, driven, batch, timer)
+        drawn.append((batch["t"], found[1]))
+        return found
 
     def noted(self, loss):
         observed.append(float(loss))
         observe(self, loss)
     monkeypatch.setattr(regime.Regime, "observe", noted)
+    monkeypatch.setattr(train, "gradients", kept)
     run = train.train({**tiny, "task": "sr", "steps": 92, "eval_every": 92, "regime": "loss",
                        "out": str(tmp_path / "r")})
     rows, steps = step_rows(run), regime.probe_steps(92)
     assert not any("D" in row for row in rows)
     assert len(observed) == 92
     for row in rows:
-        assert observed[row["step"] - 1] == pytest.approx(row["loss_fm"])
+        t, each = drawn[row["step"] - 1]
+        reference, density = sampler.LogitNormal(), sampler.LogitNormal(**row["density"])
+        weighted = float((each * reference.pdf(t) / density.pdf(t)).mean())
+        assert observed[row["step"] - 1] == pytest.approx(weighted)
+        assert row["loss_fm"] == pytest.approx(float(each.mean())) and density.m > 1
     since = zip([0, *(k - 1 for k in steps)], (k - 1 for k in steps))  # a probe comes before its own step
     assert final(run)["regime"]["D"] == pytest.approx([np.mean(observed[a:b]) for a, b in since])
     expected = steps[regime.WINDOW - 1:]
