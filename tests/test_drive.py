@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+import torch
 from run_files import step_rows
 
 import guidance

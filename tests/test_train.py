@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ from parts import config, latents, peers, runs, soundworld
 from parts.audio import ACTIVE_RMS, at_level
 from parts.codec import Codec
 from parts.config import Config
-from parts.devices import Timer, ignore
+from parts.devices import Timer
 from parts.errors import UserError
 from parts.soundworld import SoundWorld
 from parts.text import Words
