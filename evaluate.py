@@ -34,7 +34,7 @@ from parts.band_limit import CUTOFF, find_cutoff
 from parts.commands import evaluate_parser
 from parts.components import beside_model, open_codec, open_text
 from parts.dashboard import draw_dashboard
-from parts.devices import pick_device
+from parts.devices import pick_device, tf32
 from parts.errors import UserError, printable, run_cli
 from parts.files import to_json, write_text
 from parts.judges import judged_events, load_judge
@@ -231,6 +231,7 @@ def score(trained: list[Run], clips: int = 500, judge: str = "dev", split: str =
           protocol: dict | None = None) -> dict:
     """Score runs, print their tables, write JSON to `out`. Every number comes with the protocol it was made
     under, to which `protocol` is added. clap, audio_model: pretrained models (hub id or folder) as judges."""
+    tf32(False)
     judges, result = open_judges(clap, audio_model, trust, pickles, device), {}
     for run in trained:
         name, config = str(run.path), run.config

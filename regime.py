@@ -124,8 +124,7 @@ def probe(predict, extract, x0: Tensor, eps: Tensor, names=LEVELS, mean: Tensor 
     pooled_target = over_tokens(target.float(), mask)[:, None]
     for name in names:
         x = predicted(name, predict, x0, eps)
-        if mask is not None:
-            x = torch.where(mask[..., None], x, x0)        # phi sees neighbours: the same padding for both
+        x = x if mask is None else torch.where(mask[..., None], x, x0)     # phi sees padding: the same
         features = extract(x).float()
         pooled = over_tokens(features, mask)[:, None]      # (B, 1, F): a clip of one token
         D[name] = float(discrepancy(features, target, mean, mask).mean())

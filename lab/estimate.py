@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 import structure_reg
 import train
@@ -56,9 +56,22 @@ CARDS = {          # by their makers: FLOP/s in bfloat16 without sparsity, bytes
 
 # --- counting -----------------------------------------------------------------------------------------------
 
+def _attention(query, key, value, *_, **__) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient, query, key, value, *_, **__) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+# torch's counter knows the kernels of a GPU alone, and counts a CPU's attention as nothing. Shapes -> FLOP.
+ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+          torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward}
+
+
 def flop(function) -> int:
     """FLOP of matrix products and attention in function()."""
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=ON_CPU)
     with counter:
         function()
     return counter.get_total_flops()
@@ -137,7 +150,7 @@ def _bytes_of(x) -> int:
 
 def work(function) -> Work:
     """What function() asks for."""
-    flops, launches = FlopCounterMode(display=False), _Launches()
+    flops, launches = FlopCounterMode(display=False, custom_mapping=ON_CPU), _Launches()
     with launches, flops:  # the inner one is asked first
         function()
     return Work(flops.get_total_flops(), launches.launches, launches.bytes)

@@ -5,7 +5,7 @@ WORLD_SIZE; without it there is one process, number 0. Several processes share a
 (parts/batches.py, Prefetcher).
 
 Public: RANK, WORLD, join_processes, leave_processes, broadcast_from_rank0, StopSignal, run_on_all,
-pick_device, cpu, hardware, memory_mb, pick_precision, Timer, from_all, ignore.
+pick_device, cpu, hardware, memory_mb, pick_precision, tf32, Timer, from_all, ignore.
 """
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ from parts.errors import UserError, out_of_memory, run_cli
 
 RANK = int(os.environ.get("RANK", "0"))         # this process
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))  # how many there are
+
+
+def tf32(allowed: bool) -> None:
+    """May a GPU round the factors of float32 products and convolutions to ten bits of mantissa? In training,
+    for speed; where results are measured it must not: a table would depend on what ran before it."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 # --- processes ----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from parts.checkpoints import load_weights
 from parts.config import Config
-from parts.devices import WORLD
+from parts.devices import WORLD, tf32
 from parts.errors import UserError, out_of_memory
 from parts.optim import make_optimizers
 
@@ -23,7 +23,9 @@ class Compiled:
     """A network, compiled; where that fails, as it is, and one line says so."""
 
     def __init__(self, net: nn.Module):
-        # Shapes are few (parts/batches.py): each gets code of its own.
+        # Shapes are few (parts/batches.py): each gets code of its own. Past the limit, which all networks of
+        # a process share, torch would run them as they are, and say nothing.
+        torch._dynamo.config.recompile_limit = 256
         self.net, self.compiled = net, torch.compile(net, dynamic=False)
 
     def __call__(self, *args):
@@ -66,7 +68,7 @@ class Networks:
         if cfg.compile:
             self.net = Compiled(self.net)
         if cfg.device.startswith("cuda"):
-            torch.backends.cuda.matmul.fp32_precision = "tf32"   # for what stays in float32, on the GPU alone
+            tf32(True)
 
     @property
     def lr(self) -> float:

@@ -8,6 +8,7 @@ from conftest import ROOT, in_process
 
 from lab import estimate
 from parts import config
+from parts.attention import attention
 
 GROWING = ("parameters", "flop_a_step", "launches_a_step", "bytes_a_step", "memory_gb", "saved_mb_a_clip")
 
@@ -43,6 +44,19 @@ def test_what_a_function_asks_for_is_counted_by_hand():
     joined = torch.stack([a, a])
     assert estimate.work(lambda: torch._foreach_add([a, a], 1.0)).bytes == 2 * 4 * joined.numel()
     assert estimate.work(lambda: (a.T, a[2], a.expand(3, 8, 4), a.detach())) == estimate.Work(0, 0, 0)
+
+
+def test_attention_is_counted_by_hand_on_a_cpu_too():
+    """Two products of (T, d) and (d, S) a head; in the backward pass five, of which one is done again."""
+    B, H, T, S, d = 2, 3, 16, 20, 8
+    q, k, v = (torch.randn(B, H, n, d, requires_grad=True) for n in (T, S, S))
+    product = 2 * B * H * T * S * d
+
+    def attend():
+        return attention(q, k, v, torch.ones(B, 1, 1, S, dtype=torch.bool))
+
+    assert estimate.flop(attend) == estimate.work(attend).flop == 2 * product
+    assert estimate.flop(lambda: attend().sum().backward()) == (2 + 5) * product
 
 
 def test_work_grows_with_the_clips_and_the_update_and_the_launches_do_not():
