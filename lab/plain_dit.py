@@ -1,10 +1,10 @@
 """A plain diffusion transformer with its training step: what the speed of ours is measured against.
 
 Put together from standard modules as in facebookresearch/DiT and SiT, at the same width, depth, heads, tokens
-and batch as ours, with the same kernels (on a CPU exact GELU, and attention in float32: those that DiT uses
-take five times as long there in bfloat16). What it does without: RoPE (positions are a fixed random table), QK-norm, a caption that
-is attended to (it is one mean embedding), Muon (it has AdamW), and an average of the weights in one fused
-call (it is updated parameter by parameter). No mechanism of the paper.
+and batch as ours, with the same kernels (on a CPU exact GELU, and attention in float32: what DiT uses takes
+five times as long there in bfloat16). What it does without: RoPE (positions are a fixed random table),
+QK-norm, a caption that is attended to (it is one mean embedding), Muon (it has AdamW), and an average of the
+weights in one fused call (it is updated parameter by parameter). No mechanism of the paper.
 
 Shapes: B batch, T tokens, C latent channels, W width, N heads, S words of a caption. t in [0, 1], t = 1 is
 pure noise; the network predicts v = eps - x0, as ours does.
