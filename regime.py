@@ -113,18 +113,18 @@ def probe(predict, extract, x0: Tensor, eps: Tensor, names=LEVELS, mean: Tensor 
     """Measure D of some PREDICTIONS, token by token and pooled -> {name: mean over the probe clips}.
 
     predict: see predicted; extract(x0 (B, T, C)) -> features (B, T, F), mean (F,) of them; target: of x0, if
-    at hand; mask (B, T). x0, eps (B, T, C) are the same at every probe: in fresh noise the slope would drown.
-    The levels are fixed, not drawn, or a sampler that follows r would bend the signal that drives it.
-
-    Probe the averaged (EMA) weights: at a constant learning rate the raw ones scatter D about three times as
-    much (results/log.md), and an average over the last tenth of a run is only log2(10/9) doublings late."""
+    at hand; mask (B, T): where it is False, phi sees x0 in both. x0, eps (B, T, C) are the same at every
+    probe: in fresh noise the slope would drown. The levels are fixed, not drawn, or a sampler that follows r
+    would bend the signal that drives it. Probe the averaged (EMA) weights: at a constant learning rate the
+    raw ones scatter D about three times as much (results/log.md), and an average over the last tenth of a run
+    is only log2(10/9) doublings late."""
     if target is None:
         target = extract(x0)
     D = {}
     pooled_target = over_tokens(target.float(), mask)[:, None]
     for name in names:
         x = predicted(name, predict, x0, eps)
-        x = x if mask is None else torch.where(mask[..., None], x, x0)     # phi sees padding: the same
+        x = x if mask is None else torch.where(mask[..., None], x, x0)
         features = extract(x).float()
         pooled = over_tokens(features, mask)[:, None]      # (B, 1, F): a clip of one token
         D[name] = float(discrepancy(features, target, mean, mask).mean())

@@ -9,7 +9,7 @@ from pointing the same way.
     2 similarity    S_lm = mean over A, M, C of cos(block l, block m)  (without C until adaLN has left 0)
     3 beyond_depth  rest = S - fit of (a + b |l-m| + c / |l-m| + d first + e last)               # ASSUMED
     4 group         average linkage on 1 - rest, cut at G groups
-    5 contrast      mean similarity within groups less that between them: the statistic of both tests
+    5 contrast      mean within groups less that between them: of S in axes_test, of rest in depth_test
     6 axes_test     p against blocks with permuted and flipped axes: is S grouped at all?
       depth_test    p against shuffled rest, fitted and grouped anew: more than depth explains?
     7 check         accepted: both p <= .05 and the same groups at three checks in a row, each after >= 1 %

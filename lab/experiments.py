@@ -151,13 +151,16 @@ def _best_clock(rows: list[dict], arms: dict, setting: str) -> str | None:
 def tuned_clocks(arms: dict, folder: Path, seeds: list[int]) -> dict:
     """E7's arms for fresh seeds, in the settings that `folder` (E7 on development seeds) has: of its clocks
     only the one that did best there (re-tuned), and the one that did best at home (frozen). UserError: no
-    experiment there, or one that has seen these seeds."""
+    experiment there, or one that has seen these seeds or test clips."""
     first = "run E7 there first, on other seeds"
     spec = _read_experiment(folder, f"--tuned {folder}: no experiment.json; {first}")
     seen = set(spec["seeds"]) & set(seeds)
     if seen:
         raise UserError(f"--tuned {folder}: chosen on seed {min(seen)} too, which would flatter the clocks; "
                         f"use --first-seed {max(spec['seeds']) + 1}")
+    if any(options.get("score_split") != "val" for options in spec["arms"].values()):
+        raise UserError(f"--tuned {folder}: chosen on test clips, which its clocks would then be judged by; "
+                        "run E7 there with --score-split val")
     with file_lock(folder / ".lock"):
         rows = collect(folder, spec["experiment"], spec["arms"], spec["seeds"])
 

@@ -101,7 +101,7 @@ def augment_mel(x: Tensor) -> Tensor:
 
 
 def _around_random_centre(clips: int, length: int) -> Tensor:
-    """(B, length) True around a random centre: up to four positions on either side, or nowhere."""
+    """(B, length) True around a random centre: up to three positions on either side, or nowhere."""
     distance = (torch.arange(length) - torch.randint(0, length, (clips, 1))).abs()
     return distance < torch.randint(0, 5, (clips, 1))
 

@@ -437,7 +437,9 @@ def score_protocol(config: dict, n: int, split: str, steps: int | None, cutoff: 
     """What every table is printed with, or its numbers can't be compared. judges: {"clap", "embedder":
     model}."""
     synthetic = config["data"] == "soundworld"
-    protocol = {"data": config["data"], "split": split if synthetic else "held out", "n": n,
+    # A folder that has no test split of its own is validated on the same clips.
+    held_out = "held out (validation's clips, unless the data has a test split)"
+    protocol = {"data": config["data"], "split": split if synthetic else held_out, "n": n,
                 "sample_steps": steps or config["sample_steps"], "candidates": 1}
     if config["task"] == "sr":
         return {**protocol, "cutoff_hz": cutoff, "filter": "cheby1 order 8",

@@ -410,7 +410,8 @@ def test_the_clocks_of_e7_are_chosen_by_setting_on_seeds_that_the_table_does_not
     best = {f"{home}: clock to 0.5 K": 0.9, f"{away}: clock to 2 K": 0.8}
     rows = fabricated_rows(arms, [0, 1], lambda arm, seed: best.get(arm, 0.5))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    spec = {"experiment": "E7", "arms": arms, "seeds": [0, 1], "reference": "stage", "pilot": False}
+    developed = {arm: {**options, "score_split": "val"} for arm, options in arms.items()}
+    spec = {"experiment": "E7", "arms": developed, "seeds": [0, 1], "reference": "stage", "pilot": False}
     (tmp_path / "experiment.json").write_text(json.dumps(spec))
     chosen = experiments.tuned_clocks(arms, tmp_path, [2, 3])
     assert [arm for arm in chosen if arm.startswith(home)] == [
@@ -430,12 +431,15 @@ def test_the_clocks_of_e7_are_chosen_by_setting_on_seeds_that_the_table_does_not
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     # A development run of two settings asks for two settings.
-    some = {arm: options for arm, options in arms.items() if arm.startswith((home, away))}
+    some = {arm: options for arm, options in developed.items() if arm.startswith((home, away))}
     (tmp_path / "experiment.json").write_text(json.dumps({**spec, "arms": some}))
     of_two = {arm: options for arm, options in chosen.items() if arm.startswith((home, away))}
     assert experiments.tuned_clocks(arms, tmp_path, [2, 3]) == of_two
     with pytest.raises(UserError, match="chosen on seed 1 too.*--first-seed 2"):
         experiments.tuned_clocks(arms, tmp_path, [1, 2])
+    (tmp_path / "experiment.json").write_text(json.dumps({**spec, "arms": arms}))
+    with pytest.raises(UserError, match="chosen on test clips"):
+        experiments.tuned_clocks(arms, tmp_path, [2, 3])
 
 
 # --- the command line
