@@ -6,7 +6,7 @@
 
 An arm wins against its reference if it is better on one axis and not worse on the other; it trades if it is
 better on one and worse on the other. Better and worse mean that the 95 % t interval of the paired difference
-over seeds excludes 0; fewer than 8 seeds are descriptive.
+over seeds excludes 0; fewer than 8 seeds are descriptive: nothing is said of them.
 
 Comes in: rows of an experiment (lab/tables.py). Goes out: dicts, a table, a figure.
 
@@ -90,9 +90,11 @@ def plane_table(found: list[dict]) -> str:
                 d = axis["against"]
                 cell += f" ({d['difference']:+.3f} {format_interval(d['interval'])})"
             cells.append(cell)
-        few = ", descriptive" * (row["axes"][0].get("against", {"n": 0})["n"] < 8)
-        said = f": {row['verdict']}{few}" if "verdict" in row else ""
-        lines.append(f"{VIEWS[row['view']]:12s} {row['arm']:26s} n {row['n']}  {', '.join(cells)}{said}")
+        said = ""
+        if "verdict" in row:
+            said = row["verdict"] if row["axes"][0]["against"]["n"] >= 8 else "descriptive"
+        lines.append(f"{VIEWS[row['view']]:12s} {row['arm']:26s} n {row['n']}  {', '.join(cells)}"
+                     + f": {said}" * bool(said))
     return "\n".join(lines)
 
 
