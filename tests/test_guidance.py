@@ -77,6 +77,14 @@ def test_lambda_falls_from_lambda0_and_is_exactly_zero_past_its_end():
 
 # --- projector and agreement
 
+def test_the_projector_is_three_layers_of_twice_the_width_by_hand():
+    P, h = G.Projector(8, 6), torch.randn(2, 5, 8)
+    first, second, last = (layer for layer in P.net if isinstance(layer, torch.nn.Linear))
+    expected = last(F.silu(second(F.silu(first(h)))))
+    assert torch.equal(P(h), expected) and expected.shape == (2, 5, 6)
+    assert second.weight.shape == (16, 16)
+
+
 def test_the_projector_draws_nothing_from_the_common_stream():
     torch.manual_seed(3)
     expected = torch.rand(4)

@@ -85,6 +85,59 @@ def test_negative_control_a_flipped_velocity_misses_the_data():
     assert error_of(40, "euler", sign=-1.0) > 1
 
 
+# --- the network
+
+@torch.no_grad()
+def test_a_block_by_hand():
+    """adaLN on both branches, normalised and rotated queries and keys of each head, gates."""
+    block = dit().blocks[0]
+    h, c = torch.randn(2, 9, 32), torch.randn(2, 32)
+    block.ada.weight.normal_(0, 0.1)
+    heads, d = block.heads, 32 // block.heads
+    angle = torch.arange(9)[:, None] * 100.0 ** (-2 * torch.arange(d // 2) / d)
+    shift1, scale1, gate1, shift2, scale2, gate2 = (
+        (c @ block.ada.weight.T + block.ada.bias)[:, None].chunk(6, -1))
+
+    def norm(x):
+        x = x - x.mean(-1, keepdim=True)
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    def turned(x, weight):
+        a, b = (norm(x) * weight).chunk(2, -1)
+        return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
+
+    q, k, v = block.qkv(norm(h) * (1 + scale1) + shift1).chunk(3, -1)
+    mixed = []
+    for n in range(heads):
+        own = slice(n * d, (n + 1) * d)
+        scores = turned(q[..., own], block.q_norm.weight) @ turned(k[..., own], block.k_norm.weight).mT
+        mixed.append((scores / d**0.5).softmax(-1) @ v[..., own])
+    expected = h + gate1 * block.out(torch.cat(mixed, -1))
+    expected = expected + gate2 * block.mlp(norm(expected) * (1 + scale2) + shift2)
+    assert torch.allclose(block(h, c, M.rope_table(9, d, "cpu")), expected, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_caption_enters_by_its_pooled_vector_and_by_its_words():
+    net, x, t = dit(), torch.randn(2, 9, 6), torch.tensor([0.3, 0.7])
+    text, other = (net.encode_text(torch.tensor(ids)) for ids in ([[2, 3], [4, 5]], [[5, 4], [3, 2]]))
+    v = net(x, t, text)
+    assert not torch.allclose(net(x, t, text._replace(pooled=other.pooled)), v, atol=1e-3)
+    assert not torch.allclose(net(x, t, text._replace(tokens=other.tokens)), v, atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_noise_level_reaches_the_blocks():
+    """Of inputs that are equal to the embedding (x_t / std_t) at both levels."""
+    net, x = dit(), torch.randn(2, 9, 6)
+    hidden = []
+    for level in (0.3, 0.4):
+        std_t = ((1 - level) ** 2 + level**2) ** 0.5
+        hidden.append(net(std_t * x, torch.full((2,), level), return_blocks=True)[1])
+    assert torch.allclose(hidden[0][0], hidden[1][0], atol=1e-5)
+    assert (hidden[0][2] - hidden[1][2]).abs().max() > 1e-3
+
+
 # --- guidance
 
 def test_guidance_scale_one_is_the_conditional_network_bitwise():
@@ -103,6 +156,14 @@ def test_guidance_is_linear_between_null_and_condition():
     assert torch.allclose(v[0.0], net(x, torch.full((2,), 0.7), null), atol=1e-5)
     assert torch.allclose(v[3.0], v[0.0] + 3 * (v[1.0] - v[0.0]), atol=1e-5)
     assert (v[1.0] - v[0.0]).abs().max() > 1e-3, "the condition must matter, or this test shows nothing"
+
+
+@torch.no_grad()
+def test_rescaled_guidance_is_finite_where_no_noise_is_left():
+    """Heun's second evaluation of the last step is at t = 0, where x0_hat of both branches is x_t itself."""
+    net, x = dit(), torch.randn(2, 9, 6)
+    text, null = two_captions(net)
+    assert M.integrate(M.VelocityField(net, text, null, w=4.0, rescale=1.0), x, 4, "heun").isfinite().all()
 
 
 @torch.no_grad()

@@ -224,6 +224,27 @@ def test_the_average_is_a_ramped_ema_of_the_weights_and_is_not_trained():
     assert not any(p.requires_grad for p in networks.ema.parameters()) and not networks.ema.training
 
 
+def test_a_short_memory_of_the_average_is_that_of_the_settings():
+    networks = networks_of(ema=0.5)
+    weight = networks.model.state_dict()["blocks.0.qkv.weight"]
+    average = networks.ema.state_dict()["blocks.0.qkv.weight"]
+    expected = average.clone()
+    for k in range(1, 21):
+        one_step(networks, k)
+        expected = torch.lerp(weight, expected, min(0.5, (1 + k) / (10 + k)))
+    assert torch.allclose(average, expected, atol=1e-6)
+
+
+def test_the_projector_is_neither_warmed_up_nor_cooled_nor_part_of_the_clipped_norm():
+    networks = networks_of(cool=0.2, warmup=10, steps=100)
+    for k in (1, 50, 100):
+        total = train.losses(networks.cfg, networks, batch_of(k), k, GUIDED)["total"]
+        total.backward()
+        own = torch.stack([p.grad.norm() for p in networks.model.parameters() if p.grad is not None]).norm()
+        assert train.update(networks.cfg, networks, k) == pytest.approx(float(own), rel=1e-5)
+        assert networks.optimizers[-1].param_groups[0]["lr"] == networks.cfg.lr
+
+
 def test_a_step_without_a_finite_gradient_moves_nothing():
     networks = networks_of()
     one_step(networks, 1)

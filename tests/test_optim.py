@@ -60,7 +60,8 @@ def test_muons_update_is_near_the_polar_factor_and_its_polynomials_are_minimax(d
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_each_parameter_has_exactly_one_optimizer(name):
-    """Muon takes block matrices only; embeddings, head and biases stay with AdamW."""
+    """Muon takes the matrices of blocks and text layers, but for adaLN; embeddings, head and biases stay with
+    AdamW."""
     model = DiT(8, 32, 2, 2, vocab=20)
     optimizers = make_optimizers(model, name, 1e-3, 1e-3, 0.01)
     owned = [[p for group in opt.param_groups for p in group["params"]] for opt in optimizers]
@@ -68,9 +69,10 @@ def test_each_parameter_has_exactly_one_optimizer(name):
     kinds = [type(opt).__name__ for opt in optimizers]
     assert kinds == (["AdamW", "Muon"] if name == "muon" else ["AdamW"])
     if name == "muon":
-        ids = {id(p) for p in owned[1]}
-        assert id(model.blocks[0].qkv.weight) in ids
-        assert not {id(model.text.embed.weight), id(model.head.weight), id(model.embed.weight)} & ids
+        inner = {id(p) for name, p in model.named_parameters()
+                 if p.ndim == 2 and name.startswith(("blocks.", "text.layers.")) and ".ada." not in name}
+        assert {id(p) for p in owned[1]} == inner and id(model.blocks[0].qkv.weight) in inner
+    assert all(group["weight_decay"] == 0.01 for opt in optimizers for group in opt.param_groups)
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_over_the_last_part():

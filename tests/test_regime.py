@@ -175,7 +175,9 @@ def test_negative_control_without_memory_a_plateau_ends_guidance(monkeypatch):
 def test_flat_and_rising_curves_give_no_signal_and_the_clock(curve):
     results = [run(curve, seed=seed) for seed in range(100)]
     assert np.mean([regime.no_signal for regime, _, _ in results]) >= 0.95
-    _, steps, r = next(result for result in results if result[0].no_signal)
+    regime, steps, r = next(result for result in results if result[0].no_signal)
+    regime.K = 2 * K
+    assert regime.r(regime.k[-1] + 100) == regime.k[-1] / (2 * K), "that of the last probe, until the next"
     late = steps >= 0.15 * K
     assert r[-1] == 1.0 and np.allclose(r[late], steps[late] / K)
     assert (~late).sum() > R.WINDOW and (r[~late] == 0).all(), "not before 15 % of the run"

@@ -142,6 +142,7 @@ def test_a_wider_density_has_more_of_both_ends():
 def test_the_density_moves_from_early_to_late_in_a_line_with_the_regime():
     early, late = LogitNormal(2.0, 0.5), LogitNormal(0.75, 1.5)
     assert sampler.between(0.0, early, late) == early and sampler.between(1.0, early, late) == late
+    assert sampler.between(1.0, LogitNormal(2.0, 0.5, 0.3), late).u == 0.3, "the floor stays"
     for r in np.linspace(0, 1, 11):
         between = sampler.between(r, early, late)
         assert math.isclose(between.m, 2.0 - 1.25 * r) and math.isclose(between.s, 0.5 + r)

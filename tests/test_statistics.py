@@ -50,6 +50,8 @@ def test_sign_flip_is_the_slow_enumeration_and_states_its_smallest_p():
     assert S.sign_flip(d) == (np.mean(as_large), 2 / 64)
     assert S.sign_flip(np.ones(5)) == (2 / 32, 2 / 32)
     assert S.sign_flip(np.zeros(4))[0] == 1.0
+    many, drawn = S.sign_flip(np.ones(20))                     # drawn, not enumerated: with the observed one
+    assert many >= 1 / (S.MANY + 1) and drawn == S.smallest_p(20) == 1 / S.MANY
     exact = scipy.stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf)
     assert abs(S.sign_flip(d)[0] - exact.pvalue) < 1e-9
 
@@ -181,6 +183,16 @@ def test_the_rate_correlation_sees_a_tie_and_not_two_common_trends():
     assert np.mean([f["p"] <= 0.05 for f in free]) <= 0.125
     run = simulated_runs(rng, 0.0, n=1)[0]
     assert np.corrcoef(run["D"], run["quality"])[0, 1] < -0.8
+
+    # A trend whose rate changes, the same in all runs, is none of any run's own; an opposite tie is seen too.
+    def waved(tie):
+        wave = 0.2 * np.sin(np.linspace(10, 22, 12))
+        runs = simulated_runs(rng, tie)
+        return [{**run, "D": run["D"] - wave, "quality": run["quality"] + wave} for run in runs]
+
+    assert np.mean([S.rate_correlation(waved(0.0))["p"] <= 0.05 for _ in range(16)]) <= 0.125
+    opposite = S.rate_correlation(waved(-1.0))
+    assert opposite["correlation"] < -0.5 and opposite["p"] < 0.05
 
 
 def test_the_interval_of_a_rate_correlation_holds_the_true_one_in_some_95_of_100(monkeypatch):

@@ -283,6 +283,42 @@ def test_negative_control_without_the_null_random_blocks_are_accepted(monkeypatc
     assert share_accepted(20) >= 0.3
 
 
+def test_groups_that_change_between_checks_are_never_accepted(monkeypatch):
+    """Even where most pairs of blocks stay together."""
+    for test in ("axes_test", "depth_test"):
+        monkeypatch.setattr(S, test, lambda *a: 0.005)
+    plans = itertools.cycle([np.array([0, 0, 0, 1, 1, 1, 2, 2]), np.array([0, 0, 0, 1, 1, 2, 2, 2])])
+    monkeypatch.setattr(S, "group", lambda x, G: next(plans))
+    detector, results = drift(0, checks=6)
+    assert [found["streak"] for found in results] == [1] * 6 and detector.groups is None
+    assert results[1]["rand_index"] > 0.5
+
+
+@pytest.mark.parametrize("fine, accepted", [(0.005, True), (0.01, False)])
+def test_converged_groups_are_accepted_only_if_they_pass_the_finer_null(monkeypatch, fine, accepted):
+    def axes_test(parts, G, seed, draws=S.DRAWS):
+        return fine if draws == 199 else 0.025
+
+    monkeypatch.setattr(S, "axes_test", axes_test)
+    monkeypatch.setattr(S, "depth_test", lambda *a: 0.005)
+    detector, results = drift(1, checks=4)
+    assert results[-1]["streak"] == 4 and (detector.groups is not None) == accepted
+
+
+def test_blocks_are_checked_again_once_their_weights_have_moved_by_one_per_cent(few_draws):
+    assert [found is None for found in drift(0, checks=5, step=0.008)[1]] == [False, True, False, True, False]
+    assert None not in drift(0, checks=3, step=0.012)[1]
+
+
+def test_a_block_in_other_axes_is_its_products_between_them():
+    """A -> P A P' for the products, as they read and write the same stream."""
+    rng = np.random.default_rng(0)
+    A, order = rng.standard_normal((6, 6)).astype(np.float32), rng.permutation(6)
+    sign = rng.choice(np.float32([-1, 1]), 6)
+    P = np.diag(sign) @ np.eye(6)[order]
+    assert np.allclose(S._relabel(A, order, sign), P @ A @ P.T, atol=1e-6)
+
+
 def test_planted_groups_are_accepted_at_the_third_check_and_give_way_only_to_others_that_converged(
         few_draws):
     detector, _ = drift(1, planted=True, checks=6)
