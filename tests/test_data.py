@@ -45,6 +45,31 @@ def test_batches_pad_short_clips_with_a_mask_and_crop_long_ones(tmp_path):
         assert same_place, "condition and target are cut at the same place"
 
 
+class Numbered:
+    """Latents that say where they are from: token + 100 x version, 50 tokens a clip; versions 0 and 1 are
+    band-limited, 2 and 3 their originals."""
+    p, channels, variants, where = None, 1, 2, np.arange(0, 1_001, 50)
+
+    def __len__(self):
+        return 20
+
+    def crop(self, i, start, length, variant=0):
+        tokens = np.arange(start, min(start + length, 50), dtype=np.float32)
+        return tokens[:, None] + 100 * variant
+
+    def pair(self, i, start, length, variant):
+        return self.crop(i, start, length, variant), self.crop(i, start, length, 2 + variant)
+
+
+def test_crops_start_everywhere_and_condition_target_and_features_are_of_one_moment():
+    z = Numbered()
+    drawn = data.draw_batch(z, z, 600, 16, np.random.default_rng(0), z)
+    x0, cond, phi = (drawn[name][..., 0] for name in ("x0", "cond", "phi"))
+    assert set(x0[:, 0] % 100) == set(range(35)), "from the first start to the last"
+    assert (phi == x0[:, :1] % 100 + np.arange(16)).all()
+    assert (x0 == cond + 200).all() and set(cond[:, 0] // 100) == {0, 1}
+
+
 def test_rows_of_a_batch_are_those_of_the_whole_batch(waves):
     """The clips of each row, and the noise that is added to them."""
     z = data.LatentCache(SoundWorld("val", 64), Codec(8).fit(waves[:10]))

@@ -50,6 +50,29 @@ def test_any_length_is_upsampled_and_its_low_band_kept(sr_run, seconds):
         assert changed < 0.15 * np.std(below_1500_hz(x))
 
 
+def test_a_recording_of_a_windows_length_is_upsampled_as_a_clip_is():
+    """By the shipped model, which makes use of its input; negative control: from other noise."""
+    run = evaluate.load_run(ASSETS / "demo-sr")
+    x = band_limit(SoundWorld("test", 4).wave(1), 2_000)
+    clip = evaluate.upsample(run, x[None], 2_000, [3], 4)[0]
+    long, other = (evaluate.upsample_long(run, x, 2_000, seed, steps=4, progress=False) for seed in (3, 4))
+    added = np.std(clip - x)
+    assert np.std(long - clip) < 0.01 * added and np.std(other - clip) > 0.1 * added
+
+
+def test_each_channel_is_upsampled_by_itself(sr_run, tmp_path):
+    two = np.stack([band_limit(gaussian(RATE, seed), 2_000) for seed in (1, 2)])
+    soundfile.write(tmp_path / "two.wav", two.T, RATE, subtype="FLOAT")
+    done = in_process(evaluate, "upsample", sr_run, "--input", "two.wav", "--out", "out.wav",
+                      "--cutoff", 2_000, "--seed", 3, "--steps", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made, _ = soundfile.read(tmp_path / "out.wav", dtype="float32")
+    run = evaluate.load_run(sr_run)
+    for channel, x in zip(made.T, two):
+        alone = evaluate.upsample_long(run, x, 2_000, 3, 2, progress=False)
+        assert np.corrcoef(channel, alone)[0, 1] > 0.9999
+
+
 def test_long_recordings_have_no_hole_and_no_bump_at_the_seams(sr_run):
     run = evaluate.load_run(sr_run)
     x = band_limit(gaussian(RATE * 8), 2_000)

@@ -194,3 +194,12 @@ def test_energy_score_prefers_the_true_distribution_to_its_mean_and_to_wrong_wid
     assert true < mean_score(0.5) - 0.01
     assert true < mean_score(2.0) - 0.01
     assert true < mean - 0.1
+
+
+def test_a_sound_is_described_as_a_level_meter_and_an_analyser_do():
+    """Sines of amplitude 0.4 at 500 Hz and 0.2 at 2 kHz: four fifths of the power are at 500 Hz."""
+    t = np.arange(RATE) / RATE
+    x = 0.4 * np.sin(2 * np.pi * 500 * t) + 0.2 * np.sin(2 * np.pi * 2_000 * t)
+    found = metrics.describe(x)
+    assert found["centroid_hz"] == pytest.approx((4 * 500 + 2_000) / 5, abs=1)
+    assert found["rms"] == pytest.approx(0.1**0.5, abs=1e-4) and found["peak"] == np.abs(x).max()

@@ -15,12 +15,10 @@ import pytest
 import torch
 from conftest import ROOT, TINY, in_process
 
-from lab import experiments, pretrain_teacher, probe_teacher, train_judges
-from parts import judges
+from lab import experiments
 from parts.audio import write_wav
 from parts.band_limit import band_limit
 from parts.config import Config
-from parts.judges import load_judge
 from parts.soundworld import SoundWorld
 
 README = (ROOT / "README.md").read_text()
@@ -191,27 +189,6 @@ def test_commands_that_do_not_run_here_are_few_and_their_flags_exist():
     for name in ELSEWHERE.values():
         assert f"def {name}(" in tests or (ROOT / name).exists(), name
     assert sum(any(word in command for word in ELSEWHERE) for command in COMMANDS) <= 14
-
-
-@pytest.mark.slow
-def test_the_teacher_and_the_judges_that_are_shipped_are_made_by_commands_that_run(tmp_path, monkeypatch):
-    """In small, into another folder than assets/."""
-    report, probe = train_judges.judge_report, probe_teacher.probe_teacher
-    monkeypatch.setattr(judges, "ASSETS", tmp_path / "assets")
-    monkeypatch.setattr(train_judges, "judge_report", lambda judge: report(judge, 16))
-    monkeypatch.setattr(probe_teacher, "probe_teacher",
-                        lambda teacher, folder: probe(teacher, folder, clips=200, inits=1))
-    for module, *argv in (
-        (pretrain_teacher, "--clips", 64, "--steps", 2, "--out", "teacher.safetensors"),
-        (train_judges, "dev", "--clips", 64, "--epochs", 1, "--out", "assets/judge-dev.safetensors"),
-        (probe_teacher, "--weights", "teacher.safetensors", "--out", "probe.json"),
-    ):
-        done = in_process(module, *argv, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr[-500:]
-    assert set(load_judge("dev").state_dict())
-    recorded = json.loads((tmp_path / "results/judges.json").read_text())
-    assert 0 <= recorded["dev"]["test"]["exact"] <= 1
-    assert json.loads((tmp_path / "probe.json").read_text())["soundworld"]["n"] == 50
 
 
 # --- snippets
