@@ -30,8 +30,8 @@ WORLD = int(os.environ.get("WORLD_SIZE", "1"))  # how many there are
 def tf32(allowed: bool) -> None:
     """May a GPU round the factors of float32 products and convolutions to ten bits of mantissa? In training,
     for speed; where results are measured it must not: a table would depend on what ran before it."""
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
-    torch.backends.cudnn.allow_tf32 = allowed
+    # The switches that torch.compile reads: after newer ones were written it fails in some versions.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 # --- processes ----------------------------------------------------------------------------------------------

@@ -237,11 +237,11 @@ def pretend(kind: str = "cuda", free: int = 10**10, capability: tuple = (8, 0)):
                "mem_get_info": (free, 2 * free), "get_device_capability": capability}
     for name, answer in answers.items():
         patch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
-    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    products, convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         with mode:
             yield mode
     finally:
         patch.undo()
-        torch.set_float32_matmul_precision(precision)
+        torch.backends.cuda.matmul.allow_tf32 = products
         torch.backends.cudnn.allow_tf32 = convolutions
