@@ -50,7 +50,7 @@ from lab.plain_dit import Plain
 from lab.statistics import format_ratio
 from model import DiT, block_weights, conditioned, flow_matching_loss
 from parts import config, runs
-from parts.arguments import Parser, new_file, whole
+from parts.arguments import Parser, new_json, whole
 from parts.audio import CLIP_S, RATE
 from parts.band_limit import CUTOFF
 from parts.codec import Codec
@@ -501,7 +501,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=config.CHOICES["preset"], default="auto")
     parser.add_argument("--rounds", type=whole(), default=20)
     parser.add_argument("--compile", action="store_true", help="compiled rows too")
-    parser.add_argument("--out", type=new_file, help="JSON")
+    parser.add_argument("--out", type=new_json, help="JSON")
     args = parser.parse_args()
     if args.rounds < 3:
         raise UserError(f"--rounds {args.rounds}: must be at least 3")

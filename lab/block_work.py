@@ -20,7 +20,7 @@ import data
 import evaluate
 import structure_reg
 from model import predict
-from parts.arguments import Parser, new_file
+from parts.arguments import Parser, new_json
 from parts.config import Config
 from parts.errors import UserError, run_cli
 from parts.files import to_json, write_text
@@ -55,7 +55,7 @@ def block_work(run: evaluate.Run) -> dict:
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--out", type=new_file, required=True, help="JSON")
+    parser.add_argument("--out", type=new_json, required=True, help="JSON")
     args = parser.parse_args()
     result = {}
     for path in args.runs:

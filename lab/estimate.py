@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 import structure_reg
 import train
 from parts import config
-from parts.arguments import Parser, new_file
+from parts.arguments import Parser, new_json
 from parts.audio import RATE
 from parts.codec import Codec
 from parts.errors import run_cli
@@ -286,7 +286,7 @@ def estimate_table(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--out", type=new_file, help="JSON")
+    parser.add_argument("--out", type=new_json, help="JSON")
     args = parser.parse_args()
     rows = [row for task in TASKS for row in estimate(task)]
     print(estimate_table(rows))

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from parts.arguments import Parser, new_file
+from parts.arguments import Parser, new_json
 from parts.audio_files import read_audio
 from parts.caption_tables import find_metadata, read_rows
 from parts.errors import UserError, run_cli
@@ -218,7 +218,7 @@ def main() -> None:
     parser = Parser(__doc__, prog="python -m lab.probe_teacher")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--esc10", type=Path, help="folder with file_name, category and fold in its metadata")
-    parser.add_argument("--out", type=new_file, help="JSON")
+    parser.add_argument("--out", type=new_json, help="JSON")
     args = parser.parse_args()
     if not args.weights.is_file():
         raise UserError(f"--weights {args.weights}: no such file; "

@@ -411,19 +411,19 @@ def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
     """Rows of all finished runs of experiment `name`: one an arm x seed x evaluation, `final` with the
     table's metrics on the last; D and r as they stood there (D interpolated in log2 k between probes).
 
-    Written to rows.jsonl, where the rows of runs whose folder is gone stay, and those of arms and seeds that
-    are not asked for now."""
+    Written to rows.jsonl, where the rows of runs whose folder is gone stay, and those of arms, seeds and
+    settings that are not asked for now."""
     recorded = _recorded_rows(out)
-    rows = []
+    rows, not_asked_for = [], []
     for arm, seed in itertools.product(arms, seeds):
         path = folder_of(out, arm, seed)
         if (path / "scores.json").is_file():
             rows += _rows_of_run(path, name, arm, seed, arms[arm])
         else:
-            # Not those of another experiment's arm of that name.
-            rows += [row for row in recorded.get((arm, seed), [])
-                     if not _first_difference(row.get("config", {}), arms[arm])]
-    not_asked_for = []
+            # Those of other settings under that name are kept, and not in the table.
+            for row in recorded.get((arm, seed), []):
+                other = _first_difference(row.get("config", {}), arms[arm])
+                (not_asked_for if other else rows).append(row)
     for (arm, seed), run in recorded.items():
         if arm not in arms or seed not in seeds:
             not_asked_for += run

@@ -8,7 +8,7 @@ Public: main.
 from __future__ import annotations
 
 import data
-from parts.arguments import Parser, new_file, number, whole
+from parts.arguments import Parser, new_json, number, whole
 from parts.audio import CLIP_S
 from parts.commands import add_loading_options
 from parts.components import open_codec
@@ -22,13 +22,13 @@ from parts.scoring import codec_table, score_codec
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("codec", metavar="mel|MODEL")
-    parser.add_argument("--channels", type=whole(1), default=64, help="principal components kept")
+    parser.add_argument("--channels", type=whole(1, 128), default=64, help="principal components kept")
     parser.add_argument("--data", default="soundworld", help="soundworld or a folder of recordings")
     parser.add_argument("--val-fold", type=whole(), default=0, help="the fold that is held out")
     parser.add_argument("--max-bad-share", type=number(0, 0.999), default=Config.max_bad_share,
                         help="share of its rows or files that may be unusable")
     parser.add_argument("--clips", type=whole(2), default=100)
-    parser.add_argument("--out", type=new_file, help="JSON")
+    parser.add_argument("--out", type=new_json, help="JSON")
     add_loading_options(parser)
     args = parser.parse_args()
     config = {"codec": args.codec, "channels": args.channels, "data": args.data, "val_fold": args.val_fold,

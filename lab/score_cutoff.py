@@ -37,7 +37,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parts.arguments import Parser, new_file, whole
+from parts.arguments import Parser, new_json, whole
 from parts.audio import RATE, resample
 from parts.audio_files import read_audio
 from parts.band_limit import FILTERS, band_limit, find_cutoff
@@ -211,7 +211,7 @@ def main() -> None:
                         help="of --data; a held-out tenth where left out")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="of SoundWorld")
     parser.add_argument("--clips", type=whole(1), default=160, help="of SoundWorld")
-    parser.add_argument("--out", type=new_file, required=True, help="JSON")
+    parser.add_argument("--out", type=new_json, required=True, help="JSON")
     args = parser.parse_args()
     if args.folds and not args.data:
         raise UserError("--folds: needs --data FOLDER")

@@ -21,7 +21,7 @@ import torch
 import data
 from lab.bench import in_turns
 from lab.griffin_lim import decode_by_griffin_lim
-from parts.arguments import Parser, new_file, whole
+from parts.arguments import Parser, new_json, whole
 from parts.audio import CLIP_S, first_seconds
 from parts.codec import Codec
 from parts.errors import UserError, run_cli
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--clips", type=whole(2), default=200)
     parser.add_argument("--folder", default="", help="recordings besides")
     parser.add_argument("--val-fold", type=whole(), default=0, help="their fold that is held out")
-    parser.add_argument("--out", type=new_file, help="JSON")
+    parser.add_argument("--out", type=new_json, help="JSON")
     args = parser.parse_args()
     if args.folder and not Path(args.folder).is_dir():             # before SoundWorld's minutes
         raise UserError(f"--folder {args.folder}: no such folder")

@@ -3,7 +3,7 @@
 A wrong flag ends in one line with the nearest right one, like any other error of a user (parts/errors.py); a
 number is checked where it is typed, so NaN, infinities and integers too large for a generator get no further.
 
-Public: Parser, whole, number, new_file, new_wav, new_weights.
+Public: Parser, whole, number, new_file, new_wav, new_json, new_weights.
 """
 from __future__ import annotations
 
@@ -74,6 +74,11 @@ def new_file(text: str) -> Path:
 def new_wav(text: str) -> Path:
     """An argparse type: a .wav file to write."""
     return _named(text, ".wav")
+
+
+def new_json(text: str) -> Path:
+    """An argparse type: a .json file to write."""
+    return _named(text, ".json")
 
 
 def new_weights(text: str) -> Path:

@@ -131,7 +131,7 @@ def _jsonl_rows(meta: Path, text: str) -> list[dict]:
 
 def _csv_rows(meta: Path, text: str) -> list[dict]:
     rows = []
-    table = csv.DictReader(io.StringIO(text, newline=""))
+    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     k = 1  # the row that was read last; the header is row 1
     try:
         names = table.fieldnames or []

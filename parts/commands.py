@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from parts.arguments import Parser, new_file, new_wav, number, whole
+from parts.arguments import Parser, new_json, new_wav, number, whole
 
 
 def evaluate_parser(description: str) -> argparse.ArgumentParser:
@@ -42,7 +42,7 @@ def evaluate_parser(description: str) -> argparse.ArgumentParser:
     score.add_argument("--val-fold", type=whole(), help="the fold of that data to score on")
     score.add_argument("--max-bad-share", type=number(0, 0.999),
                        help="share of that data's rows or files that may be unusable")
-    score.add_argument("--out", type=new_file, help="JSON")
+    score.add_argument("--out", type=new_json, help="JSON")
     score.add_argument("--clap", default="", metavar="MODEL",
                        help="a CLAP model, folder or hub id: CLAP score")
     score.add_argument("--audio-model", default="", metavar="MODEL",

@@ -54,6 +54,8 @@ def test_rows_know_their_number(tmp_path):
 @pytest.mark.parametrize("name, content, message", [
     (None, "", "no metadata"),
     ("metadata.csv", "file_name,caption\nx.wav,a,b\n", "row 2: more fields"),
+    # Two rows with a quote left open would be one row of a long caption.
+    ("metadata.csv", 'file_name,caption\nx.wav,"a\ny.wav,b\nz.wav,"c\n', "a quote left open"),
     ("metadata.csv", "file_name,caption\nx.wav\n", "row 2: fewer fields"),
     ("metadata.csv", "file_name,words\nx.wav,hello\n", "no column caption"),
     ("metadata.csv", "file_name,caption\nx.wav,hello\n", "row 2: no audio file for 'x.wav'"),

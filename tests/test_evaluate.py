@@ -173,6 +173,7 @@ def test_many_clips_are_generated_a_few_at_a_time_each_from_a_seed_of_its_own(t2
     (("upsample", "SR", "--input", "full.wav", "--cutoff", 9_000), "--cutoff 9000"),
     (("sounds", "SR"), "no captions"),
     (("generate", "T2A", "--prompt", "rain", "--out", "x.mp3"), "must be named NAME.wav"),
+    (("score", "T2A", "--out", "T2A/checkpoint.pt"), "must be named NAME.json"),
     (("generate", "T2A", "--prompt", "rain", "--seconds", 9_999), "--seconds 9999"),
     (("dashboard", "."), "no log.jsonl"),
     (("score", "SR", "--cutoff", 9_000), "--cutoff 9000"),
@@ -180,7 +181,7 @@ def test_many_clips_are_generated_a_few_at_a_time_each_from_a_seed_of_its_own(t2
     (("score", "T2A", "--val-fold", 2), "--val-fold 2: belongs to --data"),
     (("score", "SR", "--clap", "x"), "--clap: for captions"),
     (("score", "SR", "--audio-model", "x"), "--audio-model: for captions"),
-    (("score", "T2A", "--out", "."), "--out .: must be a file, and this is a folder"),
+    (("score", "T2A", "--out", "."), "--out .: must be named NAME.json"),
 ])
 def test_bad_requests_end_with_status_2_one_line_and_no_file(t2a_run, sr_run, tmp_path, argv, message):
     soundfile.write(tmp_path / "full.wav", gaussian(), RATE)
