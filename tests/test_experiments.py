@@ -157,7 +157,7 @@ def test_a_folder_of_other_runs_is_refused_and_rows_of_arms_not_asked_for_stay(s
     alone = {"static": arms["static"]}
     before = sorted((tmp_path / "rows.jsonl").read_text().splitlines())
     assert runner.collect(tmp_path, "E1", alone, [0]) == [], "rows made with other options are not this arm's"
-    assert sorted((tmp_path / "rows.jsonl").read_text().splitlines()) == before, "and are not deleted for that"
+    assert sorted((tmp_path / "rows.jsonl").read_text().splitlines()) == before, "nor deleted"
 
 
 def test_an_experiment_goes_on_in_its_own_precision(small, tmp_path, monkeypatch):
