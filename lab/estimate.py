@@ -201,10 +201,10 @@ def _estimate_preset(task: str, preset: str) -> dict:
            "steps": full.steps}
 
     # One pair of networks at a time: those of `full` take gigabytes.
-    saved = _saved_mb_a_clip(_networks(cfg, features, checkpointing=True)[1], batch, CLIPS)
+    saved = _saved_mb_a_clip(_networks(cfg, features, checkpointing=True)[1], batch)
     networks, loss_of = _networks(cfg, features, checkpointing=False)
     row["saved_mb_a_clip_checkpointing"] = saved
-    row["saved_mb_a_clip"] = _saved_mb_a_clip(loss_of, batch, CLIPS)
+    row["saved_mb_a_clip"] = _saved_mb_a_clip(loss_of, batch)
     row["parameters"] = _count(networks.model.parameters())
     step = _count_step(cfg, networks, loss_of, batch, full.batch)
     row |= {"flop_a_step": step.flop, "launches_a_step": round(step.launches), "bytes_a_step": step.bytes}
@@ -254,12 +254,12 @@ def _networks(cfg: config.Config, features: int, checkpointing: bool) -> tuple:
     return networks, loss_of
 
 
-def _saved_mb_a_clip(loss_of, batch: dict, clips: int) -> float:
+def _saved_mb_a_clip(loss_of, batch: dict) -> float:
     """What a clip adds, in MB: what does not grow with the clips are the weights."""
-    half = clips // 2
+    half = CLIPS // 2
     of_half = saved_bytes(lambda: loss_of(_first(half, batch)))
     of_all = saved_bytes(lambda: loss_of(batch))
-    return (of_all - of_half) / (clips - half) / 1e6
+    return (of_all - of_half) / (CLIPS - half) / 1e6
 
 
 def _count(parameters) -> int:

@@ -31,7 +31,6 @@ BOUNDED = {  # measured besides, between 0 and 1 -> label of the axis
     "order": "order, of right sets (detail)",
 }
 
-
 BLACK, RED, GREEN, BROWN = "#1b1b1b", "#c1121f", "#2a9d8f", "#7a5c00"
 # Colours differ in lightness too, and each has a dash of its own: either alone tells the arms apart.
 ARMS = {"vanilla": ("#b0b0b0", ":"), "static": (BLACK, "-"), "stop": (BROWN, "-."),

@@ -92,9 +92,9 @@ def plane_table(found: list[dict]) -> str:
             cells.append(cell)
         said = ""
         if "verdict" in row:
-            said = row["verdict"] if row["axes"][0]["against"]["n"] >= 8 else "descriptive"
-        lines.append(f"{VIEWS[row['view']]:12s} {row['arm']:26s} n {row['n']}  {', '.join(cells)}"
-                     + f": {said}" * bool(said))
+            few = row["axes"][0]["against"]["n"] < 8
+            said = ": descriptive" if few else f": {row['verdict']}"
+        lines.append(f"{VIEWS[row['view']]:12s} {row['arm']:26s} n {row['n']}  {', '.join(cells)}{said}")
     return "\n".join(lines)
 
 

@@ -12,8 +12,7 @@ Arms may name five sources of r that train.py does not know (lab/questions.py). 
 from other runs' logs, as a file that the run replays; so the runs that they are made of must come first.
 
 Public: DERIVED, derived, slug, folder_of, share, resolve_arm, provenance, other_settings, other_rows,
-find_finished_run, run_arm, job, recorded_runs, collect, refuse_unknown_source, ROOT,
-UNLIKE.
+find_finished_run, run_arm, job, recorded_runs, collect, refuse_unknown_source, ROOT, UNLIKE.
 """
 from __future__ import annotations
 

@@ -7,10 +7,10 @@ doubling of the step. On the run's page (parts/page.py) they are the positions o
     moments/step000016.json     {"step", "seconds"}: how long it took; written last, so a moment is whole or
                                 absent
 
-They are cheap, made in few integration steps: each of the ten moments of the default run takes
-about as long as one of its 6,000 training steps; the run's page says what its own took. Each sound has a
-generator of its own, so training is bitwise what it would be without them; a resumed run writes a moment
-again only if it comes past it again.
+They are cheap, made in few integration steps: each of the ten moments of the default run takes about as
+long as one of its 6,000 training steps; the run's page says what its own took. Each sound has a generator of
+its own, so training is bitwise what it would be without them; a resumed run writes a moment again only if it
+comes past it again.
 
 Waves are (N,) or (n, N) float32 in [-1, 1] at 16 kHz.
 

@@ -1,7 +1,7 @@
 """What learns: the network, its average, guidance's projector, their optimizers; on one device or several.
 
-Nothing here knows what the network is; train.py builds it, computes its losses (`losses`)
-and takes the steps of its optimizers (`update`).
+Nothing here knows what the network is; train.py builds it, computes its losses (`losses`) and takes the
+steps of its optimizers (`update`).
 
 Public: Networks, Compiled.
 """

@@ -45,9 +45,9 @@ from parts.spectrograms import spectrogram_png
 
 TASKS = {"t2a": "captions to sound", "sr": "band-limited to full-band sound"}
 REFERENCES = {"input": "input, band-limited to 2 kHz", "real": "real clip"}
-SPECTROGRAM_NOTE = (f"Sounds of the network are made in {MOMENT_STEPS} integration steps, fewer than those "
-                    "that are scored. Spectrograms: time from left to right ({seconds:g} s), frequency from "
-                    "bottom to top (0 to 8 kHz), level from black (-80 dB) to bright (0 dB).")
+SPECTROGRAM_NOTE = (f"Sounds of the network are made in {MOMENT_STEPS} integration steps, those that are "
+                    "scored in --sample-steps. Spectrograms: time from left to right ({seconds:g} s), "
+                    "frequency from bottom to top (0 to 8 kHz), level from black (-80 dB) to bright (0 dB).")
 HOW_TO = ("Move the slider (or use the arrow keys on it): each position is a moment of training, and sounds, "
           "curves and tables show that moment. The averaged network is always given the same {what} and the "
           "same noise, so all that changes is what it has learnt.")

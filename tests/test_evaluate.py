@@ -199,7 +199,8 @@ def test_a_model_is_scored_on_other_data_than_it_was_trained_on(sr_run, tmp_path
                       "--out", "x.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (result,) = json.loads((tmp_path / "x.json").read_text()).values()
-    assert result["protocol"]["data"] == "set" and result["protocol"]["split"].startswith("held out")
+    held_out = "held out (validation's clips, unless the data has a test split)"
+    assert result["protocol"]["data"] == "set" and result["protocol"]["split"] == held_out
     assert json.loads((sr_run / "config.json").read_text())["data"] == "soundworld"
 
 
