@@ -27,10 +27,11 @@ import data
 import sampler
 from model import DiT, VelocityField, flow_matching_loss, integrate, predict
 from parts import checkpoints, previews, scoring
+from parts.arguments import numbered
 from parts.audio import RATE, at_level, first_seconds, in_segments, scaled_note, with_added, write_wav
 from parts.audio_files import file_rate, read_channels, refuse_overwriting
 from parts.background import at_once
-from parts.band_limit import CUTOFF, find_cutoff
+from parts.band_limit import CUTOFF, choose_cutoff
 from parts.commands import evaluate_parser
 from parts.components import beside_model, open_codec, open_text
 from parts.dashboard import draw_dashboard
@@ -273,6 +274,7 @@ def open_for(args, task: str, other: str) -> Run:
 
 
 def cmd_generate(args) -> None:
+    paths = numbered(args.out, args.n)
     run = open_for(args, "t2a", "upsample {} --input FILE")
     in_soundworld = run.config["data"] == "soundworld"
     caption, notes = check_prompt(args.prompt, run.words, args.run, in_soundworld)
@@ -287,13 +289,12 @@ def cmd_generate(args) -> None:
             waves = generate(run, [caption] * len(seeds), seeds, w=args.guidance_scale, steps=args.steps,
                              tokens=max(run.tokens, run.codec.tokens(n)), method=args.method)[:, :n]
         x = waves[k % 16]
-        path = args.out if args.n == 1 else args.out.with_stem(f"{args.out.stem}-{k}")
-        factor = write_wav(path, x)
+        factor = write_wav(paths[k], x)
         level = "peak {peak:.2f}, RMS {rms:.3f}, centroid {centroid_hz:.0f} Hz".format(**describe(x))
         if judge:
             found = ", ".join(f"{name} at {onset_s:.1f} s" for name, onset_s in judged_events(judge, x))
             level += f"; the judge finds, in order of onset: {found or 'no sound that it knows'}"
-        print(f"{path}: {len(x) / RATE:.2f} s, {level}{scaled_note(factor)}")
+        print(f"{paths[k]}: {len(x) / RATE:.2f} s, {level}{scaled_note(factor)}")
 
 
 def cmd_upsample(args) -> None:
@@ -301,15 +302,12 @@ def cmd_upsample(args) -> None:
     run = open_for(args, "sr", "generate {} --prompt ...")
     channels = read_channels(args.input)                           # (C, N)
     loudest = channels[(channels**2).sum(1).argmax()]
-    cutoff = args.cutoff or find_cutoff(loudest, file_rate(args.input))
-    if cutoff is None:
-        raise UserError(f"{args.input}: no band limit found (full-band, or in doubt); name it with "
-                        "--cutoff HZ")
+    cutoff, source = choose_cutoff(args.input, loudest, file_rate(args.input), args.cutoff)
     y = np.stack([upsample_long(run, x, cutoff, args.seed, args.steps) for x in channels])
     factor = write_wav(args.out, y.T)
     before, after = (level_above(x.ravel(), cutoff) for x in (channels, y))
     print(f"{args.out}: {y.shape[1] / RATE:.2f} s at 16 kHz, channels: {len(y)}; band limit {cutoff:.0f} Hz "
-          f"({'given' if args.cutoff else 'found'}); power from 500 Hz above it up, relative to that below: "
+          f"({source}); power from 500 Hz above it up, relative to that below: "
           f"{before:.0f} dB in the input, {after:.0f} dB now{scaled_note(factor)}")
 
 

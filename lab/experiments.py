@@ -39,6 +39,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from data import open_data
 from lab.bench import estimate_hours
 from lab.best_by_step import best_by_step, best_figure, best_table
 from lab.learning_curves import learning_figure
@@ -61,9 +62,9 @@ from lab.runner import (
     slug,
 )
 from lab.tables import final_metric, summarize, table, track, track_table
-from parts.arguments import Parser, whole
+from parts.arguments import Parser, new_folder, whole
 from parts.cache import parallel_map
-from parts.config import CHOICES, Config
+from parts.config import CHOICES, Config, wrong_value
 from parts.devices import pick_device
 from parts.errors import UserError, run_cli
 from parts.files import file_lock, read_json, reading, to_json, write_text
@@ -97,14 +98,15 @@ def read_arms(own: list[str], file: str | None, taken=()) -> dict:
         name, _, body = text.partition("=")
         try:
             given.append((name.strip(), json.loads(body)))
-        except json.JSONDecodeError as e:
-            raise UserError(f"--arm {text}: must be NAME={{...}} with options of train.py as JSON "
-                            f"({e.msg})") from None
-    if file:
+        except (ValueError, RecursionError) as e:
+            raise UserError(f"--arm {text[:80]}: must be NAME={{...}} with options of train.py as JSON "
+                            f"({str(e)[:80]})") from None
+    if file is not None:
         try:
-            given += json.loads(Path(file).read_text(encoding="utf-8")).items()
-        except (OSError, ValueError, AttributeError) as e:
-            raise UserError(f"--arms {file}: not a JSON file of arms ({e})") from None
+            text = Path(file).read_text(encoding="utf-8-sig")
+            given += json.loads(text, object_pairs_hook=_without_doubles).items()
+        except (OSError, ValueError, AttributeError, RecursionError) as e:
+            raise UserError(f"--arms {file}: not a JSON file of arms ({str(e)[:120]})") from None
 
     known = {f.name for f in dataclasses.fields(Config)} - {"out", "seed"}
     folders = {slug(name): name for name in taken}
@@ -114,11 +116,23 @@ def read_arms(own: list[str], file: str | None, taken=()) -> dict:
         unknown = sorted(set(options) - known)
         if unknown:
             raise UserError(f"arm {name!r}: train.py has no option {unknown[0]!r}")
+        wrong = wrong_value(options)
+        if wrong:
+            raise UserError(f"arm {name!r}: --{wrong}")
         if slug(name) in folders:  # its runs would be taken for the other's
             raise UserError(f"arm {name!r}: there is an arm {folders[slug(name)]!r}, and runs of both would "
                             "have one folder; choose another name")
         folders[slug(name)] = name
     return dict(given)
+
+
+def _without_doubles(pairs: list[tuple]) -> dict:
+    """A JSON object; ValueError for a name that stands there twice, of which Python would keep the last."""
+    names = [name for name, _ in pairs]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise ValueError(f"{double!r} stands there twice")
+    return dict(pairs)
 
 
 def _read_experiment(folder: Path, otherwise: str) -> dict:
@@ -131,6 +145,12 @@ def _read_experiment(folder: Path, otherwise: str) -> dict:
         for name, kind in (("experiment", str), ("arms", dict), ("seeds", list), ("reference", str)):
             if not isinstance(spec[name], kind):
                 raise TypeError(f"{name} is {spec[name]!r}")
+        if spec["experiment"] not in EXPERIMENTS:
+            raise ValueError(f"experiment {spec['experiment']!r} is none of {', '.join(EXPERIMENTS)}")
+        if not all(isinstance(options, dict) for options in spec["arms"].values()):
+            raise TypeError("an arm is no object")
+        if not all(isinstance(seed, int) for seed in spec["seeds"]):
+            raise TypeError(f"seeds are {spec['seeds']!r}")
     return spec
 
 
@@ -221,11 +241,17 @@ def _reference(experiment: str, arms: dict) -> str:
 # --- running it ---------------------------------------------------------------------------------------------
 
 def _check(arms: dict, runs: list[tuple]) -> tuple[dict, float]:
-    """Settings of every arm, checked before any is run (UserError), and the hours that the runs take."""
-    resolved = {}
+    """Settings of every arm, checked with its data before any is run (UserError), and the hours that the runs
+    take."""
+    resolved, opened = {}, set()
     for name, options in arms.items():
         try:
-            resolved[name] = resolve_arm(options)
+            cfg = resolved[name] = resolve_arm(options)
+            clips = (cfg.data, cfg.clips, cfg.val_fold, cfg.seconds, cfg.max_bad_share)
+            if clips not in opened:
+                for split in ("train", "val"):
+                    open_data(clips[0], split, *clips[1:])
+                opened.add(clips)
         except UserError as e:
             raise UserError(f"arm {name!r}: {e}") from None
     return resolved, estimate_hours([arms[arm] for arm, _ in runs])
@@ -257,7 +283,7 @@ def _refuse_other_runs(out: Path, arms: dict, seeds: list[int]) -> None:
     """UserError where a run of this folder has other settings than it would be given now."""
     for arm, seed in itertools.product(arms, seeds):
         begun = folder_of(out, arm, seed) / "config.json"
-        differs = other_settings(arms[arm], seed, json.loads(begun.read_text())) if begun.is_file() else None
+        differs = other_settings(arms[arm], seed, read_json(begun)) if begun.is_file() else None
         if differs:
             raise UserError(f"{begun.parent}: a run with {differs}; give another --out, or delete it")
     differs = other_rows(out, arms, seeds)
@@ -359,6 +385,7 @@ def cmd_run(args) -> None:
     # What was asked for is written down first: `table` works on what there is, at any time.
     spec = {"experiment": args.experiment, "arms": arms, "seeds": seeds, "reference": reference,
             "pilot": args.pilot}
+    was_there = (out / "experiment.json").exists()
     _write_spec(out, spec)
     recorded = recorded_runs(out, arms, seeds, runs)
     if recorded:
@@ -371,6 +398,9 @@ def cmd_run(args) -> None:
     failed = _run_all(args.experiment, out, arms, seeds, runs, _runs_at_a_time(args, resolved))
     for which, why in failed.items():
         print(f"FAILED {which}: {why} (see {out / 'failures.log'})")
+    if failed and len(failed) == len(runs) and not was_there:      # what can't be run claims no folder
+        (out / "experiment.json").unlink(missing_ok=True)
+        sys.exit(1)
     show(out)
     print(f"{time.time() - began:.0f} s in this call; rows: {out / 'rows.jsonl'}")
     if failed:
@@ -433,7 +463,7 @@ def shard(text: str) -> tuple[int, int]:
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", choices=tuple(EXPERIMENTS))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=new_folder)
     parser.add_argument("--seeds", type=whole(1), default=8)
     parser.add_argument("--first-seed", type=whole(), default=0)
     parser.add_argument("--only", nargs="+", action="extend", metavar="ARM",

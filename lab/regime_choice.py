@@ -29,6 +29,7 @@ Public: main, record, read, r_of, driven_r, error, back, choose, check, controls
 """
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -42,7 +43,7 @@ import guidance
 import regime
 import sampler
 from lab.statistics import format_interval, isotonic, rate_correlation
-from parts.arguments import Parser
+from parts.arguments import Parser, new_folder, new_json
 from parts.band_limit import CUTOFF
 from parts.config import Config
 from parts.errors import UserError, run_cli
@@ -425,19 +426,24 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("command", choices=("record", "choose", "check", "track", "normal", "means"))
     parser.add_argument("paths", nargs="+", type=Path, help="run folders (record, means), files of `record`")
-    parser.add_argument("--out", type=Path, help="record: folder of the files; else: JSON")
+    parser.add_argument("--out", help="record: folder of the files; else: JSON")
     args = parser.parse_args()
+    if args.command == "record" and not args.out:
+        raise UserError("record: needs --out FOLDER")
+    out = None
+    if args.out is not None:
+        try:
+            out = (new_folder if args.command == "record" else new_json)(args.out)
+        except argparse.ArgumentTypeError as e:
+            raise UserError(f"--out {e}") from None
     if args.command == "record":
-        if not args.out:
-            raise UserError("record: needs --out FOLDER")
-        args.out.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in args.paths]
         if len(set(names)) < len(names):
             raise UserError("record: two runs have folders of one name, and would have one file; rename one")
         for path in args.paths:
             lines = [to_json(row) for row in record(path)]
-            write_text(args.out / f"{path.name}.jsonl", "\n".join(lines) + "\n")
-            print(f"{args.out / path.name}.jsonl: {len(lines) - 1} rows")
+            write_text(out / f"{path.name}.jsonl", "\n".join(lines) + "\n")
+            print(f"{out / path.name}.jsonl: {len(lines) - 1} rows")
         return
     if args.command == "means":
         if len(args.paths) > 1:
@@ -448,8 +454,8 @@ def main() -> None:
                           "track": (track, track_text), "normal": (normal, normal_text)}[args.command]
         found = function([read(path) for path in args.paths])
     print(text(found))
-    if args.out:
-        write_text(args.out, to_json(found, indent=1) + "\n")
+    if out:
+        write_text(out, to_json(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

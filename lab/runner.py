@@ -38,7 +38,7 @@ from parts import config
 from parts.cache import cores
 from parts.devices import hardware
 from parts.errors import UserError
-from parts.files import reading, to_json, write_text
+from parts.files import read_json, reading, to_json, write_text
 from parts.runs import read_log, read_scores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -226,6 +226,8 @@ def other_settings(options: dict, seed: int, made_with: dict) -> str | None:
         ignored.append("regime")     # made_with holds the path of a file
     if wanted["codec"] != "mel":
         ignored.append("channels")   # made_with holds what the codec has
+    if wanted["data"] == "soundworld":
+        ignored.append("val_fold")   # it has none
     return _first_difference(made_with, wanted, *ignored)
 
 
@@ -243,9 +245,9 @@ def find_finished_run(out: Path, options: dict, seed: int) -> Path | None:
         return None
     wanted = _what_counts(dataclasses.asdict(resolve_arm(options, seed=seed)))
     for made in sorted(out.parent.glob("*/runs/*/made.json")):
-        if json.loads(made.read_text())["commit"] != commit:
+        if read_json(made).get("commit") != commit:
             continue
-        if _what_counts(json.loads((made.parent / "config.json").read_text())) == wanted:
+        if _what_counts(config.load_config(made.parent)) == wanted:
             return made.parent
     return None
 
@@ -278,7 +280,10 @@ def run_arm(out: Path, arm: str, options: dict, seed: int, seeds: list[int]) -> 
 
     # The commit is that of the code as it is now, before hours of training; a resumed run may have several.
     begun = path.with_name(f"{path.name}.commits.json")
-    commits = json.loads(begun.read_text()) if begun.is_file() and path.exists() else []
+    commits = []
+    if begun.is_file() and path.exists():
+        with reading(begun, "delete it"):
+            commits = list(json.loads(begun.read_text(encoding="utf-8")))
     commits = list(dict.fromkeys([*commits, provenance()["commit"]]))
     begun.parent.mkdir(parents=True, exist_ok=True)
     write_text(begun, to_json(commits) + "\n")
@@ -337,6 +342,9 @@ def _recorded_rows(out: Path) -> dict:
         for k, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             with reading(f"{path}, line {k}", "take the line out: its run is then made again"):
                 row = json.loads(line)
+                for key, kind in (("arm", str), ("seed", int), ("step", int), ("config", dict)):
+                    if not isinstance(row.get(key, kind()), kind):
+                        raise TypeError(f"{key} is {row[key]!r}")
                 recorded.setdefault((row["arm"], row["seed"]), []).append(row)
     return recorded
 
@@ -378,11 +386,11 @@ def _final_scores(path: Path) -> dict:
 
 def _rows_of_run(path: Path, name: str, arm: str, seed: int, options: dict) -> list[dict]:
     """The rows of one finished run."""
-    settings = json.loads((path / "config.json").read_text())
+    settings = config.load_config(path)
     if derived(options):
         settings["regime"] = options["regime"]  # what was asked for, not the path of the file made of it
     settings = {k: v for k, v in settings.items() if k != "out"}
-    made = json.loads((path / "made.json").read_text()) if (path / "made.json").is_file() else {}
+    made = read_json(path / "made.json") if (path / "made.json").is_file() else {}
     log = read_log(path)
     evaluations = [line for line in log if "eval" in line]
     steps_of_r, r = regime.read_r(path / "log.jsonl")
@@ -401,7 +409,7 @@ def _rows_of_run(path: Path, name: str, arm: str, seed: int, options: dict) -> l
             changes = np.flatnonzero(np.diff(r, prepend=np.nan))
             row[R_CHANGES] = [[int(steps_of_r[i]), float(r[i])] for i in changes]
             if (path / "axes.json").is_file():
-                row["axes"] = json.loads((path / "axes.json").read_text())
+                row["axes"] = read_json(path / "axes.json")
         rows.append(row | {"config": settings, **made})
     return rows
 
@@ -417,7 +425,8 @@ def collect(out: Path, name: str, arms: dict, seeds: list[int]) -> list[dict]:
     for arm, seed in itertools.product(arms, seeds):
         path = folder_of(out, arm, seed)
         if (path / "scores.json").is_file():
-            rows += _rows_of_run(path, name, arm, seed, arms[arm])
+            with reading(path, "delete it: the run is then made again"):
+                rows += _rows_of_run(path, name, arm, seed, arms[arm])
         else:
             # Those of other settings under that name are kept, and not in the table.
             for row in recorded.get((arm, seed), []):

@@ -24,6 +24,7 @@ from lab.griffin_lim import decode_by_griffin_lim
 from parts.arguments import Parser, new_json, whole
 from parts.audio import CLIP_S, first_seconds
 from parts.codec import Codec
+from parts.config import NO_FOLD
 from parts.errors import UserError, run_cli
 from parts.files import to_json, write_text
 from parts.judges import judge_clips, load_judge
@@ -109,7 +110,7 @@ def main() -> None:
     parser = Parser(__doc__, prog="python -m lab.score_decoder")
     parser.add_argument("--clips", type=whole(2), default=200)
     parser.add_argument("--folder", default="", help="recordings besides")
-    parser.add_argument("--val-fold", type=whole(), default=0, help="their fold that is held out")
+    parser.add_argument("--val-fold", type=whole(), default=NO_FOLD, help="their fold that is held out")
     parser.add_argument("--out", type=new_json, help="JSON")
     args = parser.parse_args()
     if args.folder and not Path(args.folder).is_dir():             # before SoundWorld's minutes

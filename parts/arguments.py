@@ -3,7 +3,7 @@
 A wrong flag ends in one line with the nearest right one, like any other error of a user (parts/errors.py); a
 number is checked where it is typed, so NaN, infinities and integers too large for a generator get no further.
 
-Public: Parser, whole, number, new_file, new_wav, new_json, new_weights.
+Public: Parser, whole, number, new_file, new_folder, new_wav, new_json, new_weights, numbered.
 """
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class Parser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown:
             flag = unknown[1].partition("=")[0]
+            if not flag.startswith("-"):
+                raise UserError(f"{flag}: one argument too many; a text of several words needs quotes")
             near = difflib.get_close_matches(flag, self.flags(), 1)
             hint = f"did you mean {near[0]}?" if near else "all of them: --help"
             message = f"{flag}: no such flag; {hint}"
@@ -71,6 +73,18 @@ def new_file(text: str) -> Path:
     return path
 
 
+def new_folder(text: str) -> Path:
+    """An argparse type: a folder to write to, which may be there."""
+    path = Path(text)
+    if not text.strip() or (path.exists() and not path.is_dir()):
+        raise argparse.ArgumentTypeError(f"{text[:200] or 'empty'}: must be a folder")
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text[:200]}: must be a folder that can be made, in {above} "
+                                         "nothing can")
+    return path
+
+
 def new_wav(text: str) -> Path:
     """An argparse type: a .wav file to write."""
     return _named(text, ".wav")
@@ -84,6 +98,18 @@ def new_json(text: str) -> Path:
 def new_weights(text: str) -> Path:
     """An argparse type: a .safetensors file to write."""
     return _named(text, ".safetensors")
+
+
+def numbered(out: Path, n: int) -> list[Path]:
+    """The files of n results: `out` itself, or out-0, out-1 ... beside it. UserError where one can't be
+    written."""
+    if n == 1:
+        return [out]
+    paths = [out.with_stem(f"{out.stem}-{k}") for k in range(n)]
+    folder = next((path for path in paths if path.is_dir()), None)
+    if folder:
+        raise UserError(f"--out {out}: {folder} must be a file, and this is a folder")
+    return paths
 
 
 def _named(text: str, suffix: str) -> Path:

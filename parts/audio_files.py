@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +39,13 @@ def open_sound(path: Path):
     """An open soundfile.SoundFile with a plausible header, of a file that is whole; whatever goes wrong in
     the block is a UserError that names the file."""
     import soundfile  # lazily: the default path (SoundWorld) needs no audio library
-    if not path.is_file():  # devices and pipes are no files either
-        raise UserError(f"{path}: no such file")
+    if not path.is_file():
+        # Devices and pipes are no files either.
+        what = "a folder, not a sound file" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {what}")
     try:
-        with soundfile.SoundFile(path) as sound:
+        # As the bytes that the system has: a name may be in no encoding.
+        with soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path)) as sound:
             if not RATES[0] <= sound.samplerate <= RATES[1]:
                 raise UserError(f"{path}: its header says {sound.samplerate} Hz; from {RATES[0]} to "
                                 f"{RATES[1]} can be read")
@@ -54,7 +59,7 @@ def open_sound(path: Path):
                 raise UserError(f"{path}: {unread}")
             yield sound
     except (soundfile.SoundFileError, RuntimeError, ValueError, OverflowError) as e:
-        why = printable(str(e)).strip()[:120]
+        why = re.sub(r"^Error opening b?'.*': ", "", printable(str(e)).strip())[:120]
         raise UserError(f"{path}: can't be read as audio ({why}); use wav, flac, ogg or mp3") from None
 
 
@@ -116,7 +121,7 @@ CONVERT = "convert it anew, for example: ffmpeg -i FILE FILE.wav"
 
 def _unread(path: Path, sound) -> str:
     """Why a file holds another length of sound than the frames that would be read; '' where it does not, or
-    where nothing is known of its format (AIFF, RF64 and others, whatever their names)."""
+    where nothing is known of its format (whatever its name)."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         magic = data[:4]
         if magic == b"RIFF":
@@ -126,6 +131,9 @@ def _unread(path: Path, sound) -> str:
             return f"several recordings joined in one flac file; {CONVERT}" if again > 0 else ""
         if magic == b"OggS":
             return _cut_or_joined_ogg(data)
+        said = _bytes_said(data)
+        if len(data) < said < 1 << 62:                             # larger: not known when it was begun
+            return f"cut off: {len(data)} of {said} bytes are there"
         seconds = _mp3_seconds(data) if sound.format == "MP3" else None
     # Encoders add up to a fifth of a second at both ends, which is taken off again.
     said = sound.frames / sound.samplerate
@@ -147,6 +155,21 @@ def _cut_wav(data) -> str:
             return f"cut off: {there} of {size} bytes of sound are there" if known and there < size else ""
         at += 8 + size + size % 2
     return ""
+
+
+def _bytes_said(data) -> int:
+    """How long a file of these formats says it is, in bytes; 0 where it does not."""
+    magic = data[:4]
+    if magic == b"RF64" and data[12:16] == b"ds64":                # EBU Tech 3306: sizes above 32 bits
+        return int.from_bytes(data[20:28], "little") + 8
+    if magic == b"riff":                                           # Sony Wave64: a GUID, then the size
+        return int.from_bytes(data[16:24], "little")
+    if magic == b"FORM":                                           # AIFF
+        return int.from_bytes(data[4:8], "big") + 8
+    if magic == b".snd":                                           # AU: header, sound; all ones: not known
+        header, sound = (int.from_bytes(data[at : at + 4], "big") for at in (4, 8))
+        return header + sound if sound < 0xFFFFFFFF else 0
+    return 0
 
 
 def _cut_or_joined_ogg(data) -> str:

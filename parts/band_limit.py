@@ -8,7 +8,7 @@ measures the band limit of a recording from elsewhere, or says that it can't be 
     x (N,) at 16 kHz --band_limit(cutoff Hz, family, order)--> (N,) float32, nothing above the cutoff
     x (N,), its file's rate --find_cutoff--> cutoff in Hz, or None: full-band, or in doubt
 
-Public: BAND_LIMIT_VERSION, CUTOFF, FILTERS, band_limit, random_band_limit, find_cutoff.
+Public: BAND_LIMIT_VERSION, CUTOFF, FILTERS, band_limit, random_band_limit, find_cutoff, choose_cutoff.
 """
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import scipy.signal
 from einops import reduce
 
 from parts.audio import RATE
+from parts.errors import UserError
 
 CUTOFF = 2_000          # Hz: band limit of the inputs of previews and tables
 BAND_LIMIT_VERSION = 1  # raise when the law below changes: cached conditions are keyed by it
@@ -118,6 +119,20 @@ def find_cutoff(x: np.ndarray, rate: int = RATE) -> float | None:
     if found is None and rate < RATE:
         return half_rate
     return found
+
+
+def choose_cutoff(name, x: np.ndarray, rate: int, given: float | None) -> tuple[float, str]:
+    """The band limit (Hz) to restore a recording from, and where it comes from, in words. x, rate: see
+    find_cutoff; name: of its file; given: by the user, or None. UserError where it must be given."""
+    found = find_cutoff(x, rate)
+    if given is None:
+        if found is None:
+            raise UserError(f"{name}: no band limit found (full-band, or in doubt); name it with --cutoff HZ")
+        return found, "found"
+    if found is not None and found < 0.8 * given:
+        return given, (f"given, but the input holds nothing above {found:.0f} Hz, and what lies between "
+                       "stays empty: leave --cutoff out")
+    return given, "given"
 
 
 def _band_power(x: np.ndarray) -> np.ndarray:

@@ -42,7 +42,11 @@ def cache_dir() -> Path:
     folder = Path(os.path.expanduser(os.environ.get("STAGE_AUDIO_CACHE") or "~/.cache/stage-audio"))
     if folder.parts[:1] == ("~",):  # a user without a home
         folder = Path(tempfile.gettempdir()) / f"stage-audio-{os.getuid()}"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cache folder {folder}: can't be made ({e.strerror}); set STAGE_AUDIO_CACHE to a "
+                        "folder") from None
     return folder
 
 

@@ -6,8 +6,8 @@ UserError that names the file, the row and what to do.
 
     folder --find_metadata(split)--> the table of that split --read_rows--> [{column: cell, "#": row number}]
 
-Public: is_hidden, find_metadata, refuse_other_tables, read_rows, find_column, caption_columns, split_named,
-FILE_COLUMNS.
+Public: is_hidden, find_metadata, refuse_other_tables, read_rows, rows_of_split, find_column, caption_columns,
+split_named, FILE_COLUMNS.
 """
 from __future__ import annotations
 
@@ -52,6 +52,26 @@ def is_hidden(path: Path, folder: Path) -> bool:
     """Does a name on the way from the folder begin with a dot? Those are other programs' (checkpoints of
     notebooks, the trash, macOS's resource forks)."""
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def rows_of_split(meta: Path, rows: list[dict], split: str) -> tuple[list[dict], list[bool]]:
+    """Rows of a table with a column 'split' -> (those that are trained on and those that this split may hold
+    out, is each held out?). Without rows of val those of test are used, and the other way round. UserError
+    for a row that names no split."""
+    named = {}
+    for row in rows:
+        words = set(re.split(r"[\W\d_]+", str(row.get("split")).lower()))
+        named[row["#"]] = split_named(words)
+        if named[row["#"]] is None:
+            said = str(row.get("split"))[:40]
+            raise UserError(f"{meta}, row {row['#']}: split {said!r} is none of train, val and test; mend "
+                            "it, or rename the column")
+    there = set(named.values())
+    held_out = next((name for name in SPLIT_OR_STAND_IN[split] if name in there), None)
+    if split == "train":
+        return rows, [named[row["#"]] != "train" for row in rows]
+    kept = [row for row in rows if named[row["#"]] in ("train", held_out)]
+    return kept, [named[row["#"]] == held_out for row in kept]
 
 
 def _tables(folder: Path, *places: str) -> list[Path]:

@@ -158,7 +158,9 @@ def export(run: Path, folder: Path) -> tuple[dict, dict]:
     safetensors. -> load_checkpoint(run). UserError where the folder holds a run that can still be trained, or
     other things."""
     fields, checkpoint = load_checkpoint(run)
-    refuse_not_finite(run, checkpoint["ema"])
+    ema = {name: weight.half() for name, weight in checkpoint["ema"].items()}
+    for state in (checkpoint["ema"], checkpoint["codec"], ema):    # half precision ends at 65,504
+        refuse_not_finite(run, state)
     if has_checkpoint(folder):
         if "optimizer" in load_checkpoint(folder)[1]:
             raise UserError(f"{folder}: holds a run that can still be trained; export to another folder")
@@ -166,7 +168,6 @@ def export(run: Path, folder: Path) -> tuple[dict, dict]:
         raise UserError(f"{folder}: is not empty and holds no exported model; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     cfg = Config(**{**fields, "out": ""})                  # the path is of this machine
-    ema = {name: weight.half() for name, weight in checkpoint["ema"].items()}
     _save_exported(folder / EXPORTED, ema, checkpoint["codec"], version=VERSION, step=checkpoint["step"],
                    words=checkpoint["words"], config=dataclasses.asdict(cfg))
     for name in CHECKPOINTS:                               # of an export by earlier code that stood here

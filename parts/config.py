@@ -6,7 +6,7 @@
 each. A new setting is one line of `Config`; a new combination of mechanisms is one line of RECIPES. What a
 value must satisfy stands in the check of its group, below.
 
-Public: Config, PRESETS, RECIPES, CHOICES, parse, resolve, compiles_by_default, refuse_out_of_range,
+Public: Config, PRESETS, RECIPES, CHOICES, NO_FOLD, parse, resolve, compiles_by_default, refuse_out_of_range,
 validate_config, save_config, load_config, settings_not_default, TRUST, free_folder.
 """
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Config:
     # --- data
     data: str = "soundworld"     # soundworld, a folder of recordings, or a mixture: folder=3,soundworld=1
     max_bad_share: float = 0.01  # share of a folder's rows or files that may be unusable (bad.txt)
-    val_fold: int = 0            # value of column `fold` that is held out; 0: a tenth of the files
+    val_fold: int = -1           # value of column `fold` that is held out; -1: a tenth of the files
     seconds: float = 2.56        # length of training crops
     clips: int = 6_000           # SoundWorld training clips
     variants: int = 3            # sr: band-limited versions of each training clip
@@ -155,6 +155,8 @@ RECIPES = {  # who drives what; the other settings are the same in every row
     "infonoise": {"guidance": "constant", "timesteps": "infonoise", "structure": "off"},
     "curriculum": {"guidance": "constant", "timesteps": "curriculum", "structure": "off"},
 }
+NO_FOLD = -1  # --val-fold's default
+OWN_TEACHERS = ("tiny", "random", "shuffled")
 # Asked anew each time: a run folder from elsewhere must not answer for the user.
 TRUST = ("trust_remote_code", "allow_pickle")
 WITH_RESUME = ("steps", "device", "data", "workers", "profile", *TRUST)  # what may be typed beside --resume
@@ -201,8 +203,8 @@ def _data_checks(c: Config):
     yield "data", bool(c.data.strip()), "soundworld, a folder or a mixture of them"
     yield "max_bad_share", 0 <= c.max_bad_share < 1, "in [0, 1)"
     yield "seconds", 0.5 <= c.seconds <= 30, "from 0.5 to 30"
-    yield "clips", c.clips >= 100, "at least 100"
-    yield "variants", c.variants > 0, "positive"
+    yield "clips", 100 <= c.clips <= 10**7, "from 100 to 10000000"
+    yield "variants", 0 < c.variants <= 1_000, "from 1 to 1000"
 
 
 def _model_checks(c: Config):
@@ -217,18 +219,17 @@ def _model_checks(c: Config):
 
 
 def _optimizer_checks(c: Config):
-    yield "batch", c.batch > 0, "positive"
+    yield "batch", 0 < c.batch <= 65_536, "from 1 to 65536"
     divides = c.accumulate > 0 and c.batch % c.accumulate == 0
     yield "accumulate", divides, f"a divisor of --batch {c.batch}"
     several = divides and c.batch // c.accumulate > 1
     yield ("accumulate", several or not c.compares_clips,
            "fewer than --batch: the structure loss and shuffled features compare clips of one part")
-    yield "lr", c.lr > 0, "positive"
-    yield "muon_lr", c.muon_lr > 0, "positive"
+    yield from ((name, 0 < getattr(c, name) <= 10, "positive, at most 10") for name in ("lr", "muon_lr"))
     yield "warmup", c.warmup > 0, "positive"
     yield "cool", 0 <= c.cool <= 1, "in [0, 1]"
     yield "ema", 0 <= c.ema <= 1, "in [0, 1]"
-    yield "weight_decay", c.weight_decay >= 0, "0 or more"
+    yield "weight_decay", 0 <= c.weight_decay <= 10, "from 0 to 10"
     yield "grad_clip", c.grad_clip > 0, "positive"
     yield "cond_drop", 0 <= c.cond_drop < 1, "in [0, 1)"
 
@@ -245,17 +246,20 @@ def _regime_checks(c: Config):
 
 
 def _mechanism_checks(c: Config):
-    yield "lambda0", c.lambda0 >= 0, "0 or more"
-    yield "gamma", c.gamma > 0, "positive"
+    yield "lambda0", 0 <= c.lambda0 <= 1_000, "from 0 to 1000"
+    yield "gamma", 0 < c.gamma <= 100, "positive, at most 100"
     yield "stop_at", 0 <= c.stop_at <= 1, "in [0, 1]"
     yield "guide_every", 0 < c.guide_every <= 8, "from 1 to 8"
     yield "align_block", 0 <= c.align_block <= c.depth, f"a block from 1 to {c.depth}, or 0"
-    yield from ((name, getattr(c, name) > 0, "positive") for name in ("s", "s_early", "s_late"))
+    centres, widths = ("m", "m_early", "m_late"), ("s", "s_early", "s_late")
+    yield from ((name, abs(getattr(c, name)) <= 10, "from -10 to 10: a logit of t") for name in centres)
+    yield from ((name, 0.01 <= getattr(c, name) <= 10, "from 0.01 to 10") for name in widths)
     yield "struct_share", 0 <= c.struct_share <= 1, "in [0, 1]"
 
 
 def _evaluation_checks(c: Config):
-    yield "sample_steps", c.sample_steps > 0, "positive"
+    yield "guidance_scale", -100 <= c.guidance_scale <= 100, "from -100 to 100"
+    yield "sample_steps", 0 < c.sample_steps <= 10_000, "from 1 to 10000"
     yield "eval_every", c.eval_every >= 0, "0 or more"
     yield "score_clips", c.score_clips >= 2, "at least 2"
     captioned = c.task == "t2a"
@@ -266,8 +270,11 @@ def _evaluation_checks(c: Config):
 def _needs(c: Config):
     """(settings, do they act beside the others?, what they need)."""
     guided, synthetic = c.guidance != "off", c.data == "soundworld"
-    yield ("guidance_scale", "judge"), c.task == "t2a", "--task t2a"
+    yield ("guidance_scale", "judge", "text"), c.task == "t2a", "--task t2a"
+    yield ("variants",), c.task == "sr", "--task sr"
+    yield ("clips",), "soundworld" in c.data, "--data soundworld: of a folder all clips are used"
     yield ("val_fold",), not synthetic, "--data FOLDER: SoundWorld has no folds"
+    yield ("max_bad_share",), not synthetic, "--data FOLDER: SoundWorld has no files"
     yield ("muon_lr",), c.optimizer == "muon", "--optimizer muon"
     yield ("lambda0", "guide_every", "align_block"), guided, "--guidance constant or adaptive"
     yield ("gamma",), c.guidance == "adaptive", "--guidance adaptive"
@@ -276,8 +283,12 @@ def _needs(c: Config):
     yield ("m", "s"), constant, "--timesteps constant; adaptive ones move from --m-early to --m-late"
     yield ("m_early", "s_early", "m_late", "s_late"), c.timesteps == "adaptive", "--timesteps adaptive"
     yield ("struct_share", "struct_loss"), c.structure != "off", "--structure constant or adaptive"
+    yield ("teacher_layer",), c.teacher not in OWN_TEACHERS, "a pretrained --teacher"
     followed = c.adaptive or c.probe == "always"
     yield ("regime",), followed, "a mechanism that is adaptive, such as --guidance adaptive"
+    probed = c.probe == "always" or (c.adaptive and c.regime == "slope" and c.probe == "auto")
+    yield ("regime_signal",), probed, "--regime slope and a mechanism that is adaptive, or --probe always"
+    yield ("teacher",), guided or probed, "--guidance constant or adaptive, or --probe always"
 
 
 def _refuse_without_effect(given: dict) -> None:

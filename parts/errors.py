@@ -6,6 +6,7 @@ name was misspelt. A command that was asked to stop, and did, is no error: statu
 
 Public: UserError, Stopped, run_cli, out_of_memory, printable.
 """
+import signal
 import sys
 
 
@@ -18,12 +19,14 @@ class Stopped(UserError):
 
 
 def run_cli(main) -> None:
-    """Run `main()` as a command: a UserError becomes one clear line on stderr and exit status 2, Ctrl-C
-    status 130."""
+    """Run `main()` as a command: a UserError becomes one clear line on stderr and exit status 2, Ctrl-C and
+    SIGTERM status 130."""
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a letter of a file name shows an escape instead of ending the command.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    # A job that is ended by its machine says so, and tidies up, like one that is stopped by Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except Stopped as e:

@@ -18,8 +18,9 @@ from parts.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """write_bytes of a text in UTF-8."""
-    write_bytes(path, text.encode())
+    """write_bytes of a text in UTF-8. Of a file name in no encoding the strange bytes are written as
+    escapes."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

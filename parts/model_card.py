@@ -20,6 +20,7 @@ import re
 from pathlib import Path
 
 from parts import checkpoints
+from parts.config import OWN_TEACHERS
 from parts.errors import printable
 from parts.files import write_text
 
@@ -119,7 +120,7 @@ def _sources(config: dict) -> list[str]:
 
 def _pretrained(config: dict) -> dict[str, str]:
     """{slot: part} of other people's parts that a run was made with."""
-    own = {"codec": ("mel",), "text": ("words",), "teacher": ("tiny", "random", "shuffled")}
+    own = {"codec": ("mel",), "text": ("words",), "teacher": OWN_TEACHERS}
     return {slot: str(config[slot]) for slot, embedded in own.items() if config[slot] not in embedded}
 
 
@@ -177,7 +178,7 @@ def _results(scores: dict | None, step: int) -> str:
     none = "No results are recorded with this model. To measure it: `python evaluate.py score MODEL`."
     try:
         (found,) = (scores or {}).values()
-        protocol, rows = found["protocol"], found["rows"]
+        protocol, rows = dict(found["protocol"]), found["rows"]
         keys = [key for key in METRICS if any(key in row for row in rows)]
         table = [[_name(row["row"]), *(_cell(row, key) for key in keys)] for row in rows]
     except (AttributeError, KeyError, TypeError, ValueError):

@@ -28,13 +28,13 @@ from parts.audio import ACTIVE_RMS, CLIP_S, RATE, at_level
 from parts.cache import cache_dir
 from parts.checkpoints import load_weights
 from parts.components import beside_model, open_codec, open_teacher, open_text
-from parts.config import Config, save_config
+from parts.config import NO_FOLD, Config, save_config
 from parts.devices import RANK
 from parts.errors import UserError, printable
 from parts.files import write_text
 from parts.latents import LatentCache
 from parts.pretrained_judges import open_judges
-from parts.recordings import AudioFolder, Mixed
+from parts.recordings import AudioFolder, Mixed, folders_of
 from parts.soundworld import SoundWorld
 from parts.teacher import TeacherFeatures, feature_mean
 from parts.text import Words
@@ -48,8 +48,7 @@ def open_data(data: str, split: str, n: int = 0, val_fold: int | None = None, se
     if data == "soundworld":
         return SoundWorld(split, n, seconds=seconds)
     if "=" not in data or Path(data).is_dir():
-        fold = val_fold or None  # 0, the flag's default, names no fold
-        return AudioFolder(data, split, fold, max_bad_share)
+        return AudioFolder(data, split, None if val_fold == NO_FOLD else val_fold, max_bad_share)
     names, weights = zip(*(part.strip().rpartition("=")[::2] for part in data.split(",")))
     try:
         weights = [float(weight) for weight in weights]
@@ -109,6 +108,8 @@ def prepare(cfg: Config, probing: bool, checkpoint: dict | None, resume: str, cl
     sets = [open_data(cfg.data, split, n, cfg.val_fold, cfg.seconds, cfg.max_bad_share)
             for split, n in (("train", cfg.clips), ("val", 256))]
     _refuse_other_clips(cfg.data, *sets, checkpoint, resume)
+    if not resume:
+        _refuse_folders(cfg, sets)
 
     # The name is taken before the minutes of preparation, and what dies in them can be resumed.
     out, claimed = Path(cfg.out), RANK == 0 and not resume
@@ -134,6 +135,21 @@ def _refuse_other_clips(name: str, train_set, val_set, checkpoint: dict | None, 
     if checkpoint and checkpoint.get("data", train_set.contents) != train_set.contents:
         raise UserError(f"--resume {resume}: the training clips of {name} are not those that it was trained "
                         "on (names, sizes or captions differ); bring them back, or begin a new run")
+
+
+def _refuse_folders(cfg: Config, sets: list) -> None:
+    """UserError where captions are needed and there are none, or where the run's own files would come into a
+    folder of recordings, which would then be another data set."""
+    for clips in sets:
+        for i, folder in ((i, folder) for folder in folders_of(clips) for i in range(len(folder))):
+            if cfg.task == "t2a" and not any(folder.captions[i]):
+                raise UserError(f"{folder.name(i)}: nothing says what it is; captions come from metadata.csv "
+                                "or metadata.jsonl with columns file_name and caption, or from folders that "
+                                "name classes (--task sr needs none)")
+    for folder in folders_of(sets[0]):
+        if Path(cfg.out).resolve().is_relative_to(folder.folder.resolve()):
+            raise UserError(f"--out {cfg.out}: lies in the folder of recordings {folder.folder}; name a "
+                            "folder outside of it")
 
 
 def _encode(cfg: Config, sets: list, codec, words, teacher, checkpoint: dict | None,

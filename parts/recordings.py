@@ -12,13 +12,14 @@ entries (a file, its captions, whether it is held out); from there on there is o
 Files come from elsewhere, so nothing that a header, a table or a link says is believed: a UserError names the
 file or the row, and no file outside of the folder is opened.
 
-Public: LONGEST_CAPTION, AudioFolder, Mixed.
+Public: LONGEST_CAPTION, AudioFolder, Mixed, folders_of.
 """
 from __future__ import annotations
 
 import collections
 import functools
 import os
+import unicodedata
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +37,14 @@ from parts.caption_tables import (
     is_hidden,
     read_rows,
     refuse_other_tables,
+    rows_of_split,
     split_named,
 )
 from parts.errors import UserError, printable
 
 LONGEST_CAPTION = 500  # characters
-OTHER_AUDIO = (".m4a", ".aac", ".opus", ".aif", ".aiff", ".wma", ".mp4", ".webm", ".caf", ".amr")
+OTHER_AUDIO = (".m4a", ".aac", ".opus", ".oga", ".aif", ".aiff", ".aifc", ".au", ".w64", ".wv", ".ape",
+               ".wma", ".mp2", ".mp4", ".mka", ".webm", ".caf", ".amr")
 
 
 # --- layouts: a folder -> entries -----------------------------------------------------------------------
@@ -73,8 +76,7 @@ def _read_layout(folder: Path, split: str, val_fold: int | None) -> tuple[list[_
     if meta is None:
         refuse_other_tables(folder)
         return _class_folders(folder), folder
-    held_out = split != "train" if is_own else None
-    return _table_entries(folder, meta, held_out, val_fold), meta
+    return _table_entries(folder, meta, split, is_own, val_fold), meta
 
 
 def _audio_files(folder: Path) -> list[Path]:
@@ -127,46 +129,56 @@ def _vctk(folder: Path, root: Path) -> list[_Entry]:
 
 def _class_folders(folder: Path) -> list[_Entry]:
     """FOLDER/CLASS/FILE without metadata: the class is the caption. (train/CLASS/FILE, test/CLASS/FILE: with
-    these splits.) No entries where there is no such folder."""
-    entries, files = [], _audio_files(folder)
-    if all(path.parent == folder for path in files):
-        return []
-    for path in files:
-        folders = path.relative_to(folder).parts[:-1]
-        if not folders:
+    these splits.) Without classes, FOLDER/FILE or train/FILE and test/FILE, captions are empty. UserError
+    where a folder is a link."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and path.is_dir() and not is_hidden(path, folder):
+            raise UserError(f"{path}: a link to a folder, which is not followed; copy the folder here, or "
+                            "take the link out")
+    files = _audio_files(folder)
+    places = {path: path.relative_to(folder).parts[:-1] for path in files}         # the folders of each file
+    without_class = not any(places.values())
+    # A class may be called `train`: it is a split where a folder of another split is beside it.
+    top = {folders[0].lower() for folders in places.values() if folders}
+    are_splits = len(top) > 1 and all(split_named({name}) for name in top)
+
+    entries = []
+    for path, folders in places.items():
+        if not folders and not without_class:
             why = "lies beside the folders that name the classes; move it into one"
             entries.append(_Entry(path, str(path), [], bad=why))
             continue
-        split = split_named({folders[0].lower()})
-        held_out = None
-        if split is not None and len(folders) > 1:
-            held_out = split != "train"
-        caption = _clean(folders[-1]) or "sound"
+        split = split_named({folders[0].lower()}) if folders else None
+        in_split = split is not None and (are_splits or len(folders) > 1)
+        classes = folders[1:] if in_split else folders
+        caption = (_clean(classes[-1]) or "sound") if classes else ""
+        held_out = split != "train" if in_split else None
         entries.append(_Entry(path, str(path.relative_to(folder)), [caption], held_out))
     return entries
 
 
-def _table_entries(folder: Path, meta: Path, held_out: bool | None, val_fold: int | None) -> list[_Entry]:
-    """Rows of a metadata file -> entries. held_out: the whole file is (not) held out; None: it says so by
-    fold, or not at all."""
+def _table_entries(folder: Path, meta: Path, split: str, is_own: bool, val_fold: int | None) -> list[_Entry]:
+    """Rows of a metadata file -> entries; a column 'split' may drop some. is_own: the whole file is of this
+    split; else it says what is held out by fold or by a column 'split', or not at all."""
     rows = read_rows(meta)
     wordings = caption_columns(meta, rows[0])
     file = find_column(meta, rows[0], FILE_COLUMNS)
     if val_fold is not None and "fold" not in rows[0]:
         raise UserError(f"{meta}: --val-fold needs a column 'fold'")
+    if val_fold is not None:
+        held_out = [_fold(meta, row) == str(val_fold) for row in rows]
+    elif is_own:
+        held_out = [split != "train"] * len(rows)
+    elif "split" in rows[0]:
+        rows, held_out = rows_of_split(meta, rows, split)
+    else:
+        held_out = [None] * len(rows)
 
     finder = _FileFinder(folder)
     entries = []
-    for row in rows:
+    for row, is_held_out in zip(rows, held_out):
         place = f"{meta}, row {row['#']}"
-        in_fold = held_out
-        if val_fold is not None:
-            value = row.get("fold")
-            fold = "" if value is None else str(value).strip().removesuffix(".0")  # jsonl may hold 1.0
-            if not fold:
-                raise UserError(f"{place}: empty fold; fill it in or remove the row")
-            in_fold = fold == str(val_fold)
-        captions = [_clean(row[column]) for column in wordings if isinstance(row.get(column), str)]
+        captions = [_clean(text) for column in wordings for text in _texts(row.get(column))]
         captions = [caption for caption in captions if caption]
         name = str(row.get(file) or "").strip()
         path = finder.find(name, row, meta) if name else None
@@ -180,8 +192,22 @@ def _table_entries(folder: Path, meta: Path, held_out: bool | None, val_fold: in
             bad = f"no audio file for {name!r} (looked in {folder} and its subfolders)"
             if Path(name).suffix.lower() in OTHER_AUDIO:
                 bad = f"{name!r} is not of a kind that is read ({', '.join(AUDIO_TYPES)}); convert it"
-        entries.append(_Entry(path, place, captions, in_fold, bad))
+        entries.append(_Entry(path, place, captions, is_held_out, bad))
     return entries
+
+
+def _texts(cell) -> list[str]:
+    """The texts of a cell; jsonl may hold a list of them."""
+    return [text for text in (cell if isinstance(cell, list) else [cell]) if isinstance(text, str)]
+
+
+def _fold(meta: Path, row: dict) -> str:
+    """The fold that a row says; UserError where it says none."""
+    value = row.get("fold")
+    fold = "" if value is None else str(value).strip().removesuffix(".0")  # jsonl may hold 1.0
+    if not fold:
+        raise UserError(f"{meta}, row {row['#']}: empty fold; fill it in or remove the row")
+    return fold
 
 
 class _FileFinder:
@@ -199,7 +225,7 @@ class _FileFinder:
         files = {}
         for path in _audio_files(self.folder):
             for name in (path.stem, path.name):
-                files.setdefault(name, []).append(path)
+                files.setdefault(_composed(name), []).append(path)
         return files
 
     def find(self, name: str, row: dict, meta: Path) -> Path | None:
@@ -215,15 +241,20 @@ class _FileFinder:
                     continue
         name = name.replace("\\", "/")
         for known in _audiocaps_names(name, row, meta) if "youtube_id" in row else [name]:
-            *folders, last = Path(known).parts or [""]
+            *folders, last = map(_composed, Path(known).parts or [""])
             found = [path for path in self.by_name.get(last, ())
-                     if list(path.parts[-1 - len(folders) : -1]) == folders]
+                     if list(map(_composed, path.parts[-1 - len(folders) : -1])) == folders]
             if len(found) > 1:
                 places = " and ".join(str(path.relative_to(self.folder)) for path in found[:2])
                 raise UserError(f"{meta}, row {row['#']}: {name!r} may be {places}; write the folder too")
             if found:
                 return found[0]
         return None
+
+
+def _composed(name: str) -> str:
+    """A name with its accents as parts of their letters (NFC): some systems write them apart (NFD)."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _audiocaps_names(name: str, row: dict, meta: Path) -> list[str]:
@@ -247,8 +278,9 @@ def _audiocaps_names(name: str, row: dict, meta: Path) -> list[str]:
 class AudioFolder:
     """A folder of captioned recordings. Layouts, told apart by what is there:
 
-    audiofolder   metadata.csv | metadata.jsonl with file_name and caption | text, for all or one a split; or
-                  FOLDER/CLASS/FILE without
+    audiofolder   metadata.csv | metadata.jsonl with file_name and caption | text, for all (a column `split`
+                  may say which are held out) or one a split; without, FOLDER/CLASS/FILE, or FOLDER/FILE,
+                  whose captions are empty
     AudioCaps     csv with youtube_id, start_time, caption; clips named ID, YID, ID_START ..., any extension;
                   train.csv, val.csv, test.csv
     Clotho        csv with file_name, caption_1 ... caption_5, one a split
@@ -280,8 +312,8 @@ class AudioFolder:
             raise UserError(f"--data {folder}: no such folder")
         entries, source = _read_layout(self.folder, split, val_fold)
         if not entries:
-            raise UserError(f"{self.folder}: no metadata found; expected metadata.csv or metadata.jsonl with "
-                            "columns file_name and caption")
+            raise UserError(f"{self.folder}: holds neither a table of captions nor a file that can be read "
+                            f"({', '.join(AUDIO_TYPES)})")
 
         if source == self.folder and split == "train":
             self.notes += _note_of_other_kinds(self.folder)
@@ -398,8 +430,9 @@ class AudioFolder:
         """Fill the cache, and drop the clips that could not be read."""
         folder = cache_dir() / self.key
         n = len(self.paths)
-        lengths = fill_array(folder, "lengths", (n,), np.int64, _measure_chunk, n, (self.paths,),
-                             workers=workers, desc="reading lengths")
+        measured = fill_array(folder, "lengths", (n, 2), np.int64, _measure_chunk, n, (self.paths,),
+                              workers=workers, desc="reading lengths")
+        lengths, rates = measured.T
         where = np.concatenate([[0], np.cumsum(lengths)])          # clip i owns where[i]:where[i + 1]
         waves = fill_array(folder, "waves", (where[-1],), np.int16, _decode_chunk, n,
                            (self.paths, lengths.tolist()), chunk_of(lengths), workers,
@@ -411,6 +444,11 @@ class AudioFolder:
         self.bad += self._allowed([_why_unreadable(self.paths[i]) for i in range(n) if not readable[i]], n)
         if not good:
             raise UserError(f"{self.folder}: none of the {n} files of the {self.split} split can be read")
+        low = [rates[i] for i in good if rates[i] < RATE]
+        if low:
+            self.notes.append(f"{self.split}: {len(low)} of {len(good)} files are sampled at less than "
+                              f"{RATE // 1000} kHz (down to {min(low)} Hz) and hold nothing above half of "
+                              "that")
         self.paths = [self.paths[i] for i in good]
         self.captions = [self.captions[i] for i in good]
         self._spans = [(int(where[i]), int(where[i + 1])) for i in good]
@@ -422,15 +460,17 @@ UNREADABLE = -32_768  # in place of a clip's samples, which are from -32,767 to 
 
 
 def _measure_chunk(indices, paths) -> np.ndarray:
-    """Lengths of files at 16 kHz by their headers; an unreadable one gets the one sample that says so."""
-    lengths = []
+    """(n, 2): lengths of files at 16 kHz and their own rates (Hz), by their headers; an unreadable one gets
+    the one sample that says so."""
+    measured = []
     for i in indices:
         try:
             with open_sound(paths[i]) as sound:
-                lengths.append(max(1, -(-sound.frames * RATE // sound.samplerate)))  # rounded up
+                length = max(1, -(-sound.frames * RATE // sound.samplerate))       # rounded up
+                measured.append((length, sound.samplerate))
         except UserError:
-            lengths.append(1)
-    return np.asarray(lengths)
+            measured.append((1, RATE))
+    return np.asarray(measured)
 
 
 def _decode_chunk(indices, paths, lengths) -> np.ndarray:
@@ -517,3 +557,8 @@ class Mixed:
             part.prepare(workers)
         self._arrange()  # without what can't be read
         return self
+
+
+def folders_of(clips) -> list[AudioFolder]:
+    """The folders of recordings that a data set is made of: none of SoundWorld."""
+    return [part for part in getattr(clips, "parts", [clips]) if isinstance(part, AudioFolder)]

@@ -23,7 +23,15 @@ import os
 from pathlib import Path
 
 from parts.checkpoints import has_checkpoint, load_checkpoint, not_written
-from parts.config import TRUST, Config, compiles_by_default, load_config, refuse_out_of_range, resolve
+from parts.config import (
+    TRUST,
+    WITH_RESUME,
+    Config,
+    compiles_by_default,
+    load_config,
+    refuse_out_of_range,
+    resolve,
+)
 from parts.devices import RANK, WORLD, broadcast_from_rank0, join_processes, pick_device
 from parts.errors import Stopped, UserError
 from parts.files import file_lock, read_json, reading, to_json, write_text
@@ -87,6 +95,7 @@ def _settings(given: dict, resume: str) -> tuple[Config, dict | None]:
     if "data" in given and not (checkpoint and "data" in checkpoint):
         raise UserError(f"--resume {resume}: --data names where its recordings lie now, and it has none yet "
                         "to compare them with; begin a new run")
+    _refuse_edited(resume, fields, checkpoint)
     untrusting = dict.fromkeys(TRUST, False)
     cfg = dataclasses.replace(Config(**fields), out=resume, **{**untrusting, **given})
     cfg.device = pick_device(cfg.device)
@@ -97,6 +106,17 @@ def _settings(given: dict, resume: str) -> tuple[Config, dict | None]:
         raise UserError(f"--steps {cfg.steps}: {resume} already has {checkpoint['step']} steps; "
                         "give a larger number")
     return cfg, checkpoint
+
+
+def _refuse_edited(resume: str, fields: dict, checkpoint: dict | None) -> None:
+    """UserError where config.json was changed since the checkpoint was written: half of the run would have
+    other settings than it says."""
+    saved = checkpoint["config"] if checkpoint else {}
+    for name, value in fields.items():
+        if name not in (*WITH_RESUME, "out", "compile") and saved.get(name, value) != value:
+            raise UserError(f"--resume {resume}: {name} is {value!r} in its config.json and was "
+                            f"{saved[name]!r} so far; a run keeps its settings: write that back, or begin a "
+                            "new run")
 
 
 def evaluation_due(cfg: Config, k: int, j: int | None) -> bool:
@@ -166,18 +186,48 @@ def _whole_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
 
 
+# What a row holds that is no number.
+NOT_NUMBERS = {"density": dict, "eval": dict, "D_of": dict, "agreement_t": dict, "structure": dict,
+               "clips": list}
+
+
 def _row(line: str) -> dict | None:
-    """A line of a log; None where it is no row, which has a step."""
+    """A line of a log; None where it is no row, which has a step, or holds anything of the wrong kind."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return None
+    for name, value in row.items():
+        if not (isinstance(value, NOT_NUMBERS[name]) if name in NOT_NUMBERS else _is_number(value)):
+            return None
+    evaluated = dict(row.get("eval", {}))
+    by_t = evaluated.pop("val_loss_t", [])                 # a number a noise level
+    if not isinstance(by_t, list):
+        return None
+    by_name = (evaluated, row.get("D_of", {}), row.get("agreement_t", {}))
+    numbers = [*by_t, *(value for values in by_name for value in values.values())]
+    driven = [row[name] for name in ("r", "lambda", "mu") if name in row]
+    return row if all(map(_is_number, numbers)) and None not in driven else None
+
+
+def _is_number(value) -> bool:
+    """null too, which stands for NaN"""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 class RunLock(contextlib.ExitStack):
     """`with RunLock() as lock: lock.claim(folder)`: no other process may train there until the end of the
-    block. A folder that the block refuses (UserError) is left as it was found."""
+    block. A folder that the block refuses (UserError) is left as it was found; a block that is interrupted
+    says how the run goes on."""
+    folder: Path | None = None
+
+    def __exit__(self, kind, error, trace):
+        handled = super().__exit__(kind, error, trace)
+        if isinstance(error, KeyboardInterrupt) and self.folder:
+            raise Stopped(f"stopped; continue with: python train.py --resume {self.folder}") from None
+        return handled
 
     def claim(self, folder: Path) -> None:
         """UserError where another process does."""
@@ -185,6 +235,7 @@ class RunLock(contextlib.ExitStack):
         path = folder / ".lock"
         was_there = path.exists()
         self.enter_context(file_lock(path, refuse))
+        self.folder = folder
         if not was_there:
             # Called before the lock is released: nobody else can have claimed the folder meanwhile.
             self.push(functools.partial(_remove_where_refused, path))

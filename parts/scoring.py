@@ -32,6 +32,7 @@ from tqdm import tqdm
 from parts.audio import ACTIVE_RMS, at_level, first_seconds, with_added
 from parts.band_limit import CUTOFF, band_limit
 from parts.baselines import SpectrumBaseline
+from parts.config import NO_FOLD
 from parts.errors import UserError
 from parts.judges import Judge, judge_clips, load_judge
 from parts.metrics import (
@@ -427,7 +428,7 @@ def take_request(configs: list[dict], args) -> None:
     args.judge, args.cutoff = args.judge or "dev", args.cutoff or CUTOFF
     if args.data:
         for config in configs:
-            config.update(data=args.data, val_fold=args.val_fold or 0)
+            config.update(data=args.data, val_fold=NO_FOLD if args.val_fold is None else args.val_fold)
             if args.max_bad_share is not None:
                 config["max_bad_share"] = args.max_bad_share
 

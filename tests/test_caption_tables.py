@@ -52,7 +52,7 @@ def test_rows_know_their_number(tmp_path):
 
 
 @pytest.mark.parametrize("name, content, message", [
-    (None, "", "no metadata"),
+    (None, "", "holds neither a table of captions nor a file that can be read"),
     ("metadata.csv", "file_name,caption\nx.wav,a,b\n", "row 2: more fields"),
     # Two rows with a quote left open would be one row of a long caption.
     ("metadata.csv", 'file_name,caption\nx.wav,"a\ny.wav,b\nz.wav,"c\n', "a quote left open"),

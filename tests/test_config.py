@@ -170,7 +170,7 @@ def test_a_resumed_run_keeps_its_settings():
     (("--regime", "agreement", "--guidance", "off"), "--regime agreement: must be another one with"),
     (("--regime-signal", "ratio"), "invalid choice: 'ratio'"),
     (("--timesteps", "sometimes"), "invalid choice: 'sometimes'"),
-    (("--s-late", 0), "--s-late 0.0: must be positive"),
+    (("--s-late", 0), "--s-late 0.0: must be from 0.01 to 10"),
     (("--struct-share", 2), "--struct-share 2.0: must be in [0, 1]"),
     (("--eval-every", -1), "--eval-every -1: must be 0 or more"),
     (("--regime", "replay:none.jsonl"), "none.jsonl"),

@@ -1,11 +1,14 @@
 """What is typed wrongly, copied halfway or taken from elsewhere ends in one line that names it, and nothing
 of the user's is lost. (Sound files: test_audio_files.py; crashes and floods: test_robust.py.)"""
+import copy
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import in_process
 from folders import write_tone
@@ -15,10 +18,11 @@ import evaluate
 import train
 from lab import block_work, experiments, pretrain_teacher, regime_choice, report, runner, train_decoder
 from parts import arguments, checkpoints, config, devices, moments, preparation, runs
-from parts.audio import write_wav
-from parts.cache import fill_array
+from parts.audio import RATE, write_wav
+from parts.audio_files import read_audio
+from parts.cache import cache_dir, fill_array
 from parts.errors import UserError
-from parts.files import read_json
+from parts.files import read_json, write_text
 from parts.recordings import AudioFolder
 
 
@@ -48,6 +52,9 @@ def tones(folder: Path, rows: dict[str, list[str]], n: int = 6) -> Path:
     ("--recipe static --struct-share 0.3", "--structure"), ("--recipe static --regime clock", "adaptive"),
     ("--optimizer adamw --muon-lr 1e-3", "--optimizer muon"), ("--val-fold 5", "--data FOLDER"),
     ("--task sr --guidance-scale 4", "--task t2a"), ("--task sr --judge final", "--task t2a"),
+    ("--task sr --text m", "--task t2a"), ("--variants 9", "--task sr"), ("--teacher-layer 3", "pretrained"),
+    ("--data x --clips 500", "--data soundworld"), ("--max-bad-share 0.1", "--data FOLDER"),
+    ("--recipe vanilla --teacher random", "--guidance"), ("--regime clock --regime-signal t0.5", "slope"),
 ])
 def test_a_setting_that_would_change_nothing_is_refused_with_what_it_needs(typed, needed):
     flag = [word for word in typed.split() if word.startswith("--")][-1]
@@ -60,6 +67,8 @@ def test_a_setting_that_would_change_nothing_is_refused_with_what_it_needs(typed
     "--recipe static --m 3 --s 0.5 --stop-at 0.4", "--m-late 0 --gamma 2 --regime clock --struct-share 0.3",
     "--recipe infonoise --m 0", "--recipe static --probe always --regime loss", "--val-fold 5 --data x",
     "--data x=1,soundworld=1 --val-fold 2", "--guidance-scale 4 --judge final", "--timesteps constant --m 3",
+    "--task sr --variants 9", "--data x=1,soundworld=1 --clips 500 --max-bad-share 0.1", "--teacher random",
+    "--recipe vanilla --probe always --regime-signal t0.5 --teacher random", "--teacher m --teacher-layer 3",
 ])
 def test_a_setting_that_acts_is_taken(typed):
     assert config.parse(typed.split())[0]
@@ -108,7 +117,8 @@ def test_a_device_that_torch_would_not_know_is_refused(name):
     ({"lr": "1e-3"}, "--lr is '1e-3', not of type float"), ({"recipe": "soup"}, "--recipe is 'soup'"),
     ({"preset": "huge"}, "--preset is 'huge'"), ({"regime": 5}, "--regime is 5, not of type str"),
     ({"regime": "ramp:abc"}, "ramp:abc: must be ramp:SHARE"), ({"regime": "ramp:0"}, "must be ramp:SHARE"),
-    ({"regime": "yoked:nobody"}, "there is no arm 'nobody'"),
+    ({"regime": "yoked:nobody"}, "there is no arm 'nobody'"), ({"device": 3}, "--device is 3, not of type"),
+    ({"lambda0": 1e300}, "--lambda0 1e+300: must be from 0 to 1000"),
 ])
 def test_an_arm_that_could_not_be_run_is_refused_before_any_is(tmp_path, options, message):
     refused(experiments, "run", "E1", "--arm", f"mine={json.dumps(options)}", "--out", tmp_path / "e",
@@ -128,20 +138,52 @@ def test_an_arm_whose_runs_would_be_taken_for_anothers_is_refused(tmp_path, arms
 
 
 def test_a_file_of_arms_that_is_none_is_named(tmp_path):
-    for content in (b"\xff\xfe", b"{", b"[]"):
+    for content in (b"\xff\xfe", b"{", b"[]", b'{"a": {}, "a": {}}', 9_999 * b"["):
         (tmp_path / "arms.json").write_bytes(content)
         refused(experiments, "run", "E1", "--arms", tmp_path / "arms.json", "--dry-run", cwd=tmp_path,
                 message="arms.json: not a JSON file of arms")
 
 
 def test_damaged_files_of_an_experiment_are_named(tmp_path):
-    for content in ("{", "[]", "{}", '{"experiment": "E1", "arms": [], "seeds": [], "reference": "x"}'):
+    for content in ("{", "[]", "{}", '{"experiment": "E1", "arms": [], "seeds": [], "reference": "x"}',
+                    '{"experiment": "E99", "arms": {}, "seeds": [], "reference": "x"}',
+                    '{"experiment": "E1", "arms": {"x": 1}, "seeds": [], "reference": "x"}',
+                    '{"experiment": "E1", "arms": {}, "seeds": ["0"], "reference": "x"}'):
         (tmp_path / "experiment.json").write_text(content)
         refused(experiments, "table", tmp_path, cwd=tmp_path, message="experiment.json: damaged")
     spec = {"experiment": "E1", "arms": {"static": {}}, "seeds": [0], "reference": "static"}
     (tmp_path / "experiment.json").write_text(json.dumps(spec))
     (tmp_path / "rows.jsonl").write_text('{"arm": "static", "seed": 0}\n{"arm": "sta')
     refused(experiments, "table", tmp_path, cwd=tmp_path, message="rows.jsonl, line 2: damaged")
+    for row in ('{"arm": "static", "seed": "0"}', '{"arm": "static", "seed": 0, "config": 5}', "5"):
+        (tmp_path / "rows.jsonl").write_text(row + "\n")
+        refused(experiments, "table", tmp_path, cwd=tmp_path, message="rows.jsonl, line 1: damaged")
+
+
+def test_a_damaged_run_of_an_experiment_is_named_with_the_fix(t2a_run, tmp_path):
+    run = tmp_path / "runs" / "static-s0"
+    shutil.copytree(t2a_run, run)
+    spec = {"experiment": "E1", "arms": {"static": {}}, "seeds": [0], "reference": "static"}
+    (tmp_path / "experiment.json").write_text(json.dumps(spec))
+    damaged = {"made.json": "[]", "axes.json": "{", "config.json": "5", "log.jsonl": "5\n"}
+    for name, content in damaged.items():
+        whole = (run / name).read_bytes() if (run / name).exists() else None
+        (run / name).write_text(content)
+        refused(experiments, "table", tmp_path, cwd=tmp_path, message=name)
+        if whole is None:
+            (run / name).unlink()
+        else:
+            (run / name).write_bytes(whole)
+
+
+def test_an_experiment_whose_runs_all_fail_claims_no_folder(tmp_path):
+    """So that it can be asked for again, rightly. A folder of silence passes as one of recordings."""
+    for k in range(25):
+        write_tone(tmp_path / "set" / "class" / f"{k}.wav", 0.5, level=0)
+    done = in_process(experiments, "run", "E1", "--only", "static", "--seeds", 1, "--steps", 2,
+                      "--data", tmp_path / "set", "--out", tmp_path / "e", cwd=tmp_path)
+    assert done.returncode and "FAILED static, seed 0" in done.stdout, done.stderr[-600:]
+    assert not (tmp_path / "e" / "experiment.json").exists()
 
 
 def test_a_narrower_command_leaves_an_experiment_as_large_as_it_was(tmp_path):
@@ -206,6 +248,94 @@ def test_rows_are_counted_as_an_editor_counts_lines(tmp_path):
         AudioFolder(tones(tmp_path, {"metadata.csv": lines}), "train")
 
 
+def test_a_class_folder_that_is_a_link_is_refused_and_not_left_out(tmp_path):
+    for name in ("cat", "dog"):
+        tones(tmp_path / "elsewhere" / name, {})
+    (tmp_path / "set").mkdir()
+    shutil.copytree(tmp_path / "elsewhere" / "cat", tmp_path / "set" / "cat")
+    (tmp_path / "set" / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
+    with pytest.raises(UserError, match="dog: a link to a folder, which is not followed; copy"):
+        AudioFolder(tmp_path / "set")
+
+
+def test_folders_named_as_splits_are_splits_and_one_alone_is_a_class(tmp_path):
+    for name in ("train", "test"):
+        tones(tmp_path / "split" / name, {})
+        tones(tmp_path / "classes" / name, {})
+    tones(tmp_path / "classes" / "dog", {})
+    train_set, val_set = (AudioFolder(tmp_path / "split", split) for split in ("train", "val"))
+    assert {path.parent.name for path in train_set.paths} == {"train"} and train_set.caption(0) == ""
+    assert {path.parent.name for path in val_set.paths} == {"test"}
+    classes = AudioFolder(tmp_path / "classes")
+    assert {classes.caption(i) for i in range(len(classes))} == {"dog", "test", "train"}
+
+
+def test_recordings_without_captions_train_super_resolution_alone(tiny, tmp_path):
+    tones(tmp_path / "set", {}, 30)
+    settings = {**tiny, "data": str(tmp_path / "set"), "steps": 2, "seconds": 0.5, "channels": 4}
+    with pytest.raises(UserError, match="0.wav: nothing says what it is"):
+        train.train({**settings, "task": "t2a", "out": str(tmp_path / "t2a")})
+    assert not (tmp_path / "t2a").exists()
+    assert final(train.train({**settings, "task": "sr", "out": str(tmp_path / "sr")}))["step"] == 2
+
+
+def test_a_run_folder_among_the_recordings_is_refused(tiny, tmp_path):
+    tones(tmp_path / "set" / "dog", {}, 30)
+    for inside in (tmp_path / "set", tmp_path / "set" / "dog" / "run"):
+        with pytest.raises(UserError, match="not empty|lies in the folder of recordings"):
+            train.train({**tiny, "data": str(tmp_path / "set"), "out": str(inside)})
+    assert len(list((tmp_path / "set").rglob("*"))) == 31, "nothing was left there"
+
+
+def test_a_column_split_says_what_is_held_out(tmp_path):
+    splits = ["train", "Training", "val", "train", "test", "train"]
+    rows = [f"{k}.wav,a tone of {k},{split}" for k, split in enumerate(splits)]
+    folder = tones(tmp_path, {"metadata.csv": ["file_name,caption,split", *rows]})
+    for split, names in (("train", ["0", "1", "3", "5"]), ("val", ["2"]), ("test", ["4"])):
+        assert [path.stem for path in AudioFolder(folder, split).paths] == names
+    tones(tmp_path, {"metadata.csv": ["file_name,caption,split", *rows[:4]]})
+    assert [path.stem for path in AudioFolder(folder, "test").paths] == ["2"], "val stands in"
+    tones(tmp_path, {"metadata.csv": ["file_name,caption,split", "0.wav,a,7"]})
+    with pytest.raises(UserError, match="row 2: split '7' is none of train, val and test"):
+        AudioFolder(folder)
+
+
+def test_a_fold_of_zero_is_a_fold(tmp_path):
+    rows = [f"{k}.wav,a tone of {k},{k % 3}" for k in range(6)]
+    folder = str(tones(tmp_path, {"metadata.csv": ["file_name,caption,fold", *rows]}))
+    val_set = preparation.open_data(folder, "val", val_fold=0)
+    assert [path.stem for path in val_set.paths] == ["0", "3"]
+    hashed = preparation.open_data(folder, "val", val_fold=config.Config().val_fold)
+    assert len(hashed) == 1, "negative control: the default holds out a tenth, at least one"
+
+
+def test_names_match_however_their_accents_and_bytes_are_written(tmp_path):
+    write_tone(tmp_path / "cafe\u0301.wav")
+    strange = os.fsdecode(b"b\xff.wav")
+    soundfile.write(os.fsencode(tmp_path / strange), np.zeros(800) + 0.1, RATE, format="WAV")
+    (tmp_path / "metadata.csv").write_text("file_name,caption\ncaf\u00e9.wav,a tone\n", encoding="utf-8")
+    clips = AudioFolder(tmp_path, "val")
+    assert [path.name for path in clips.paths] == ["cafe\u0301.wav"]
+    assert read_audio(tmp_path / strange).shape == (800,)
+    write_text(tmp_path / "page.html", strange)
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "b\\udcff.wav"
+
+
+def test_several_wordings_may_stand_in_one_list(tmp_path):
+    row = '{"file_name": "0.wav", "caption": ["a bell", "a low bell"]}'
+    folder = tones(tmp_path, {"metadata.jsonl": [row]})
+    assert AudioFolder(folder, "val").captions == [["a bell", "a low bell"]]
+
+
+def test_files_of_a_low_rate_are_told(tmp_path):
+    for k in range(4):
+        write_tone(tmp_path / "dog" / f"{k}.wav", rate=8_000 if k < 2 else RATE)
+    clips = AudioFolder(tmp_path, "train").prepare(workers=0)
+    low = sum(soundfile.info(path).samplerate < RATE for path in clips.paths)
+    (note,) = clips.notes
+    assert 0 < low and f"{low} of 3 files are sampled at less than 16 kHz (down to 8000 Hz)" in note
+
+
 def test_a_run_goes_on_with_its_own_recordings_alone_wherever_they_lie(tmp_path, bare, tiny):
     """Negative control: other sounds under the same names."""
     data = tmp_path / "data"
@@ -233,6 +363,25 @@ def test_an_upsampled_recording_never_takes_its_inputs_place(sr_run, tmp_path):
     refused(evaluate, "upsample", sr_run, "--input", mine, "--out", mine, cwd=tmp_path,
             message="is the input")
     assert mine.read_bytes() == before
+
+
+def test_of_several_clips_none_is_made_where_one_has_no_place(t2a_run, tmp_path):
+    (tmp_path / "h-1.wav").mkdir()
+    refused(evaluate, "generate", t2a_run, "--prompt", "a bell", "--n", 2, "--out", tmp_path / "h.wav",
+            cwd=tmp_path, message="h-1.wav must be a file, and this is a folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["h-1.wav"]
+
+
+def test_a_word_too_many_is_no_flag(tmp_path):
+    refused(evaluate, "generate", "run", "--prompt", "a", "bell", cwd=tmp_path,
+            message="bell: one argument too many; a text of several words needs quotes")
+
+
+def test_a_cache_that_is_a_file_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("STAGE_AUDIO_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="file: can't be made .File exists.; set STAGE_AUDIO_CACHE"):
+        cache_dir()
 
 
 def test_weights_are_saved_under_a_name_of_their_own(tmp_path):
@@ -279,6 +428,42 @@ def test_weights_that_are_not_finite_are_neither_used_nor_published(t2a_run, tmp
     refused(evaluate, "generate", run, "--prompt", "a bell", cwd=tmp_path, message=message)
     refused(evaluate, "export", run, tmp_path / "e", cwd=tmp_path, message=message)
     assert not (tmp_path / "e").exists()
+
+
+def test_what_half_precision_or_the_codec_cannot_hold_is_not_published(t2a_run, tmp_path):
+    run = shutil.copytree(t2a_run, tmp_path / "run")
+    whole = torch.load(run / "checkpoint.pt", weights_only=True)
+    for part, name, value in (("ema", "head.weight", 1e5), ("codec", "mean", np.nan)):
+        state = copy.deepcopy(whole)
+        state[part][name].view(-1)[0] = value
+        torch.save(state, run / "checkpoint.pt")
+        refused(evaluate, "export", run, tmp_path / "e", cwd=tmp_path, message=f"not finite ({name})")
+        assert not (tmp_path / "e").exists()
+
+
+def test_an_export_with_a_damaged_table_says_that_it_has_none(t2a_run, tmp_path):
+    run = shutil.copytree(t2a_run, tmp_path / "run")
+    (run / "scores.json").write_text('{"x": {"protocol": null, "rows": [{"row": "model", "exact": 1}]}}')
+    assert in_process(evaluate, "export", run, tmp_path / "e", cwd=tmp_path).returncode == 0
+    assert "No results are recorded" in (tmp_path / "e" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("change", [{"r": "high"}, {"eval": 5}, {"eval": {"val_loss": []}}, {"lambda": None},
+                                    {"eval": {"val_loss_t": {}}}, {"D_of": {"t0.5": "x"}}, {"density": []}])
+def test_a_line_of_a_log_that_holds_the_wrong_kind_is_named(t2a_run, tmp_path, change):
+    run = shutil.copytree(t2a_run, tmp_path / "run")
+    first, *others = (run / "log.jsonl").read_text().splitlines()
+    (run / "log.jsonl").write_text("\n".join([json.dumps({**json.loads(first), **change}), *others]) + "\n")
+    for command in ("page", "dashboard"):
+        refused(evaluate, command, run, cwd=tmp_path, message="log.jsonl, line 1: damaged")
+
+
+def test_a_run_whose_settings_were_edited_does_not_go_on(t2a_run, tmp_path):
+    run = shutil.copytree(t2a_run, tmp_path / "run")
+    settings = config.load_config(run)
+    (run / "config.json").write_text(json.dumps({**settings, "lr": 0.5}))
+    refused(train, "--resume", run, "--steps", 14, cwd=tmp_path,
+            message="lr is 0.5 in its config.json and was")
 
 
 @pytest.mark.parametrize("name", [*checkpoints.USED, *checkpoints.TRAINED])
