@@ -8,6 +8,7 @@ Public: UserError, Stopped, run_cli, out_of_memory, printable.
 """
 import signal
 import sys
+import threading
 
 
 class UserError(Exception):
@@ -26,7 +27,8 @@ def run_cli(main) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     # A job that is ended by its machine says so, and tidies up, like one that is stopped by Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if threading.current_thread() is threading.main_thread():      # others may not ask for signals
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except Stopped as e:

@@ -4,7 +4,8 @@ import pytest
 import scipy.signal
 
 from parts.audio import RATE, resample
-from parts.band_limit import FILTERS, band_limit, find_cutoff, random_band_limit
+from parts.band_limit import FILTERS, band_limit, choose_cutoff, find_cutoff, random_band_limit
+from parts.errors import UserError
 from parts.soundworld import SoundWorld
 
 
@@ -154,3 +155,17 @@ def test_scenes_are_not_called_muffled_and_muffled_ones_are_measured():
     errors = [np.log2(found / cutoff) for y, cutoff in muffled if (found := find_cutoff(stored(y)))]
     assert len(errors) >= 32
     assert sum(abs(error) <= 0.5 for error in errors) >= 0.95 * len(errors)
+
+
+def test_a_cutoff_above_what_a_recording_holds_is_used_and_told():
+    x = stored(band_limit(hiss(), 2_000))
+    found, where = choose_cutoff("x.wav", x, RATE, None)
+    assert where == "found" and abs(found - 2_000) < 200
+    assert choose_cutoff("x.wav", x, RATE, 2_000) == (2_000, "given")
+    cutoff, where = choose_cutoff("x.wav", x, RATE, 6_000)
+    assert cutoff == 6_000 and f"the input holds nothing above {found:.0f} Hz" in where
+    low_rate = stored(resample(resample(hiss(), RATE, 8_000), 8_000, RATE))
+    assert "holds nothing above 4000 Hz" in choose_cutoff("x.wav", low_rate, 8_000, 6_000)[1]
+    assert choose_cutoff("x.wav", hiss(), RATE, 6_000) == (6_000, "given"), "negative control: full band"
+    with pytest.raises(UserError, match="x.wav: no band limit found"):
+        choose_cutoff("x.wav", hiss(), RATE, None)

@@ -29,6 +29,13 @@ def test_a_command_ends_in_one_line_and_its_status(error, status, line, capsys):
     assert stop.value.code == status and capsys.readouterr().err == line
 
 
+def test_a_command_that_its_machine_ends_says_so():
+    code = ("import os, signal, time\nfrom parts.errors import run_cli\n"
+            "run_cli(lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(60)))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
+
+
 def test_negative_control_another_error_keeps_its_traceback():
     def main():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -13,7 +13,8 @@ from folders import write_tone
 import data
 import evaluate
 from parts import judges, metrics, previews
-from parts.audio import RATE, resample
+from parts.audio import RATE, read_wav, resample
+from parts.audio_files import read_audio
 from parts.band_limit import band_limit
 from parts.judges import ASSETS
 from parts.soundworld import FAMILIES, NAMES, SOUNDS, SoundWorld
@@ -143,6 +144,27 @@ def test_upsample_command_takes_any_format(sr_run, tmp_path, ext, rate):
     assert done.returncode == 0, done.stderr
     y, out_rate = soundfile.read(tmp_path / "out.wav")
     assert out_rate == RATE and abs(len(y) - RATE) < 0.15 * RATE
+
+
+def test_every_flag_of_generate_and_upsample_reaches_the_sound(t2a_run, sr_run, tmp_path):
+    """Negative control: without the flags the same command makes another sound."""
+    flags = ("--seed", 7, "--steps", 3, "--method", "heun", "--guidance-scale", 4, "--seconds", 3)
+    run = evaluate.load_run(t2a_run)
+    tokens = run.codec.tokens(3 * RATE)
+    (asked,) = evaluate.generate(run, ["a bell"], [7], w=4, steps=3, method="heun", tokens=tokens)
+    x = write_tone(tmp_path / "in.wav", 1.0)
+    upsampler = evaluate.load_run(sr_run)
+    clear = evaluate.upsample_long(upsampler, read_audio(x), 3_000, 7, 3, progress=False)
+    commands = {"generate": ((t2a_run, "--prompt", "a bell"), flags, asked[: 3 * RATE]),
+                "upsample": ((sr_run, "--input", x, "--cutoff", 3_000), flags[:4], clear)}
+    for command, (needed, more, expected) in commands.items():
+        for name, typed in (("with.wav", more), ("without.wav", ())):
+            done = in_process(evaluate, command, *needed, *typed, "--out", name, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+        scale = max(1, np.abs(expected).max())
+        assert np.abs(read_wav(tmp_path / "with.wav") - expected / scale).max() < 1e-3
+        n = min(len(expected), len(read_wav(tmp_path / "without.wav")))
+        assert np.abs(read_wav(tmp_path / "without.wav")[:n] - expected[:n]).max() > 0.01
 
 
 def test_many_clips_are_generated_a_few_at_a_time_each_from_a_seed_of_its_own(t2a_run, tmp_path, monkeypatch):

@@ -138,6 +138,17 @@ def test_only_one_process_trains_in_a_run_folder(tmp_path):
     assert claim_elsewhere().stdout == "claimed\n"
 
 
+def test_a_run_that_is_interrupted_outside_of_its_steps_says_how_it_goes_on(tmp_path):
+    """In preparation, or while it is scored. (Between steps: test_robust.py.)"""
+    with pytest.raises(Stopped, match=f"stopped; continue with: python train.py --resume {tmp_path}"):
+        with runs.RunLock() as lock:
+            lock.claim(tmp_path)
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        with runs.RunLock():
+            raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("ends_with, stays", [
     (None, True), (UserError("no"), False), (Stopped("later"), True), (RuntimeError("broken"), True)])
 def test_a_refused_folder_is_left_without_a_lock_file_and_a_run_keeps_its_own(tmp_path, ends_with, stays):
