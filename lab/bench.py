@@ -322,10 +322,11 @@ def bench(device: str = "auto", preset: str = "auto", rounds: int = 20, compiled
           out: Path | None = None, clips: int = 300) -> dict:
     """Measure everything at a preset's shape, print the table, write JSON to `out`. clips: how many clips of
     SoundWorld the batches are drawn from."""
+    device = pick_device(device)
     result = {"torch": torch.__version__, "threads": torch.get_num_threads(), "rounds": rounds, "steps": [],
               "run": [], "generation": {}, "data": bench_data(rounds)}
     for task in ("t2a", "sr"):
-        base = {"device": pick_device(device), "preset": preset}
+        base = {"device": device, "preset": preset}
         cfg = config.resolve({**base, "task": task, "out": "unused"})
         result["device"] = hardware(cfg.device)
         result["preset"] = cfg.preset

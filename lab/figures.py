@@ -241,10 +241,8 @@ def regime_band() -> plt.Figure:
         values = np.array([[value for _, value in points] for points in same])
         ax.errorbar(at, values.mean(0), yerr=values.std(0, ddof=1), fmt="o", ms=3.5, color=BLACK, lw=0.8,
                     capsize=2, label="measured progress, standard deviation over seeds")
-        ax.set(title=title, xlabel="training step", xscale="log", ylim=(-0.03, 1.03))
-        ax.set_xscale("log", base=2)
-        ticks = [2**k for k in range(5, 13) if 2**k <= last]
-        ax.set_xticks(ticks, [str(step) for step in ticks])
+        ax.set(title=title, xlabel="training step", xlim=(steps[0], 1.06 * last), ylim=(-0.03, 1.03))
+        log_steps(ax)
     axes[0].set_ylabel("r (0 acquires, 1 refines)\nprogress (1: the codec's ceiling)")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3)
     return fig

@@ -15,6 +15,7 @@ import torch
 
 from parts.audio import read_wav
 from parts.config import load_config
+from parts.errors import printable
 from parts.files import reading
 from parts.peers import Binned
 from parts.previews import QUICK_STEPS
@@ -39,12 +40,9 @@ def draw_dashboard(path: Path, logit_normal) -> None:
     fig = plt.figure(figsize=(15, 5.5 * (2.35 + middle_band)), layout="constrained")
     top, middle, bottom = fig.subfigures(3, 1, height_ratios=(1.35, middle_band, 1))
     last = train[-1]["step"] if train else 0
-    fig.suptitle(
-        f"{path}: {config['task']} on {config['data']}, recipe {config.get('recipe', '-')}, "
-        f"{last} of {config['steps']} steps, seed {config['seed']}",
-        fontsize=11,
-        parse_math=False,
-    )
+    title = (f"{path}: {config['task']} on {config['data']}, recipe {config.get('recipe', '-')}, "
+             f"{last} of {config['steps']} steps, seed {config['seed']}")
+    fig.suptitle(printable(title), fontsize=11, parse_math=False)
     panels = top.subplots(2, 3)
     if train:
         _draw_loss(panels[0, 0], train, evals)

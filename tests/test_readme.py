@@ -84,6 +84,8 @@ def in_small(module: str, argv: list[str], where: Path) -> list[str]:
     if module == "train":
         argv = ["14" if before == "--steps" else word for before, word in zip(["", *argv], argv)]
         few = {"workers": 0} if "--resume" in argv else {**TINY, "steps": 3, "eval_every": 3}
+        acts = {"variants": "sr" in argv, "clips": "--data" not in argv or "soundworld" in " ".join(argv)}
+        few = {name: value for name, value in few.items() if acts.get(name, True)}
         return argv + flags({name: value for name, value in few.items() if flag(name) not in argv})
     if module == "lab.figures":
         return ["mechanism", "density", "--out", str(where)]

@@ -491,7 +491,7 @@ def test_marks_line_ends_and_quoted_newlines_of_other_systems_are_read(tmp_path,
     ("metadata.csv", b"file_name,caption\n0.wav,a\n1.wav,b,c\n", "row 3: more fields"),
     ("metadata.jsonl", b'{"file_name": "0.wav", "caption": "a"}\n[1]\n', "row 2: not a JSON object"),
     ("metadata.jsonl", b'{"file_name": "0.wav", "caption": ' + b"[" * 100_000, "row 1: not valid JSON"),
-    ("metadata.jsonl", b'{"file_name": "0.wav", "caption": ["a"]}\n', "row 1: empty caption"),
+    ("metadata.jsonl", b'{"file_name": "0.wav", "caption": [5]}\n', "row 1: empty caption"),
     ("metadata.jsonl", b'{"file_name": "0.wav", "n": ' + b"1" * 9_000 + b"}", "row 1: not valid JSON"),
 ])
 def test_tables_that_cannot_be_read_are_refused_with_the_row_and_the_fix(tmp_path, name, raw, message):
