@@ -220,7 +220,7 @@ def test_a_part_is_called_for_in_its_own_process_with_all_that_was_asked(ask, mo
     (("--options", "[]"), "must be an object"),
     (("--options", '{"wdith": 8}'), "'wdith' is none of train.py's settings"),
     (("--options", '{"steps": 8}'), "'steps' is none of train.py's settings, or has a flag here"),
-    (("--options", '{"batch": 0}'), "--batch 0: must be positive"),
+    (("--options", '{"batch": 0}'), "--batch 0: must be from 1 to 65536"),
     (("--options", '{"width": "x"}'), "--width is 'x', not of type int"),
     (("--options", '{"guidance": "on"}'), "--guidance is 'on', not one of off, constant, adaptive"),
 ])

@@ -29,7 +29,7 @@ def torchrun(out, settings):
     env |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
                "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "--", ROOT / "train.py",
-               *flags(settings), "--out", out]
+               *flags({name: value for name, value in settings.items() if name != "variants"}), "--out", out]
     return subprocess.Popen(command, env=env, cwd=out.parent, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True)
 

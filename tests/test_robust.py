@@ -18,7 +18,7 @@ from conftest import ROOT, in_process
 from folders import write_tone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from run_files import clips_of_step
+from run_files import clips_of_step, log_of
 
 import evaluate
 import guidance
@@ -73,13 +73,9 @@ def final(run: Path) -> dict:
     return {name: part for name, part in checkpoint.items() if name not in ("seconds", "wall", "config")}
 
 
-def read_log(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-
-
 def unclocked_log(run: Path) -> list[dict]:
     """A run's log without what depends on the machine."""
-    rows = read_log(run)
+    rows = log_of(run)
     for row in rows:
         for clocked in ("step_s", "memory_mb"):
             row.pop(clocked, None)
@@ -122,7 +118,7 @@ def test_a_damaged_newest_checkpoint_falls_back_with_a_warning_and_training_ends
         assert "checkpoint-previous.pt, step 6" in err
     train.train({}, str(run))
     assert same(final(run), final(t2a_run))
-    assert [row["step"] for row in read_log(run)] == [row["step"] for row in read_log(t2a_run)]
+    assert [row["step"] for row in log_of(run)] == [row["step"] for row in log_of(t2a_run)]
     for name in checkpoints.CHECKPOINTS:
         spoil(run / name, "cut")
     with pytest.raises(UserError, match="can't be read"):
@@ -256,7 +252,7 @@ def poison(monkeypatch, clips) -> None:
 def test_a_poisoned_clip_costs_its_steps_and_is_named(tiny, t2a_run, tmp_path, monkeypatch, bare):
     poison(monkeypatch, {17})
     run = train.train({**tiny, "steps": 24, "eval_every": 24, "out": str(tmp_path / "run")})
-    rows = read_log(run)
+    rows = log_of(run)
     skipped = [row for row in rows if "skipped" in row]
     assert [row["step"] for row in skipped] == [k for k in range(1, 25) if 17 in clips_of_step(k)]
     assert 0 < len(skipped) < 12
@@ -278,7 +274,7 @@ def test_a_poisoned_clip_at_a_probe_step_costs_that_step_and_none_after_it(
     clip = min(drawn[regime.FIRST])
     poison(monkeypatch, {clip})
     run = train.train({**tiny, **how, "steps": 40, "eval_every": 40, "out": str(tmp_path / "run")})
-    skipped = [row["step"] for row in read_log(run) if "skipped" in row]
+    skipped = [row["step"] for row in log_of(run) if "skipped" in row]
     assert regime.FIRST in skipped and skipped == [k for k in drawn if clip in drawn[k]]
 
 
@@ -365,6 +361,10 @@ def test_paths_in_metadata_may_not_leave_the_folder(tmp_path):
         path.unlink()
     (home / "class").mkdir()
     (home / "class" / "link.wav").symlink_to(secret)
+    for folder in ("away", "dir"):
+        with pytest.raises(UserError, match=f"{folder}: a link to a folder, which is not followed"):
+            AudioFolder(home)
+        (home / folder).unlink()
     with pytest.raises(UserError, match="outside of"):
         AudioFolder(home)
     os.mkfifo(home / "class" / "pipe.wav")
