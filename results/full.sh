@@ -19,8 +19,8 @@ python -m lab.experiments run E1 $restored --seeds 2 --first-seed 1000 --score-s
   --arm 'm 2={"recipe": "static", "m": 2.0}' --arm 'm 3={"recipe": "static", "m": 3.0}'
 python -m lab.experiments run E9 $restored --seeds 1 --first-seed 1001 --score-split val --only "m 0.75, s 1" "m 2, s 1" --out results/e9-sr
 
-# Super-resolution, commit fc1b217: the comparison itself.
-python -m lab.experiments run E1 $restored --seeds 8 --first-seed 1002 --score-split test --score-clips 200 --only vanilla static clock stage --out results/e1-sr-full
+# Super-resolution, commit fc1b217: the comparison itself. `stop` and `permuted` have seeds 1002 to 1008 so far.
+python -m lab.experiments run E1 $restored --seeds 8 --first-seed 1002 --score-split test --score-clips 200 --only vanilla static stop clock stage permuted --out results/e1-sr-full
 
 # The first seed again, on another processor: what is rounding?
 python -m lab.experiments run E1 $restored --seeds 1 --first-seed 1002 --score-split test --score-clips 200 --only static stage --out results/e1-sr-repeat
