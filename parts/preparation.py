@@ -140,13 +140,12 @@ def _refuse_other_clips(name: str, train_set, val_set, checkpoint: dict | None, 
 def _refuse_folders(cfg: Config, sets: list) -> None:
     """UserError where captions are needed and there are none, or where the run's own files would come into a
     folder of recordings, which would then be another data set."""
-    for clips in sets:
-        for i, folder in ((i, folder) for folder in folders_of(clips) for i in range(len(folder))):
-            if cfg.task == "t2a" and not any(folder.captions[i]):
-                raise UserError(f"{folder.name(i)}: nothing says what it is; captions come from metadata.csv "
-                                "or metadata.jsonl with columns file_name and caption, or from folders that "
-                                "name classes (--task sr needs none)")
-    for folder in folders_of(sets[0]):
+    for folder in itertools.chain(*map(folders_of, sets)):
+        bare = next((i for i, captions in enumerate(folder.captions) if not any(captions)), None)
+        if cfg.task == "t2a" and bare is not None:
+            raise UserError(f"{folder.name(bare)}: nothing says what it is; captions come from "
+                            "metadata.csv or metadata.jsonl with columns file_name and caption, or from "
+                            "folders that name classes (--task sr needs none)")
         if Path(cfg.out).resolve().is_relative_to(folder.folder.resolve()):
             raise UserError(f"--out {cfg.out}: lies in the folder of recordings {folder.folder}; name a "
                             "folder outside of it")
