@@ -49,9 +49,8 @@ def draw_dashboard(path: Path, logit_normal) -> None:
         _draw_loss_by_noise(panels[0, 1], evals)
         _draw_quick_metric(panels[0, 2], config, evals)
         _draw_regime(panels[1, 0], train)
-        if any("r" in row for row in train):
-            _draw_weights(panels[1, 1], train)
-            _draw_density(panels[1, 2], train, logit_normal)
+        _draw_weights(panels[1, 1], train)
+        _draw_density(panels[1, 2], train, logit_normal)
     _draw_structure(middle, config, checks)
     if evals:
         _draw_last_previews(bottom, path, evals[-1]["step"])
@@ -132,10 +131,6 @@ def _draw_regime(ax, train: list[dict]) -> None:
     limits = (max(10, train[0]["step"]), train[-1]["step"] + 1)
     ax.set(title="where training is", xlabel="step", xlim=limits)
     log_steps(ax)
-    r_steps, r = steps_and_values(train, "r")
-    if not r:
-        ax.text(0.5, 0.5, "this run logged no regime", ha="center", transform=ax.transAxes)
-        return
     colors = {"t0.9": "0.4", "t0.7": "0.55", "t0.5": "0.7", "t1.0": "0.85", "sample": "C2"}
     for name, color in colors.items():
         points = [(row["step"], row["D_of"][name]) for row in train if name in row.get("D_of", {})]
@@ -147,7 +142,7 @@ def _draw_regime(ax, train: list[dict]) -> None:
         ax.plot(*steps_and_values(train, "D"), "o-", ms=3, color="C0", label="D, whose slope gives r")
     ax.set_ylabel("discrepancy D" if measured else "D: not measured by this recipe")
     other = ax.twinx()
-    other.step(r_steps, r, where="post", color="C3", lw=2)
+    other.step(*steps_and_values(train, "r"), where="post", color="C3", lw=2)
     other.set(ylim=(0, 1.35), yticks=np.linspace(0, 1, 6))
     other.set_ylabel("regime r (0 acquires, 1 refines)", color="C3")
     if any("no_signal" in row for row in train):

@@ -174,9 +174,8 @@ def phases_of(config: dict, train: list[dict]) -> list[tuple[int, str, float]]:
     """(step, what is reached, r) of each change of phase, at the first logged step that shows it."""
     phases, found = Phases(Config(**config)), []
     for row in train:
-        if "r" in row:
-            new = phases.reached(row["r"], row["lambda"], row["mu"])
-            found += [(row["step"], text, row["r"]) for text in new]
+        new = phases.reached(row["r"], row["lambda"], row["mu"])
+        found += [(row["step"], text, row["r"]) for text in new]
     return found
 
 

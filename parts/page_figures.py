@@ -121,11 +121,10 @@ def _running_mean(points: list[tuple], n: int = 5) -> list[tuple]:
 def densities(steps: list[int], train: list[dict], logit_normal) -> dict | None:
     """p(t) at each position of the slider, as paths."""
     t = (torch.arange(60) + 0.5) / 60
-    fields = [last_value(train, step, "density") for step in steps]
-    first = next((row["density"] for row in train if "density" in row), None)
-    if first is None:
+    if not train:
         return None
-    fields = [of or first for of in fields]
+    first = train[0]["density"]
+    fields = [last_value(train, step, "density") or first for step in steps]
     values = []
     for of in (first, *fields):
         density = Binned(**of) if "shares" in of else logit_normal(**of)

@@ -186,13 +186,17 @@ def _whole_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
 
 
+# What the row of a step holds at least, and that of an evaluation.
+OF_STEP = ("loss_fm", "r", "lambda", "mu", "density")
+OF_EVALUATION = ("val_loss", "val_loss_t")
 # What a row holds that is no number.
 NOT_NUMBERS = {"density": dict, "eval": dict, "D_of": dict, "agreement_t": dict, "structure": dict,
                "clips": list}
 
 
 def _row(line: str) -> dict | None:
-    """A line of a log; None where it is no row, which has a step, or holds anything of the wrong kind."""
+    """A line of a log; None where it is no row, which has a step, lacks anything or holds anything of the
+    wrong kind."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -202,6 +206,10 @@ def _row(line: str) -> dict | None:
     for name, value in row.items():
         if not (isinstance(value, NOT_NUMBERS[name]) if name in NOT_NUMBERS else _is_number(value)):
             return None
+    lacks = [name for name in OF_STEP if name not in row] if "loss" in row else []
+    lacks += [name for name in OF_EVALUATION if name not in row["eval"]] if "eval" in row else []
+    if lacks:
+        return None
     evaluated = dict(row.get("eval", {}))
     by_t = evaluated.pop("val_loss_t", [])                 # a number a noise level
     if not isinstance(by_t, list):

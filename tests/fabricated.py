@@ -39,7 +39,7 @@ def fabricated_run(out: Path, arm: str, options: dict, seed: int, seeds: list[in
     save_config(path, resolve_arm(options, seed=seed))
     quality = 0.5 + zlib.crc32(path.name.encode()) / 2**33
     lines = [{"step": 8, "D": 3.0}, {"step": 32, "D": 5.0}]
-    lines += [{"step": k, "r": k / 40, "eval": {"val_loss": 1.0, "seconds": k / 2,
+    lines += [{"step": k, "r": k / 40, "eval": {"val_loss": 1.0, "val_loss_t": [1.0], "seconds": k / 2,
                                                "event_accuracy": quality * k / 40}} for k in (10, 20, 40)]
     (path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     scores = {"x": {"protocol": {}, "rows": [{"row": "model", "exact": quality}]}}

@@ -38,7 +38,7 @@ def write_log(path, rows, **config):
 
 
 def step_row(step, **more):
-    return {"step": step, "loss": 1.0 / step, "loss_fm": 1.0 / step, **more}
+    return {"step": step, "loss": 1.0 / step, "loss_fm": 1.0 / step, **DRIVEN, **more}
 
 
 def eval_row(step, **metrics):
@@ -55,7 +55,7 @@ def test_a_dashboard_is_drawn_from_a_log_and_the_last_previews(tmp_path):
     """Each logged density of timesteps is asked of the caller, by its centre, width and floor."""
     measured = {"D": 0.9, "D_of": {"t1.0": 0.9, "t0.5": 0.3, "t0.5-pooled": 0.2, "sample": 0.5},
                 "agreement": 0.1, "struct_share": 0.05}
-    rows = [step_row(k, **DRIVEN, **measured, structure=STRUCTURE, no_signal=1) for k in (1, 2, 4, 8)]
+    rows = [step_row(k, **measured, structure=STRUCTURE, no_signal=1) for k in (1, 2, 4, 8)]
     rows.append(eval_row(8, event_accuracy=0.5, recall=0.5, order=None, order_n=0))
     write_log(tmp_path, rows)
     draw_previews(tmp_path, 8, pairs())
@@ -79,10 +79,9 @@ def test_a_binned_density_is_drawn_as_it_is(tmp_path):
 @pytest.mark.parametrize("rows", [
     [],
     [step_row(1), step_row(2)],
-    [step_row(1, **DRIVEN), step_row(2, **DRIVEN)],
 ])
 def test_a_dashboard_of_a_run_that_logged_little_is_drawn_too(tmp_path, rows):
-    """No step yet; no regime; a regime and no discrepancy, block structure, evaluation."""
+    """No step yet; steps without discrepancy, block structure, evaluation."""
     write_log(tmp_path, rows, task="sr")
     draw_dashboard(tmp_path, Flat)
     assert (tmp_path / "dashboard.png").is_file()

@@ -458,6 +458,19 @@ def test_a_line_of_a_log_that_holds_the_wrong_kind_is_named(t2a_run, tmp_path, c
         refused(evaluate, command, run, cwd=tmp_path, message="log.jsonl, line 1: damaged")
 
 
+@pytest.mark.parametrize("kind, lacking", [("loss", "r"), ("loss", "density"), ("loss", "loss_fm"),
+                                           ("eval", "val_loss_t")])
+def test_a_line_of_a_log_that_lacks_what_pages_draw_is_named(t2a_run, tmp_path, kind, lacking):
+    run = shutil.copytree(t2a_run, tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    k = next(k for k, row in enumerate(rows) if kind in row)
+    del (rows[k]["eval"] if kind == "eval" else rows[k])[lacking]
+    (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for command in ("page", "dashboard"):
+        refused(evaluate, command, run, cwd=tmp_path, message=f"log.jsonl, line {k + 1}: damaged")
+
+
+
 def test_a_run_whose_settings_were_edited_does_not_go_on(t2a_run, tmp_path):
     run = shutil.copytree(t2a_run, tmp_path / "run")
     settings = config.load_config(run)

@@ -70,8 +70,9 @@ def write_run(folder, task="t2a", **given):
         rows.append({"step": step, "loss": 1.0, "loss_fm": 2 / step, "r": r, "lambda": 0.5 * (1 - r),
                      "mu": 0.0, "density": {"m": 2 - r, "s": 1.0, "u": 0.1}})
     rows += [{**rows[step // 10 - 1], "step": step, "D": 1 / step} for step in (32, 64)]
-    rows.append({"step": 64, "eval": {"val_loss": 1.0, "energy_score": 0.5, "lsd_hf": 0.9, "seconds": 9.0,
-                                      "texture_score": 0.4, "event_accuracy": 0.5}})
+    rows.append({"step": 64, "eval": {"val_loss": 1.0, "val_loss_t": [1.0], "energy_score": 0.5,
+                                      "lsd_hf": 0.9, "seconds": 9.0, "texture_score": 0.4,
+                                      "event_accuracy": 0.5}})
     rows.sort(key=lambda row: row["step"])
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -72,7 +72,7 @@ def test_the_density_of_each_moment_is_drawn_and_equal_ones_once():
     base, highest = HEIGHT - BOTTOM, min(rising)
     halfway = next(y for y, t in zip(rising, (np.arange(60) + 0.5) / 60) if t > 0.5)
     assert abs((base - halfway) / (base - highest) - 0.5) < 0.02, "p is drawn to scale"
-    assert densities([16], [row(10)], Triangle) is None
+    assert densities([16], [], Triangle) is None
 
 
 def test_the_blocks_are_shown_by_group_from_their_first_check_on():
