@@ -106,11 +106,11 @@ def find_metadata(folder: Path, split: str) -> tuple[Path | None, bool]:
                     "and test")
 
 
-def refuse_other_tables(folder: Path) -> None:
-    """UserError where a folder without metadata holds a table after all: of another kind or name, or deeper
-    than one is looked for. Its folders' names would be taken for captions."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in OTHER_TABLES and not is_hidden(path, folder):
+def refuse_other_tables(paths: list[Path]) -> None:
+    """UserError where what is in a folder without metadata holds a table after all: of another kind or name,
+    or deeper than one is looked for. The folders' names would be taken for captions."""
+    for path in paths:
+        if path.suffix.lower() in OTHER_TABLES:
             raise UserError(f"{path}: not where a table of captions is looked for; save it as "
                             "metadata.csv or metadata.jsonl in the folder, or take it out if the names of "
                             "folders are the captions")

@@ -66,7 +66,8 @@ def _clean(caption: str) -> str:
 
 
 def _read_layout(folder: Path, split: str, val_fold: int | None) -> tuple[list[_Entry], Path]:
-    """-> (all entries of a folder, what they were read from), by the layout that is there (AudioFolder)."""
+    """-> (all entries of a folder, the table or folder that they were read from), by the layout that is there
+    (AudioFolder)."""
     root = _vctk_root(folder)
     meta, is_own = (None, False) if root is not None else find_metadata(folder, split)
     if meta is None and val_fold is not None:
@@ -74,22 +75,24 @@ def _read_layout(folder: Path, split: str, val_fold: int | None) -> tuple[list[_
     if root is not None:
         return _vctk(folder, root), folder
     if meta is None:
-        refuse_other_tables(folder)
         return _class_folders(folder), folder
     return _table_entries(folder, meta, split, is_own, val_fold), meta
 
 
-def _audio_files(folder: Path) -> list[Path]:
-    """All audio files under a folder, in order, but for hidden ones."""
-    return [path for path in sorted(folder.rglob("*"))
-            if path.suffix.lower() in AUDIO_TYPES and path.is_file() and not is_hidden(path, folder)]
+def _visible(folder: Path) -> list[Path]:
+    """All files and folders under a folder, in order, but for hidden ones."""
+    return [path for path in sorted(folder.rglob("*")) if not is_hidden(path, folder)]
+
+
+def _audio_files(paths: list[Path]) -> list[Path]:
+    return [path for path in paths if path.suffix.lower() in AUDIO_TYPES and path.is_file()]
 
 
 def _note_of_other_kinds(folder: Path) -> list[str]:
     """What to say of sound files that are not read, where the names of folders are the captions."""
     kinds = collections.Counter()
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in OTHER_AUDIO and not is_hidden(path, folder):
+    for path in _visible(folder):
+        if path.suffix.lower() in OTHER_AUDIO:
             kinds[path.suffix.lower()] += 1
         elif path.suffix.lower() in AUDIO_TYPES and path.is_symlink() and not path.exists():
             kinds["links that lead nowhere"] += 1
@@ -118,7 +121,7 @@ def _vctk(folder: Path, root: Path) -> list[_Entry]:
 
     entries = []
     for speaker in speakers:
-        for path in _audio_files(speaker):
+        for path in _audio_files(_visible(speaker)):
             if path.stem.endswith("_mic2"):
                 continue
             text = folder / "txt" / speaker.name / f"{path.stem.removesuffix('_mic1')}.txt"
@@ -130,13 +133,14 @@ def _vctk(folder: Path, root: Path) -> list[_Entry]:
 def _class_folders(folder: Path) -> list[_Entry]:
     """FOLDER/CLASS/FILE without metadata: the class is the caption. (train/CLASS/FILE, test/CLASS/FILE: with
     these splits.) Without classes, FOLDER/FILE or train/FILE and test/FILE, captions are empty. UserError
-    where a folder is a link."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() and path.is_dir() and not is_hidden(path, folder):
+    where there is a table after all, or a folder is a link."""
+    paths = _visible(folder)
+    refuse_other_tables(paths)
+    for path in paths:
+        if path.is_symlink() and path.is_dir():
             raise UserError(f"{path}: a link to a folder, which is not followed; copy the folder here, or "
                             "take the link out")
-    files = _audio_files(folder)
-    places = {path: path.relative_to(folder).parts[:-1] for path in files}         # the folders of each file
+    places = {path: path.relative_to(folder).parts[:-1] for path in _audio_files(paths)}   # folders of each
     without_class = not any(places.values())
     # A class may be called `train`: it is a split where a folder of another split is beside it.
     top = {folders[0].lower() for folders in places.values() if folders}
@@ -223,7 +227,7 @@ class _FileFinder:
         """Every audio file of the folder by its name, with and without the extension: walked only where a row
         does not say where its file is."""
         files = {}
-        for path in _audio_files(self.folder):
+        for path in _audio_files(_visible(self.folder)):
             for name in (path.stem, path.name):
                 files.setdefault(_composed(name), []).append(path)
         return files
