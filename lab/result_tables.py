@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from lab.statistics import format_interval, format_ratio
+from lab.tables import secondary_metrics, summarize
 from parts.arguments import Parser
 from parts.errors import UserError, run_cli
 from parts.files import write_text
@@ -29,6 +30,16 @@ COMPARED = {  # what is compared -> folder of results/
     "event sets, text-to-audio": "e1-full", "energy score (lower is better), super-resolution": "e1-sr-full"}
 FIRST = {CAPTIONS: "e1", RESTORED: "e1-sr", "the same on ESC-10, fold 5 held out": "e1-esc10"}
 FULL, FULL_SR = "e1-full", "e1-sr-full"  # both tasks at full length
+ANSWERS = {  # question -> (arm, the arm that it is compared with), at full length
+    "Do stages pay?": ("stage", "static"),
+    "Does measuring r pay, against r = k/K?": ("stage", "clock"),
+    "Does it matter when r rises? (its values in random order)": ("stage", "permuted"),
+    "Does a clock pay?": ("clock", "static"),
+    "Does it matter that guidance ends at 0.4 K?": ("stop", "static"),
+    "Do constant guidance and noisier timesteps pay?": ("static", "vanilla"),
+    "The timesteps alone?": ("density alone", "vanilla"),
+    "Guidance besides?": ("static", "density alone"),
+}
 SCREEN, ON_THE_WAY = "e1-sr-dev", (512, 1_024, 2_048, 3_000)
 
 
@@ -61,6 +72,14 @@ def _difference(against: dict) -> str:
 
 def _p(against: dict) -> str:
     return f"p = {against['holm_p']:.3f}".replace("1.000", "1")
+
+
+def _in_steps(arm: dict, metric: str) -> str:
+    """An arm's speed-up in steps, and of how many seeds; of the reference nothing."""
+    if "sooner" not in arm:
+        return ""
+    steps = arm["sooner"][metric]["step"]
+    return f"{format_ratio(steps)}; {steps['n']} of {steps['of']}"
 
 
 def _sooner(found: dict) -> str:
@@ -133,6 +152,42 @@ def first() -> str:
                       "speed-up over `static` in steps; in seconds; seeds"], rows)
 
 
+def answers() -> str:
+    """Each question of ANSWERS to both tasks at full length: difference of the main metric with p, the
+    fidelity axis of super-resolution, steps to the same quality."""
+    rows = []
+    for question, (arm, other) in ANSWERS.items():
+        cells = [*_answer(FULL, arm, other), *_answer(FULL_SR, arm, other, fidelity=True)]
+        rows.append([question, f"`{arm}` - `{other}`", *cells])
+    return _markdown(["question", "arms", "captions: event sets", "speed-up in steps",
+                      "super-resolution: energy score, lower is better", "LSD-HF, lower is better",
+                      "speed-up in steps"], rows)
+
+
+def _answer(folder: str, arm: str, other: str, fidelity: bool = False) -> list[str]:
+    """Cells of one comparison; empty where an arm was not run."""
+    rows = [row for row in _rows(folder) if row["arm"] in (arm, other)]
+    summary = summarize(rows, {other: {}, arm: {}}, other) if rows else [{"n": 0}]
+    if not all(row["n"] for row in summary):
+        return [""] * (2 + fidelity)
+    found = summary[1]
+    against = found["against"]
+    of_fewer = f", {against['n']} seeds" if against["n"] < 8 else ""
+    cells = [f"{_difference(against)}, p = {against['p']:.3f}{of_fewer}"]
+    if fidelity:
+        others = secondary_metrics(rows, {arm: {}, other: {}}, _seeds(rows), other)
+        cells.append(_difference(others[arm]["lsd_hf"]))
+    return [*cells, format_ratio(next(iter(found["sooner"].values()))["step"])]
+
+
+def _rows(folder: str) -> list[dict]:
+    return [json.loads(line) for line in _text(f"{folder}/rows.jsonl").splitlines()]
+
+
+def _seeds(rows: list[dict]) -> list[int]:
+    return sorted({row["seed"] for row in rows})
+
+
 def full() -> str:
     """The main comparison of captions at full length: the main metric, then both axes at w = 1 and at the w
     that each run chose; of each arm the mean over seeds, and the difference from `static`."""
@@ -140,10 +195,10 @@ def full() -> str:
     rows = []
     for arm in _in_order(_read(f"{FULL}/summary.json")):
         measured = [arm, *axes["w1", arm["arm"]], *axes["tuned", arm["arm"]]]
-        speed = _sooner(next(iter(arm["sooner"].values()))) if "sooner" in arm else ""
+        speed = _in_steps(arm, "event_accuracy")
         rows.append([f"`{arm['arm']}`", str(arm["n"]), *map(_beside, measured), speed])
     head = ["captions", "seeds", "event sets, w = 2.5", "event sets, w = 1", "texture, w = 1",
-            "event sets, tuned w", "texture, tuned w", "speed-up in steps; in seconds; seeds"]
+            "event sets, tuned w", "texture, tuned w", "speed-up in steps; seeds"]
     return _markdown(head, rows)
 
 
@@ -153,10 +208,10 @@ def full_sr() -> str:
     axes = {row["arm"]: row["axes"] for row in _read(f"{FULL_SR}/plane.json")}
     rows = []
     for arm in _in_order(_read(f"{FULL_SR}/summary.json")):
-        speed = _sooner({"step": arm["sooner"]["energy_score"]["step"]}) if "sooner" in arm else ""
+        speed = _in_steps(arm, "energy_score")
         rows.append([f"`{arm['arm']}`", str(arm["n"]), *map(_beside, axes[arm["arm"]]), speed])
     return _markdown(["super-resolution", "seeds", "energy score", "LSD-HF",
-                      "speed-up in steps; in seconds; seeds"], rows)
+                      "speed-up in steps; seeds"], rows)
 
 
 def _beside(found: dict) -> str:
@@ -171,8 +226,7 @@ def screen() -> str:
     at the end, on validation clips; the energy score of test clips, which nothing was chosen by."""
     spec = _read(f"{SCREEN}/experiment.json")
     runs = {}  # (arm, seed) -> {step: row}
-    for line in _text(f"{SCREEN}/rows.jsonl").splitlines():
-        row = json.loads(line)
+    for row in _rows(SCREEN):
         runs.setdefault((row["arm"], row["seed"]), {})[row["step"]] = row
     lines = []
     for arm in spec["arms"]:
@@ -193,7 +247,8 @@ def _in_order(summary: list[dict]) -> list[dict]:
     return sorted(done, key=lambda arm: "against" in arm)
 
 
-TABLES = {"short": short, "first": first, "full": full, "full_sr": full_sr, "screen": screen}
+TABLES = {"short": short, "answers": answers, "first": first, "full": full, "full_sr": full_sr,
+          "screen": screen}
 
 
 # --- pages --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ import json
 import shutil
 
 import pytest
+from fabricated import fabricated_rows
 
 from lab import result_tables
 from parts.errors import UserError
@@ -41,9 +42,25 @@ def test_cells_say_what_was_not_reached_and_what_was_not_compared():
     assert result_tables._sooner({"step": steps}) == "0.50 [0.25, 1.00]; not compared; 5 of 8"
 
 
+def test_an_answer_is_the_first_arm_minus_the_second_and_empty_where_one_was_not_run(monkeypatch):
+    """stage is 0.25 above clock on every seed, and reaches each quality in half of the steps."""
+    def final(arm, seed):
+        return (0.75 if arm == "stage" else 0.5) + 0.001 * seed
+
+    def curve(arm, seed, k):
+        return k / (80 if arm == "stage" else 160)
+    for n, ending in ((8, ", p = 0.008"), (3, ", p = 0.250, 3 seeds")):
+        rows = fabricated_rows(("stage", "clock"), range(n), final, curve)
+        monkeypatch.setattr(result_tables, "_rows", lambda folder, rows=rows: rows)
+        difference, sooner = result_tables._answer("x", "stage", "clock")
+        assert difference == "+0.250 [+0.250, +0.250]" + ending and sooner == "2.00 [2.00, 2.00]"
+        assert result_tables._answer("x", "clock", "stage")[0].startswith("-0.250 ")
+        assert result_tables._answer("x", "stage", "static") == ["", ""]
+
+
 @pytest.mark.parametrize("text, why", [
     ("<!-- table: nothing -->\n\n<!-- end -->",
-     "table 'nothing': must be one of short, first, full, full_sr, screen"),
+     "table 'nothing': must be one of short, answers, first, full, full_sr, screen"),
     ("<!-- table: first -->\n| a |\n", "a table without <!-- end -->"),
 ])
 def test_a_mark_that_can_not_be_filled_is_an_error_that_names_the_page(text, why):
