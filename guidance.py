@@ -3,7 +3,7 @@
 Idea.  A young diffusion transformer must invent a representation of sound before it can use its condition. A
 self-supervised teacher phi already has one, and aligning a block with it shortens that. The paper's idea is
 that its coarse features get in the way later, so the weight of the alignment decays with the regime r. (In
-our runs of super-resolution guidance seems to help to the end: docs/results.md.)
+our runs of super-resolution it made no difference that guidance ends at 0.4 K: docs/results.md.)
 
     L_ssl     = mean over tokens of 1 - cos(P(h_l(x_t)), phi_c(x0))             # REPA (2410.06940), eq. 8
                 phi_c = phi - its data-set mean; every 4th token a step         # ASSUMED

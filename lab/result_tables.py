@@ -70,6 +70,12 @@ def _difference(against: dict) -> str:
     return f"{against['difference']:+.3f} {format_interval(against['interval'])}"
 
 
+def _told_apart(against: dict) -> str:
+    """A difference, bold where its interval is without 0."""
+    low, high = against["interval"]
+    return f"**{_difference(against)}**" if low > 0 or high < 0 else _difference(against)
+
+
 def _p(against: dict) -> str:
     return f"p = {against['holm_p']:.3f}".replace("1.000", "1")
 
@@ -173,10 +179,10 @@ def _answer(folder: str, arm: str, other: str, fidelity: bool = False) -> list[s
     found = summary[1]
     against = found["against"]
     of_fewer = f", {against['n']} seeds" if against["n"] < 8 else ""
-    cells = [f"{_difference(against)}, p = {against['p']:.3f}{of_fewer}"]
+    cells = [f"{_told_apart(against)}, p = {against['p']:.3f}{of_fewer}"]
     if fidelity:
         others = secondary_metrics(rows, {arm: {}, other: {}}, _seeds(rows), other)
-        cells.append(_difference(others[arm]["lsd_hf"]))
+        cells.append(_told_apart(others[arm]["lsd_hf"]))
     return [*cells, format_ratio(next(iter(found["sooner"].values()))["step"])]
 
 
