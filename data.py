@@ -40,14 +40,14 @@ __all__ = ["Crops", "LatentCache", "Prefetcher", "TrainingData", "add_noise", "c
 class Crops(NamedTuple):
     """What a batch is read from."""
     i: np.ndarray                              # (B,) clips
-    wording: np.ndarray                        # (B,) random; the caption is this modulo their number
+    wording: np.ndarray                        # (B,) random integers; modulo a clip's number of captions
     start: np.ndarray                          # (B,) first token
     variant: np.ndarray                        # (B,) which band-limited version
 
 
 def choose_crops(latents: LatentCache, muffled: LatentCache | None, batch: int, length: int, rng,
                  rows: slice = slice(None)) -> Crops:
-    """Random clips (with probabilities latents.p; None: alike), wordings and crops. rng: a numpy Generator, a
+    """Random clips (uniform, or with probabilities latents.p), wordings and crops. rng: a numpy Generator, a
     fresh one each step, so that a resumed run needs no saved state. All of the batch is drawn, and its `rows`
     returned: on several devices each reads its own."""
     if latents.p is None:
@@ -68,8 +68,8 @@ def read_crops(crops: Crops, latents: LatentCache, muffled: LatentCache | None, 
     """The crops themselves, padded with a mask.
 
     Returns arrays: i (B,) clip indices, wording (B,), x0 (B, T, C), mask (B, T) True where there is sound;
-    for super-resolution cond (B, T, C), the same crop of a band-limited version at one level, and x0 with the
-    gain that this took; with `phi` phi (B, T, F), the same crop of the clip at its own level."""
+    for super-resolution cond (B, T, C), the crop of a band-limited version scaled to one level, and x0 scaled
+    by the same gain; with `phi` phi (B, T, F), features of the same crop unscaled."""
     B = len(crops.i)
     drawn = {"i": crops.i, "wording": crops.wording, "mask": np.zeros((B, length), bool),
              "x0": np.zeros((B, length, latents.channels), np.float32)}
@@ -124,7 +124,8 @@ def add_noise(drawn: dict, token_ids: list, cfg: Config, generator: torch.Genera
 
 
 def validation_batches(clips: TrainingData, cfg: Config, density) -> list[dict]:
-    """Two batches of 64 held-out clips, always the same and with the same noise; whoever uses them sets t."""
+    """Two batches of 64 clips, drawn with replacement from the validation clips, the same clips and noise all
+    through a run; whoever uses them sets t."""
     batches = []
     for k in range(2):
         rng, generator = np.random.default_rng([cfg.seed, 9, k]), torch.Generator().manual_seed(9_000 + k)
@@ -135,8 +136,6 @@ def validation_batches(clips: TrainingData, cfg: Config, density) -> list[dict]:
 
 def split_batch(batch: dict, n: int) -> list[dict]:
     """A batch cut into n equal parts (gradient accumulation); n divides it (parts/config.py checks that)."""
-    if n == 1:
-        return [batch]
     return [dict(zip(batch, part)) for part in zip(*(value.chunk(n) for value in batch.values()))]
 
 

@@ -46,7 +46,8 @@ from parts.pretrained_judges import open_judges
 from parts.prompts import check_prompt
 from parts.soundworld import list_sounds
 
-RESCALE = 1.0  # model.VelocityField's; without it guided clips are several times too loud.  # ASSUMED
+RESCALE = 1.0  # model.VelocityField's; without it guided clips peak twice as high (results/log.md) # ASSUMED
+BATCH = 16     # clips at a time: larger batches are slower on a CPU (results/log.md)
 
 
 # --- a trained model ------------------------------------------------------------------------------------
@@ -63,7 +64,7 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        """Length that it was trained on."""
+        """Of a training crop."""
         return self.codec.tokens(round(self.config["seconds"] * RATE))
 
     @property
@@ -122,11 +123,10 @@ def generate_latents(run: Run, captions: list[str], seeds: list[int], tokens: in
     return integrate(field, x1, steps or run.config["sample_steps"], method).cpu()
 
 
-def generate(run: Run, captions: list[str], seeds: list[int], batch: int = 16, progress: str = "",
-             **how) -> np.ndarray:
-    """Captions -> waveforms (B, N) float32. `how`: see generate_latents. Of longer clips fewer are made at a
-    time, so that memory does not grow with their number."""
-    batch = max(1, batch * run.tokens // max(run.tokens, how.get("tokens") or 0))
+def generate(run: Run, captions: list[str], seeds: list[int], progress: str = "", **how) -> np.ndarray:
+    """Captions -> waveforms (B, N) float32. `how`: see generate_latents. The longer the clips, the fewer
+    are made at a time, so that memory does not grow with their length."""
+    batch = max(1, BATCH * run.tokens // max(run.tokens, how.get("tokens") or 0))
     waves = []
     starts = range(0, len(captions), batch)
     for i in tqdm(starts, desc=progress, disable=not progress, unit="batch", dynamic_ncols=True):
@@ -135,16 +135,16 @@ def generate(run: Run, captions: list[str], seeds: list[int], batch: int = 16, p
     return np.concatenate(waves)
 
 
-def upsample(run: Run, muffled: np.ndarray, cutoff: float, seeds: list[int], steps: int | None = None,
-             batch: int = 16) -> np.ndarray:
-    """Band-limited waves (B, N), one cutoff (Hz) -> full band (B, N); under the cutoff it is the input's.
+def upsample(run: Run, muffled: np.ndarray, cutoff: float, seeds: list[int],
+             steps: int | None = None) -> np.ndarray:
+    """Band-limited waves (B, N), one cutoff (Hz) -> full band (B, N); below 0.96 cutoff the input's.
     See upsample_long, which does the same for one recording of any length."""
     # To one level, as in training: how loud a recording is must not matter.
     x, gains = at_level(muffled)
     waves = []
-    for i in range(0, len(x), batch):
-        part = torch.from_numpy(x[i : i + batch])
-        some = seeds[i : i + batch]
+    for i in range(0, len(x), BATCH):
+        part = torch.from_numpy(x[i : i + BATCH])
+        some = seeds[i : i + BATCH]
         z = restore_latents(run, run.codec.encode(part), some, steps)
         waves.append(run.codec.decode(z, part, cutoff, some)[:, : x.shape[1]].numpy())
     return with_added(muffled, np.concatenate(waves) - x, gains)
@@ -160,8 +160,8 @@ def restore_latents(run: Run, cond: Tensor, seeds: list[int], steps: int | None 
 
 def upsample_long(run: Run, x: np.ndarray, cutoff: float, seed: int = 0, steps: int | None = None,
                   segment_s: float = 30.0, progress: bool = True) -> np.ndarray:
-    """One recording of any length (N,) -> (N,). Overlapping windows share one trajectory of latents; sound is
-    encoded and decoded in segments of 30 s, half a second of which is cross-faded."""
+    """One recording of any length (N,) -> (N,). Latents are integrated as one sequence; sound is encoded and
+    decoded in segments of 30 s, and decoded segments are cross-faded over half a second."""
     (loud,), gains = at_level(x[None])
     segment, fade = round(segment_s * run.codec.rate), round(0.5 * run.codec.rate)         # tokens
     T = max(run.tokens, run.codec.tokens(len(x)))
@@ -192,7 +192,7 @@ def upsample_long(run: Run, x: np.ndarray, cutoff: float, seed: int = 0, steps: 
 
 @torch.no_grad()
 def validation_loss(model: DiT, batches: list[dict], bins: int = 10) -> list[float]:
-    """Loss on held-out clips at t = .05, .15 ... .95, the same noise each time; one bin a number."""
+    """Loss on held-out clips at t = .05, .15 ... .95, the same noise each time; one number a bin."""
     by_t = []
     for k in range(bins):
         each = []
@@ -206,8 +206,8 @@ def validation_loss(model: DiT, batches: list[dict], bins: int = 10) -> list[flo
 
 def maker(run: Run, steps: int | None = None, w: float | None = None, cutoff: int = CUTOFF,
           progress: str = ""):
-    """-> make(inputs, seeds) of parts/previews.py, in so many Euler steps, at guidance scale w; cutoff: of
-    muffled inputs, Hz; progress: said on a bar."""
+    """-> make(inputs, seeds) of parts/previews.py, steps: of Euler; w: guidance scale; cutoff: of
+    band-limited inputs, Hz; progress: label of a bar."""
     assert not run.model.training, "sounds come from EMA weights in eval mode"
 
     def make(inputs, seeds: list[int]) -> np.ndarray:
@@ -283,18 +283,17 @@ def cmd_generate(args) -> None:
     seconds = args.seconds or run.config["seconds"]
     n = round(seconds * RATE)
     judge = load_judge("dev") if in_soundworld else None
-    for k in range(args.n):
-        if k % 16 == 0:                                            # a few at a time; then they are written
-            seeds = list(range(args.seed + k, args.seed + min(k + 16, args.n)))
-            waves = generate(run, [caption] * len(seeds), seeds, w=args.guidance_scale, steps=args.steps,
-                             tokens=max(run.tokens, run.codec.tokens(n)), method=args.method)[:, :n]
-        x = waves[k % 16]
-        factor = write_wav(paths[k], x)
-        level = "peak {peak:.2f}, RMS {rms:.3f}, centroid {centroid_hz:.0f} Hz".format(**describe(x))
-        if judge:
-            found = ", ".join(f"{name} at {onset_s:.1f} s" for name, onset_s in judged_events(judge, x))
-            level += f"; the judge finds, in order of onset: {found or 'no sound that it knows'}"
-        print(f"{paths[k]}: {len(x) / RATE:.2f} s, {level}{scaled_note(factor)}")
+    for first in range(0, args.n, BATCH):                          # a few at a time; then they are written
+        seeds = list(range(args.seed + first, args.seed + min(first + BATCH, args.n)))
+        waves = generate(run, [caption] * len(seeds), seeds, w=args.guidance_scale, steps=args.steps,
+                         tokens=max(run.tokens, run.codec.tokens(n)), method=args.method)[:, :n]
+        for path, x in zip(paths[first:], waves):
+            factor = write_wav(path, x)
+            level = "peak {peak:.2f}, RMS {rms:.3f}, centroid {centroid_hz:.0f} Hz".format(**describe(x))
+            if judge:
+                found = ", ".join(f"{name} at {onset_s:.1f} s" for name, onset_s in judged_events(judge, x))
+                level += f"; the judge finds, in order of onset: {found or 'no sound that it knows'}"
+            print(f"{path}: {len(x) / RATE:.2f} s, {level}{scaled_note(factor)}")
 
 
 def cmd_upsample(args) -> None:

@@ -1,9 +1,9 @@
 """SSL guidance: early in training, pull a block's hidden states towards the features of a frozen SSL encoder.
 
 Idea.  A young diffusion transformer must invent a representation of sound before it can use its condition. A
-self-supervised teacher phi already has one, and aligning a block with it shortens that. The paper's idea is
-that its coarse features get in the way later, so the weight of the alignment decays with the regime r. (In
-our runs of super-resolution it made no difference that guidance ends at 0.4 K: docs/results.md.)
+self-supervised teacher phi already has one, and aligning a block with it shortens that. The abstract
+decays this guidance ("early semantic bootstrapping") and gives no more detail; here its weight follows the
+regime r. (In our runs of super-resolution no effect of ending it at 0.4 K was found: docs/results.md.)
 
     L_ssl     = mean over tokens of 1 - cos(P(h_l(x_t)), phi_c(x0))             # REPA (2410.06940), eq. 8
                 phi_c = phi - its data-set mean; every 4th token a step         # ASSUMED
@@ -36,7 +36,7 @@ OFF_AT = 0.9  # past this r the branch is not computed at all: decay also buys t
 class Projector(nn.Module):
     """P: h (B, T, W) -> (B, T, F). Hidden width 2 W (REPA's 2,048 would cost more than four small blocks).
 
-    Its initial values come from a generator of its own: switching guidance on changes nothing else drawn."""
+    Its initial values are drawn under a forked random state: guidance changes nothing else that is drawn."""
 
     def __init__(self, width: int, features: int, seed: int = 0):
         super().__init__()

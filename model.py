@@ -1,8 +1,8 @@
 """Diffusion transformer, flow-matching loss, generation.
 
-Idea. Sound is a short sequence of half-whitened vectors (parts/codec.py). A transformer learns the velocity
-that carries noise to such sequences (flow matching); its condition is a caption, or the latents of a
-band-limited recording.
+Idea. Sound is a short sequence of vectors: principal components divided by the square root of their standard
+deviation (parts/codec.py). A transformer learns the velocity that carries noise to such sequences (flow
+matching); its condition is a caption, or the latents of a band-limited recording.
 
     wav (B, N) --codec--> x0 (B, T, C)                                   25 tokens a second
     x_t = (1 - t) x0 + t eps --DiT(t, text, cond)--> v_hat (B, T, C)     loss: |v_hat - (eps - x0)|^2
@@ -13,12 +13,13 @@ network predicts v; x0_hat = x_t - t v_hat. Guidance scale w = 1 is plain condit
 batch, T tokens, C latent channels, W width, H heads, d = W / H, L blocks, S words. Sources: SiT (arXiv
 2401.08740) and REPA for the interpolant, DiT (arXiv 2212.09748) for adaLN-zero.
 
-Public: DiT, block_weights, interpolate, flow_matching_loss, predict, VelocityField, integrate.
+Public: DiT, block_weights, interpolate, flow_matching_loss, predict, conditioned, VelocityField, integrate.
 
     python model.py           # demo: the sampler against the exact velocity field of Gaussian data
 """
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -120,7 +121,7 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        # Words far enough apart that a caption shows in adaLN from step 1.
+        # Word vectors far enough apart that captions differ in c, adaLN's input, from step 1.
         if isinstance(self.text, TextEncoder):
             nn.init.normal_(self.text.embed.weight, std=0.5)
         for block in self.blocks:
@@ -156,8 +157,8 @@ class DiT(nn.Module):
         [, hs = [h_0, ..., h_L] (B, T, W): the embedding, then each block's output].
 
         text: from encode_text. cond (B, T, C): band-limited latents, replaced by the learned null where drop
-        (B,) is True. mask (B, T): True at real tokens; padded ones are not attended to. All None is the
-        unconditional, unmasked case."""
+        (B,) is True. mask (B, T): True at real tokens; padded ones are not attended to. Unconditional: cond
+        None; for captions not text None, which is never trained, but the Text of empty ones."""
         assert x_t.ndim == 3 and x_t.shape[2] == self.channels, x_t.shape
         assert t.shape == x_t.shape[:1], (x_t.shape, t.shape)
         # Input of unit variance (in the mean over channels); the condition beside it.
@@ -234,8 +235,7 @@ def predict(model: DiT, batch: dict, net=None, drop: bool = True) -> tuple:
 def conditioned(model: DiT, batch: dict):
     """-> a function (x_t (B, T, C), t (B,)) -> v_hat under the batch's own conditions, none dropped."""
     text = model.encode_text(batch["ids"]) if "ids" in batch else None
-    cond, mask = batch.get("cond"), batch.get("mask")
-    return lambda x_t, t: model(x_t, t, text, cond, mask)
+    return functools.partial(model, text=text, cond=batch.get("cond"), mask=batch.get("mask"))
 
 
 # --- generation -----------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ class VelocityField:
     def windowed(self, x: Tensor, t: float) -> Tensor:
         """Weighted mean over overlapping windows."""
         def on_windows(x_windows: Tensor, starts: list[int], rows: Tensor) -> Tensor:
-            text, null = (given and given.rows(rows) for given in (self.text, self.null))
+            text, null = (x.rows(rows) if x is not None else None for x in (self.text, self.null))
             cond = cut(self.cond, starts, self.window) if self.cond is not None else None
             return self.guided(x_windows, t, text, null, cond)
         return over_windows(on_windows, x, self.window)

@@ -9,20 +9,21 @@ compare them with those of the true sound. While that discrepancy D still falls 
             phi_c = phi - its data-set mean; probe j at step k_j = round(32 * 2^(j/4))
     s_j   = -(least-squares slope of the last 6 D on k^(1/3))
     ref   = the largest s so far that is significant
-    rho_j = clip(s_j / ref, 0, 1);   r_j = 1 - EMA_0.6(rho), 0 until there is a ref           # ASSUMED
+    rho_j = clip(s_j / ref, 0, 1);   r_j = 1 - EMA(rho), 0 until there is a ref               # ASSUMED
+            EMA: the newest rho weighs 0.6
     no ref by 0.15 K (K planned steps) and six probes: r = k_j / K, the clock, until there is # ASSUMED
           one; six probes end at step 76, so a shorter run keeps r = 0
 
-Why not t = 1, pure noise, where all that is right came from the condition? What the network predicts there
-is the *mean* of all sounds that the condition allows, and no sound: the better the mean, the further its
-features are from any sound's. D then stands still, or rises, while captions are being learnt
-(docs/method.md). Which discrepancy to take was chosen by a rule on recorded runs: lab/regime_choice.py.
+Why not t = 1? There x_t says nothing about x0, and the best prediction is the *mean* of all sounds that the
+condition allows, which is no sound: the better the mean, the further its features are from any sound's. D
+then stands still, or rises, while captions are being learnt (docs/method.md). Which discrepancy to take was
+chosen by a rule on recorded runs: lab/regime_choice.py.
 
 Why k^(1/3)? Against steps k the slope collapses within the first tenth of a run; against log k, per doubling,
 it hardly falls at all where learning curves are straight in log k, as those of captions are, and r stays at
-0.2 when four fifths of the captions are understood. Between the two, the cube root is nearest to measured
-progress (results/log.md). Once a slope has been accepted, r reads D only through s / ref, so neither
-the scale of D nor its offset matters.
+0.2 when four fifths of the captions are understood. Between the two, the cube root was nearest to measured
+progress on the five runs that chose it (results/log.md, as are later checks). Once a slope has been accepted,
+r reads D only through s / ref, so neither the scale of D nor its offset matters.
 
 Conventions: t in [0, 1], **t = 1 is pure noise**, t = 0 is data; x_t = (1-t) x0 + t eps; v = eps - x0; the
 network predicts v; x0_hat = x_t - t v_hat. B batch, T tokens, C latent channels, F features. k = step, K =
@@ -31,7 +32,8 @@ planned steps.
 What r drives is said in train.drive: guidance, timesteps, structure. This file knows nothing of them, nor of
 any model: `predict` and `extract` are passed in as functions.
 
-Public: Regime (state, r), Probe, probe, discrepancy, signal, slope, probe_steps, read_r, hold_last.
+Public: Regime (state, r), Probe, probe, discrepancy, over_tokens, signal, SIGNALS, slope, probe_steps,
+read_r, hold_last.
 
     python regime.py          # demo: r on four synthetic discrepancy curves with known answers
 """
@@ -56,8 +58,8 @@ MIN_RELATIVE = 0.02        # and, over its window, a fall of this share of the f
 NO_SIGNAL = 0.15           # share of K after which, without one significant slope, r follows the clock
 SOURCES = ("slope", "loss", "agreement", "clock", "replay")
 
-# The discrepancy is a family. What is compared with the true sound: x0_hat in one step from noise level t, or
-# a sample of a few steps. How: token by token, or the clip's mean feature ("-pooled").
+# x0 is compared with x0_hat in one step from x_t ("t0.9": t = 0.9), or with a sample of SAMPLE_STEPS steps;
+# token by token, or ("-pooled") by the mean feature of the clip.
 SAMPLE_STEPS = 4
 PREDICTIONS = ("t1.0", "t0.9", "t0.7", "t0.5", "sample")
 LEVELS = ("t0.9", "t0.7", "t0.5")
@@ -114,10 +116,10 @@ def probe(predict, extract, x0: Tensor, eps: Tensor, names=LEVELS, mean: Tensor 
 
     predict: see predicted; extract(x0 (B, T, C)) -> features (B, T, F), mean (F,) of them; target: of x0, if
     at hand; mask (B, T): where it is False, phi sees x0 in both. x0, eps (B, T, C) are the same at every
-    probe: in fresh noise the slope would drown. The levels are fixed, not drawn, or a sampler that follows r
-    would bend the signal that drives it. Probe the averaged (EMA) weights: at a constant learning rate the
-    raw ones scatter D about three times as much (results/log.md), and an average over the last tenth of a run
-    is only log2(10/9) doublings late."""
+    probe: in fresh noise the change of D would be lost. The levels are fixed, not drawn: a sampler that
+    follows r must not change what r is read from. Probe the averaged (EMA) weights: at a constant learning
+    rate the raw ones scatter D about three times as much (results/log.md), and the average is only a tenth of
+    the steps so far behind."""
     if target is None:
         target = extract(x0)
     D = {}
@@ -176,14 +178,16 @@ def slope(k, D) -> tuple[float, float]:
 # --- the regime ---------------------------------------------------------------------------------------------
 
 class Regime:
-    """r from one of five sources; its state is the list of probes, small and printable. K: planned steps.
+    """r from one of five sources; its state is the list of probes (k, D). K: planned steps.
 
-    slope: `update(k, D)` at the probe steps, where `probe_index(k)` is not None. loss: the same, with D the
-    mean of the training losses since the last one (`observe(loss)` each step). agreement: update(k, cosine of
-    the gradients of guidance and flow matching) at every second probe step; r = 1 - EMA_0.6(cosine) / its
-    largest since the third (ASSUMED; the cosine as a signal: HASTE, arXiv 2505.16792). Where guidance ends at
-    r > 0.9 no cosine is measured any more, and r stays. clock: r = k / K. replay:FILE: r of another run, from
-    its log.jsonl. ValueError for an unknown source or a file without r."""
+    slope        update(k, D) at the probe steps, those where probe_index(k) is not None
+    loss         the same, D = mean since the last probe of the losses that observe(loss) is given each step
+    agreement    update(k, cosine of the gradients of guidance and flow matching) at every second probe step;
+                 r = 1 - e / (largest e since the third), e = EMA(cosine); once guidance is off, r stays
+    clock        r = k / K                               # agreement: ASSUMED; cosine: HASTE, arXiv 2505.16792
+    replay:FILE  r of another run, from its log.jsonl
+
+    ValueError for an unknown source or a file without r."""
 
     def __init__(self, source: str, K: int):
         self.source, _, path = source.partition(":")
@@ -209,15 +213,9 @@ class Regime:
         return k in self.steps or (self.source == "agreement" and k - 1 in self.steps)
 
     @property
-    def measured(self) -> bool:
-        """True where r depends on what is measured."""
-        return self.source in ("slope", "loss", "agreement")
-
-    @property
     def no_signal(self) -> bool:
-        """True once 15 % of K and six probes passed without a significant fall: r follows the clock."""
-        had_its_chance = len(self.k) >= WINDOW and self.k[-1] >= NO_SIGNAL * self.K
-        return self.measured and self.ref is None and had_its_chance
+        """True where six probes and 15 % of K brought no significant fall of D: r then follows the clock."""
+        return self.ref is None and len(self.k) >= WINDOW and self.k[-1] >= NO_SIGNAL * self.K
 
     def observe(self, loss: Tensor) -> None:
         """Take the training loss of a step. The sum stays on the loss's device: no synchronization."""
@@ -231,7 +229,7 @@ class Regime:
         return total / n if n else float("nan")
 
     def update(self, k: int, D: float) -> None:
-        """Take the probe of step k. ValueError where D is not finite: it would poison every later slope."""
+        """Take the probe of step k. ValueError where D is not finite: every later slope would be NaN."""
         if not np.isfinite(D):
             raise ValueError(f"discrepancy at step {k} is {D}")
         self.k.append(int(k))
@@ -259,7 +257,7 @@ class Regime:
         if self.s > MIN_STANDARD_ERRORS * standard_error and self.s > least:
             self.ref = max(self.ref or 0.0, self.s)
 
-        # rho = clip(s / ref, 0, 1): today's progress as a share of the best; r = 1 - its moving average.
+        # rho = clip(s / ref, 0, 1): the slope now as a share of the largest; r = 1 - its moving average.
         if self.ref:
             self.mean = self._moving_average(float(np.clip(self.s / self.ref, 0, 1)))
             self.current = 1 - self.mean

@@ -42,7 +42,7 @@ class LogitNormal:
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n timesteps (n,) float32 in (0, 1). The generator is the only randomness.
 
-        Every density consumes as many random values: changing it changes t and nothing else that is drawn."""
+        Every density draws the same number of random values, so changing it changes t alone."""
         normal = torch.randn(n, generator=generator)
         uniform = torch.rand(n, generator=generator)
         pick = torch.rand(n, generator=generator)

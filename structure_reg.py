@@ -17,19 +17,19 @@ from pointing the same way.
     8 grouped_loss  L_struct = mean over clips and pairs of groups of cos^2(U_g, U_h)            # ASSUMED
                     U_g = mean over l in g of u_l, less its mean over the batch;
                     u_l = h_l - h_(l-1), averaged over the clip's tokens
-    9 share         mu = q r / ratio, ramped in: the loss has a share q r of the gradient        # ASSUMED
-                    ratio = |grad L_struct| / |grad L_fm| on the blocks' weights, measured meanwhile, kept
+    9 share         mu = q r / ratio, ramped in: |mu grad L_struct| = q r |grad L_fm|            # ASSUMED
+                    ratio = |grad L_struct| / |grad L_fm| on the blocks' weights, from the ramp, then held
 
 Why products: W_V -> X W_V, W_O -> W_O X^-1 leaves a head unchanged, and hidden units may be renumbered at
 will, so single matrices say nothing; W_O W_V and W_2 W_1 don't change. They read and write the residual
-stream, a basis that all blocks share (P: LayerNorm takes the mean direction out). W_Q and W_K stay out:
-QK-norm makes their scale meaningless.
+stream, a basis that all blocks share (P: LayerNorm, before adaLN's shift and scale, takes the mean out). W_Q
+and W_K stay out: QK-norm makes their scale meaningless.
 
 Why two tests: clustering always returns G groups, and weights that hardly move return the same ones at each
-check. *Axes*: in the null each block's residual axes are permuted and flipped at random: everything a block
-is stays, what it shares with the others goes. (One direction that all blocks share is no group: the leading
-singular pair of the mean signature is projected out first.) *Depth*: we take it that depth alone makes
-neighbours alike, the first and last block unlike the others; groups that this explains do not pass.
+check. *Axes*: in the null each block's residual axes are permuted and flipped at random: each block stays
+what it is, what it has in common with others is lost. (One direction that all blocks share is no group: the
+leading singular pair of the mean signature is projected out first.) *Depth*: we take it that depth alone
+makes neighbours alike, the first and last block unlike the others; groups that this explains do not pass.
 
 Conventions: t in [0, 1], t = 1 is pure noise, t = 0 is data; r = 0 acquires semantics, r = 1 refines. B
 batch, T tokens, W width, L blocks, G groups, R = 6 W outputs of a block's adaLN; q: --struct-share; L_fm:
@@ -55,7 +55,7 @@ DRAWS, ALPHA = 39, 0.05  # of the null; the smallest reachable p is 1 / 40
 # Successive checks see almost the same weights: of 200 runs with random blocks a streak alone accepted 19,
 # with the finer null besides 12 at p <= .01, 6 at p <= .005 (results/log.md, "how often does chance latch?").
 STREAK, CONFIRM_DRAWS, CONFIRM_ALPHA = 3, 199, 0.005
-ACCEPT_FROM = 0.5        # r; before, the network still acquires what the groups would do
+ACCEPT_FROM = 0.5        # r from which groups are accepted: before, semantics are still being learnt
 MOVED = 0.01             # relative weight movement that makes a check worth having
 C_FLOOR = 1e-3           # RMS of every C_l before it counts: adaLN starts at zero, where a cosine is noise
 DEPTH_DRAWS = 199        # of the second null, which is cheap
@@ -82,12 +82,12 @@ def _unit(x: Tensor) -> Tensor:
     return x / x.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-12)
 
 
-def _without_common(x: Tensor, iterations: int = 30) -> Tensor:
+def _without_common(x: Tensor) -> Tensor:
     """Project the leading singular pair (u, v) of mean_l x_l out of every x_l (L, R, W)."""
     # Power iteration: deterministic, and one pair is enough.
     mean = x.mean(0)                                       # (R, W)
     v = mean[mean.norm(dim=1).argmax()]                    # (W,)
-    for _ in range(iterations):
+    for _ in range(30):
         v = F.normalize(mean.T @ (mean @ v), dim=0, eps=1e-12)
     u = F.normalize(mean @ v, dim=0, eps=1e-12)            # (R,)
     # (I - u u^T) x_l (I - v v^T)
@@ -209,9 +209,9 @@ class GroupDetector:
     """Accepts groups of blocks once they have converged; later groups replace them only once they have
     converged too.
 
-    `check` it now and then; `groups` is None until then, `activated_at` the step of the first acceptance.
+    Call `check` at intervals; `groups` is None until the first acceptance, at step `activated_at`.
     G = 3, but 2 below six blocks: of four, three groups would hold only one pair. `ratio` is the moving
-    average of gradient_ratio, None before the first (`take_ratio`)."""
+    geometric mean of gradient_ratio, None before the first (`take_ratio`)."""
 
     def __init__(self, depth: int, seed: int = 0):
         self.G, self.seed = max(2, min(3, depth // 2)), seed
@@ -235,19 +235,19 @@ class GroupDetector:
                 return None
         self.checked_weights, self.checks = weights, self.checks + 1
 
-        # Which groups are there, are they more than clustering finds in anything, and are they those of the
-        # last check?
+        # The labels are clusters of rest, what depth leaves of S. Tests: is S grouped at all (axes)? Is rest
+        # (depth)? Then: are the labels those of the last check?
         parts = signatures(blocks)
         S = similarity(parts)
         rest = beyond_depth(S)
         labels = group(rest, self.G)
         p = axes_test(parts, self.G, [self.seed, self.checks])
         p_depth = depth_test(S, self.G, [self.seed, self.checks, 2])
-        agreement = 0.0 if self.labels is None else rand_index(labels, np.array(self.labels))
+        rand = 0.0 if self.labels is None else rand_index(labels, np.array(self.labels))
         if max(p, p_depth) > ALPHA:
             self.streak = 0
         else:
-            self.streak = self.streak + 1 if agreement == 1 else 1
+            self.streak = self.streak + 1 if rand == 1 else 1
         self.labels = labels.tolist()
 
         # Three times in a row, and semantics are there: accepted, if they beat a finer null as well.
@@ -256,7 +256,7 @@ class GroupDetector:
                 self.activated_at = k if self.activated_at is None else self.activated_at
                 self.groups = self.labels
         return {"S": S.round(4).tolist(), "groups": self.labels, "p": p, "p_depth": p_depth,
-                "contrast": contrast(rest, labels), "rand_index": agreement, "streak": self.streak,
+                "contrast": contrast(rest, labels), "rand_index": rand, "streak": self.streak,
                 "accepted": self.groups is not None}
 
     def take_ratio(self, ratio: float) -> None:

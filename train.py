@@ -149,7 +149,7 @@ def update(cfg: Config, networks: Networks, k: int, timer=ignore) -> float:
     if not finite:
         return norm
     timer("optimizer")
-    # EMA, ramped: a fixed .9999 would remember a whole small run.
+    # EMA, ramped: of a fixed .9999 half would be the initial weights after 6,000 steps.
     decay = min(cfg.ema, (1 + k) / (10 + k))
     with torch.no_grad():
         torch._foreach_lerp_(list(networks.ema.parameters()), list(networks.model.parameters()), 1 - decay)
@@ -161,7 +161,7 @@ def update(cfg: Config, networks: Networks, k: int, timer=ignore) -> float:
 
 def measure(run: Training, j: int | None, timer) -> dict:
     """At the j-th probe step: probe the averaged network for the regime, check the blocks for groups. -> what
-    the log keeps. Before the step itself, so that a replay of the log drives each step as it was driven."""
+    the log keeps. Before the step, so that the log has each r at the step it drives."""
     if j is None:
         return {}
     cfg, found = run.cfg, {}
@@ -191,9 +191,9 @@ def measure(run: Training, j: int | None, timer) -> dict:
 
 
 def measure_gradients(run: Training, j: int | None, driven: Driven, batch: dict, loss: dict) -> dict:
-    """At the j-th probe step, from a batch and its losses: do guidance and flow matching agree on the aligned
-    block (every second time)? What share of the gradient on the blocks does the structure loss have (until a
-    first ratio is known, at other steps too)?"""
+    """At the j-th probe step, from a batch and its losses: the cosine of the gradients of guidance and flow
+    matching on the aligned block (every second time), and the ratio of those of the structure loss and flow
+    matching on all blocks (at every step until a first ratio is known)."""
     cfg, networks, found = run.cfg, run.networks, {}
     agreement_due = driven.lam > 0 and j is not None and j % 2 == 0
     share_due = (driven.share > 0 and run.step >= regime.FIRST
@@ -221,10 +221,11 @@ def measure_gradients(run: Training, j: int | None, driven: Driven, batch: dict,
         blocks = list(networks.model.blocks.parameters())
         ratio = broadcast_from_rank0(structure_reg.gradient_ratio(loss["fm"], loss["struct"], blocks))
         found["struct_share"] = driven.mu * ratio
-        # The ratio is measured while the loss sets in, from the acceptance of groups (--structure constant:
-        # from step 0), and then kept: a loss that is fulfilled has hardly a gradient left to weigh. One that
-        # is not finite is of a broken batch, which is skipped.
-        settling = run.step <= (run.detector.activated_at or 0) + max(cfg.ramp, 2 * regime.FIRST)
+        # The ratio is averaged while the loss ramps in (--structure constant: from step 0), then held: as the
+        # loss falls its gradient vanishes, and mu = share / ratio would grow without bound. A ratio that is
+        # not finite comes from a batch that is skipped.
+        since = (run.detector.activated_at or 0) if cfg.structure == "adaptive" else 0
+        settling = run.step <= since + max(cfg.ramp, 2 * regime.FIRST)
         if settling and np.isfinite(ratio) and ratio > 0:
             run.detector.take_ratio(ratio)
     return found
@@ -273,14 +274,13 @@ def prepare(cfg: Config, checkpoint: dict | None, resume: str, claim) -> Trainin
     """Open and cache all that a run needs. checkpoint: to go on from; claim(folder): lock it for this run."""
     tracker, detector = open_regime(cfg), structure_reg.GroupDetector(cfg.depth, cfg.seed)
     infonoise = peers.InfoNoise(sampler.LogitNormal(cfg.m, cfg.s)) if cfg.timesteps == "infonoise" else None
-    probing = cfg.probe == "always" or (cfg.probe == "auto" and tracker.source == "slope" and cfg.adaptive)
-    clips = data.prepare(cfg, probing, checkpoint, resume, claim)
+    latent = cfg.regime_signal == "latent"                 # the proxy: D of the latents themselves
+    clips = data.prepare(cfg, cfg.probed and not latent, checkpoint, resume, claim)
 
     # The regime is measured on validation clips.
     val_batches = data.validation_batches(clips, cfg, sampler.LogitNormal())
-    latent = cfg.regime_signal == "latent"                 # the proxy: D of the latents themselves
     extract, mean = (torch.nn.Identity(), None) if latent else (clips.extract, clips.phi_mean)
-    probe = regime.Probe(val_batches[0], extract, mean, cfg.regime_signal) if probing else None
+    probe = regime.Probe(val_batches[0], extract, mean, cfg.regime_signal) if cfg.probed else None
 
     # What learns, as it was left.
     features = clips.phi.channels if clips.phi else 0
@@ -338,11 +338,11 @@ def loop(run: Training) -> Timer:
             timer("data")
 
             # Losses and gradients; then the weights move.
-            sums, each, of_gradients = gradients(run, j, driven, batch, timer)
+            means, each, of_gradients = gradients(run, j, driven, batch, timer)
             grad_norm = update(cfg, networks, k, timer)
             skipped = 0 if np.isfinite(grad_norm) else skipped + 1
             if not skipped and tracker.source == "loss":
-                # At the reference density: p(t) follows r, and would move the loss that r is read from.
+                # Weighted to the reference density: p(t) follows r, and would move the loss r is read from.
                 weight = sampler.LogitNormal().pdf(batch["t"]) / driven.density.pdf(batch["t"])
                 tracker.observe((weight * each).mean())
             if not skipped and run.infonoise:
@@ -354,12 +354,12 @@ def loop(run: Training) -> Timer:
                 log({"step": k, "skipped": skipped, "clips": names, "r": r, **found})
                 bar.write(skipped_line(run.out, k, names, skipped))
             elif k % 10 == 0 or k == cfg.steps or tracker.logged_at(k):
-                log({"step": k, "loss": sums["total"].item(),
-                     **{f"loss_{name}": sums[name].item() for name in ("fm", "ssl", "struct")},
+                log({"step": k, "loss": means["total"].item(),
+                     **{f"loss_{name}": means[name].item() for name in ("fm", "ssl", "struct")},
                      "lambda": driven.lam, "mu": driven.mu, "r": r, "density": asdict(driven.density),
                      "t_drawn": float(batch["t"].mean()), "lr": networks.lr, "grad_norm": grad_norm,
                      "step_s": time.perf_counter() - began, **found, **of_gradients, **tracker.notes(k)})
-                bar.set_postfix(loss=f"{sums['total'].item():.3f}", r=f"{r:.2f}", refresh=False)
+                bar.set_postfix(loss=f"{means['total'].item():.3f}", r=f"{r:.2f}", refresh=False)
                 stop.agree()
             bar.update()
             if RANK == 0 and moment_due(k, cfg.steps):
@@ -380,17 +380,17 @@ def loop(run: Training) -> Timer:
 
 def gradients(run: Training, j: int | None, driven: Driven, batch: dict, timer) -> tuple:
     """Backward through a batch, part by part -> losses, fm of each clip (B,), measure_gradients' findings."""
-    cfg, sums, each, found = run.cfg, {}, [], {}
+    cfg, means, each, found = run.cfg, {}, [], {}
     for part in data.split_batch(batch, cfg.accumulate):
         loss = losses(cfg, run.networks, part, run.step, driven, timer)
-        if not sums:
+        if not means:
             found = measure_gradients(run, j, driven, part, loss)
             timer("probe")
         (loss["total"] / cfg.accumulate).backward()
         timer("backward")
         each.append(loss.pop("each").detach())
-        sums = {name: sums.get(name, 0) + x.detach() / cfg.accumulate for name, x in loss.items()}
-    return sums, torch.cat(each), found
+        means = {name: means.get(name, 0) + x.detach() / cfg.accumulate for name, x in loss.items()}
+    return means, torch.cat(each), found
 
 
 def evaluate_and_save(run: Training, log, timer: Timer) -> str:

@@ -183,7 +183,9 @@ def _answer(folder: str, arm: str, other: str, fidelity: bool = False) -> list[s
     if fidelity:
         others = secondary_metrics(rows, {arm: {}, other: {}}, _seeds(rows), other)
         cells.append(_told_apart(others[arm]["lsd_hf"]))
-    return [*cells, format_ratio(next(iter(found["sooner"].values()))["step"])]
+    steps = next(iter(found["sooner"].values()))["step"]
+    low, high = steps["interval"]
+    return [*cells, f"**{format_ratio(steps)}**" if low > 1 or high < 1 else format_ratio(steps)]
 
 
 def _rows(folder: str) -> list[dict]:

@@ -125,6 +125,11 @@ class Config:
         return "adaptive" in (self.guidance, self.timesteps, self.structure)
 
     @property
+    def probed(self) -> bool:
+        """Is the discrepancy D measured?"""
+        return self.probe == "always" or (self.probe == "auto" and self.adaptive and self.regime == "slope")
+
+    @property
     def ramp(self) -> int:
         """Steps in which the structure loss sets in and its weight is measured."""
         return round(0.1 * self.steps)
@@ -286,9 +291,9 @@ def _needs(c: Config):
     yield ("teacher_layer",), c.teacher not in OWN_TEACHERS, "a pretrained --teacher"
     followed = c.adaptive or c.probe == "always"
     yield ("regime",), followed, "a mechanism that is adaptive, such as --guidance adaptive"
-    probed = c.probe == "always" or (c.adaptive and c.regime == "slope" and c.probe == "auto")
-    yield ("regime_signal",), probed, "--regime slope and a mechanism that is adaptive, or --probe always"
-    yield ("teacher",), guided or probed, "--guidance constant or adaptive, or --probe always"
+    yield ("regime_signal",), c.probed, "--regime slope and a mechanism that is adaptive, or --probe always"
+    of_teacher = c.probed and c.regime_signal != "latent"
+    yield ("teacher",), guided or of_teacher, "--guidance constant or adaptive, or --probe always"
 
 
 def _refuse_without_effect(given: dict) -> None:

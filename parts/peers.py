@@ -60,7 +60,7 @@ class Binned:
 
     def pdf(self, t: Tensor) -> Tensor:
         """Exact density at t (any shape)."""
-        shares = torch.tensor(self.shares)
+        shares = torch.tensor(self.shares, device=t.device)
         k = (t * len(shares)).long().clamp_max(len(shares) - 1)
         return (1 - self.u) * (shares / shares.sum())[k] * len(shares) + self.u
 

@@ -278,7 +278,7 @@ def test_the_clock_is_a_replay_of_k_over_K(tmp_path):
     log.write_text("".join(json.dumps({"step": k, "r": k / 100}) + "\n" for k in range(1, 101)))
     clock, replay = R.Regime("clock", 100), R.Regime(f"replay:{log}", 100)
     assert all(clock.r(k) == replay.r(k) for k in range(1, 101))
-    assert not clock.measured and not replay.measured
+    assert not clock.no_signal and not replay.no_signal
     with log.open("a") as f:
         f.write('{"step": 100, "r": 0.')
     assert R.Regime(f"replay:{log}", 100).r(100) == 1.0, "of a killed run, whose last line was cut off"
@@ -318,7 +318,6 @@ def test_the_loss_source_takes_the_mean_since_the_last_probe_and_resumes():
         regime.observe(torch.tensor(5.0))
         assert regime.mean_loss() == 5.0, "what was averaged is forgotten"
         assert np.isnan(regime.mean_loss()), "of no loss"
-        assert regime.measured
 
 
 def agreement(cosines) -> tuple[R.Regime, list[float]]:
@@ -333,7 +332,7 @@ def agreement(cosines) -> tuple[R.Regime, list[float]]:
 def test_fewer_than_three_cosines_say_nothing():
     for cosines in ([0.5], [0.5, -0.5], [-1.0, -1.0]):
         assert agreement(cosines)[1] == [0.0] * len(cosines)
-    assert R.Regime("agreement", K).r(1) == 0 and R.Regime("agreement", K).measured
+    assert R.Regime("agreement", K).r(1) == 0
 
 
 def test_guidance_that_agrees_as_much_as_ever_keeps_r_at_0():

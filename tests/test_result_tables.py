@@ -53,7 +53,7 @@ def test_an_answer_is_the_first_arm_minus_the_second_and_empty_where_one_was_not
         rows = fabricated_rows(("stage", "clock"), range(n), final, curve)
         monkeypatch.setattr(result_tables, "_rows", lambda folder, rows=rows: rows)
         difference, sooner = result_tables._answer("x", "stage", "clock")
-        assert difference == "**+0.250 [+0.250, +0.250]**" + ending and sooner == "2.00 [2.00, 2.00]"
+        assert difference == "**+0.250 [+0.250, +0.250]**" + ending and sooner == "**2.00 [2.00, 2.00]**"
         assert result_tables._answer("x", "clock", "stage")[0].startswith("**-0.250 ")
         assert result_tables._answer("x", "stage", "static") == ["", ""]
     open_ended = {"difference": 0.1, "interval": [-0.1, 0.3]}
