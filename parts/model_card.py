@@ -193,7 +193,9 @@ def _results(scores: dict | None, step: int) -> str:
     left_out = ("run", "step", "prepare_s", "train_s", "data")
     how = ", ".join(f"{_name(name)} {_name(value)}" for name, value in protocol.items()
                     if name not in left_out)
-    return "\n".join([*lines, "", f"Brackets: 95 % intervals over clips of one model. Measured with: {how}."])
+    note = ("Brackets: 95 % intervals over clips of one model. Measured before the weights were rounded to half "
+            f"precision, with: {how}.")
+    return "\n".join([*lines, "", note])
 
 
 # --- the card -----------------------------------------------------------------------------------------------
