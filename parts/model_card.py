@@ -193,8 +193,8 @@ def _results(scores: dict | None, step: int) -> str:
     left_out = ("run", "step", "prepare_s", "train_s", "data")
     how = ", ".join(f"{_name(name)} {_name(value)}" for name, value in protocol.items()
                     if name not in left_out)
-    note = ("Brackets: 95 % intervals over clips of one model. Measured before the weights were rounded to half "
-            f"precision, with: {how}.")
+    note = ("Brackets: 95 % intervals over clips of one model. Measured before the weights were rounded to "
+            f"half precision, with: {how}.")
     return "\n".join([*lines, "", note])
 
 
