@@ -121,7 +121,7 @@ def test_arrows_go_down_and_never_round():
                    if not module.startswith("lab"))
 
 
-def test_modules_speak_of_concepts_and_never_of_each_other():
+def test_concept_modules_import_no_other_concept():
     """The four mechanism files import no project file; model.py knows neither data nor training."""
     graph = graph_of(ROOT)
     assert all(graph[module] == set() for module in MECHANISMS)

@@ -44,7 +44,7 @@ def test_a_split_word_counts_in_a_name_of_any_language_and_only_as_a_whole_word(
     assert find_metadata(tmp_path, "test") == (tmp_path / "daten-train.csv", False)
 
 
-def test_rows_know_their_number(tmp_path):
+def test_rows_carry_their_number(tmp_path):
     (tmp_path / "m.csv").write_text("file_name,caption\na.wav,x\nb.wav,y\n")
     (tmp_path / "m.jsonl").write_text('{"file_name": "a.wav"}\n\n{"file_name": "b.wav"}\n')
     assert [row["#"] for row in read_rows(tmp_path / "m.csv")] == [2, 3], "the header is row 1"

@@ -112,6 +112,25 @@ def test_a_split_batch_is_the_batch_in_equal_parts():
         assert all(torch.equal(torch.cat([part[name] for part in parts]), batch[name]) for name in batch)
 
 
+def test_validation_is_of_held_out_clips_in_two_batches_that_are_the_same_each_time():
+    clips = SimpleNamespace(val_latents=Numbered(), val_muffled=Numbered(), latents=None, muffled=None, T=16,
+                            val_token_ids=None, token_ids=None)
+    first, again = (data.validation_batches(clips, Config(device="cpu"), LogitNormal()) for _ in range(2))
+    assert [len(batch["x0"]) for batch in first] == [64, 64]
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(first, again) for name in a)
+    for name in ("x0", "eps"):
+        assert not torch.equal(first[0][name], first[1][name]), f"{name}: negative control"
+
+
+def test_conditions_are_dropped_as_often_as_the_settings_say():
+    drawn = {"x0": np.zeros((4_000, 1, 1), np.float32), "cond": np.zeros((4_000, 1, 1), np.float32),
+             "mask": np.ones((4_000, 1), bool)}
+    for share in (0.0, 0.25, 1.0):
+        cfg, generator = Config(device="cpu", cond_drop=share), torch.Generator().manual_seed(0)
+        dropped = data.add_noise(drawn, [], cfg, generator, LogitNormal())["drop"]
+        assert float(dropped.float().mean()) == pytest.approx(share, abs=0.03 * (0 < share < 1))
+
+
 # --- what is not finite
 
 def test_clips_that_are_not_finite_are_named_or_else_all_of_them():

@@ -1,5 +1,6 @@
 """Claims about train.drive and train.measure: what the regime r and the settings make of lambda, the density
 and structure, and what r is measured from."""
+import dataclasses
 import json
 import types
 
@@ -10,6 +11,7 @@ from run_files import step_rows
 
 import guidance
 import regime
+import sampler
 import structure_reg
 import train
 from parts.config import Config
@@ -35,6 +37,16 @@ def test_the_share_of_structure_sets_in_over_a_tenth_of_the_run_and_lambda_falls
     shares = [train.drive(cfg, 0.5, k, detector).share for k in (40, 45, 50, 60)]
     assert shares == pytest.approx([0, 0.25 * cfg.struct_share, 0.5 * cfg.struct_share, shares[2]])
     assert train.drive(cfg, 0.5, 60, detector).lam == pytest.approx(cfg.lambda0 / 4)
+
+
+def test_the_settings_of_lambda_and_of_each_density_reach_the_step():
+    detector = structure_reg.GroupDetector(8)
+    cfg = Config(steps=100, lambda0=0.3, m=0.7, s=1.7, m_early=3.0, s_early=0.5, m_late=-1.0, s_late=2.5)
+    driven = train.drive(cfg, 0.25, 50, detector)
+    assert driven.lam == pytest.approx(0.225) and driven.density == sampler.LogitNormal(2.0, 1.0)
+    constant = dataclasses.replace(cfg, guidance="constant", timesteps="constant")
+    driven = train.drive(constant, 0.25, 50, detector)
+    assert driven.lam == 0.3 and driven.density == sampler.LogitNormal(0.7, 1.7)
 
 
 def test_the_structure_loss_has_the_weight_that_gives_it_its_share_and_none_while_that_is_unknown():

@@ -1,5 +1,6 @@
 """Claims about what a user does with a run: generate, upsample, score, list sounds; and the shipped ones."""
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,6 +122,34 @@ def test_previews_are_files_of_a_step_and_a_quick_number(t2a_run, sr_run, tmp_pa
             names = [f"step{step:06d}-{k}.wav" for k in range(4)]
             sounds.append([soundfile.read(run.path / "samples" / name)[0] for name in names])
         assert np.array_equal(*sounds) and not np.array_equal(sounds[0][0], sounds[0][1])
+
+
+def test_the_scale_and_the_steps_are_the_runs_own_where_none_are_asked_for(t2a_run):
+    run = evaluate.load_run(t2a_run)
+    run.config |= {"guidance_scale": 4.0, "sample_steps": 3}
+    own, asked, other = (evaluate.generate_latents(run, ["rain"], [1], **how) for how in (
+        {}, {"w": 4.0, "steps": 3}, {"w": 1.0, "steps": 3}))
+    assert torch.equal(own, asked) and not torch.allclose(own, other, atol=0.1)
+
+
+def test_the_longer_the_clips_the_fewer_are_made_at_a_time(t2a_run, monkeypatch):
+    run, sizes = evaluate.load_run(t2a_run), []
+    codec = SimpleNamespace(tokens=run.codec.tokens, decode=lambda z, seeds: torch.zeros(len(z), 1))
+    monkeypatch.setattr(run, "codec", codec)
+    monkeypatch.setattr(evaluate, "generate_latents", lambda run, c, *a, **k: sizes.append(len(c)) or c)
+    for tokens in (None, 4 * run.tokens, 99 * run.tokens):
+        assert evaluate.generate(run, ["rain"] * 20, list(range(20)), tokens=tokens).shape == (20, 1)
+    assert sizes == [16, 4, *5 * [4], *20 * [1]]
+
+
+def test_latents_of_a_recording_in_segments_are_those_of_the_whole(sr_run, monkeypatch):
+    run, seen = evaluate.load_run(sr_run), []
+    monkeypatch.setattr(evaluate, "restore_latents", lambda run, cond, *a: seen.append(cond) or cond)
+    x = band_limit(gaussian(RATE * 8), 2_000)
+    for segment_s in (3.0, 30.0):
+        evaluate.upsample_long(run, x, 2_000, segment_s=segment_s, progress=False)
+    segments, whole = seen
+    assert segments.shape == whole.shape and (segments - whole).norm() < 0.05 * whole.norm()
 
 
 # --- commands

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 import guidance as G
 from model import flow_matching_loss
-from regime import over_tokens
+from regime import discrepancy, over_tokens
 
 # --- the loss
 
@@ -65,6 +65,14 @@ def test_the_loss_is_finite_for_zero_and_huge_half_precision_features():
         assert torch.isfinite(loss) and torch.isfinite(z.grad).all()
 
 
+def test_losses_and_the_discrepancy_are_float32_whatever_they_are_given():
+    a, b = (torch.randn(3, 5, 64).bfloat16() for _ in range(2))
+    for loss in (G.alignment_loss, flow_matching_loss, discrepancy):
+        found = loss(a, b)
+        assert found.dtype == torch.float32
+        assert torch.allclose(found, loss(a.float(), b.float()), atol=1e-6), loss.__name__
+
+
 # --- its weight
 
 def test_lambda_falls_from_lambda0_and_is_exactly_zero_past_its_end():
@@ -108,7 +116,7 @@ def test_all_masked_means_are_over_real_tokens_of_each_clip():
     """guidance.py and model.py may import nothing from regime.py, so each has its own."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(3, 5, 4, generator=generator) for _ in range(2))
-    mask = torch.arange(5) < torch.tensor([5, 3, 1])[:, None]
+    mask = torch.arange(5) < torch.tensor([5, 3, 0])[:, None]
     cosine = F.cosine_similarity(a, b, dim=-1)
     assert torch.allclose(G.alignment_loss(a, b, mask), over_tokens(1 - cosine, mask).mean())
     error = (a - b).square().mean(-1)

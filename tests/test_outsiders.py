@@ -470,7 +470,6 @@ def test_a_line_of_a_log_that_lacks_what_pages_draw_is_named(t2a_run, tmp_path, 
         refused(evaluate, command, run, cwd=tmp_path, message=f"log.jsonl, line {k + 1}: damaged")
 
 
-
 def test_a_run_whose_settings_were_edited_does_not_go_on(t2a_run, tmp_path):
     run = shutil.copytree(t2a_run, tmp_path / "run")
     settings = config.load_config(run)

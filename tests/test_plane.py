@@ -35,7 +35,7 @@ def test_wins_trades_and_ties_are_told_from_one_another():
     ([((0.1, 0.2), 1), ((0.1, 0.2), -1)], "trades"),
     ([((-0.1, 0.2), 1), ((-0.1, 0.2), -1)], "not told apart"),
 ])
-def test_a_verdict_knows_which_sign_is_good(differences, said):
+def test_the_sign_of_a_verdict_follows_the_metric(differences, said):
     assert verdict(differences) == said
 
 

@@ -62,7 +62,7 @@ def test_audiofolder_csv_and_jsonl_read_alike(tmp_path):
         assert one.lengths()[i] == len(reference) and np.abs(one.wave(i) - reference).max() < 1e-4
 
 
-def test_esc50_and_audiocaps_layouts(tmp_path):
+def test_esc50_and_audiocaps_layouts_are_read_as_they_are_published(tmp_path):
     names = [f"audio/1-{k}.wav" for k in range(6)]
     rows = [(f"1-{k}.wav", 1 + k % 3, "sea_waves") for k in range(6)]
     esc = make_folder(tmp_path / "esc", names, rows, ("filename", "fold", "category"), "esc50.csv")

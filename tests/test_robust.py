@@ -202,7 +202,7 @@ FLAGS = ("--recipe stage --width 32 --depth 4 --heads 2 --channels 16 --batch 8 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["t2a", "sr"])
 def test_killed_at_random_moments_and_resumed_it_is_the_run_that_never_stopped(tmp_path, task):
-    """kill -9 ten times and more, in preparation, steps, evaluation, checkpoint and table: parameters,
+    """kill -9 at least five times, in preparation, steps, evaluation, checkpoint and table: parameters,
     optimizer, losses, regime and structure bitwise equal; no step of the log missing or double."""
     command, new = [sys.executable, "train.py"], ["--task", task, *FLAGS.split()]
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -249,7 +249,7 @@ def poison(monkeypatch, clips) -> None:
     monkeypatch.setattr(LatentCache, "crop", poisoned_crop)
 
 
-def test_a_poisoned_clip_costs_its_steps_and_is_named(tiny, t2a_run, tmp_path, monkeypatch, bare):
+def test_a_clip_of_nan_costs_its_steps_and_is_named(tiny, t2a_run, tmp_path, monkeypatch, bare):
     poison(monkeypatch, {17})
     run = train.train({**tiny, "steps": 24, "eval_every": 24, "out": str(tmp_path / "run")})
     rows = log_of(run)
@@ -267,7 +267,7 @@ def test_a_poisoned_clip_costs_its_steps_and_is_named(tiny, t2a_run, tmp_path, m
     {"recipe": "static", "structure": "constant"},
     {"regime": "agreement"},
 ])
-def test_a_poisoned_clip_at_a_probe_step_costs_that_step_and_none_after_it(
+def test_a_clip_of_nan_at_a_probe_step_costs_that_step_and_none_after_it(
         tiny, tmp_path, monkeypatch, how, bare):
     """What is measured of its gradients must not drive the steps to come."""
     drawn = {k: clips_of_step(k) for k in range(1, 41)}
@@ -402,7 +402,7 @@ def write_liar(kind: str, path: Path) -> Path:
 
 @pytest.mark.parametrize("ext", ["wav", "flac"])
 @pytest.mark.parametrize("kind", ["length", "long", "rate", "slow"])
-def test_headers_that_lie_cost_no_memory(tmp_path, kind, ext):
+def test_headers_that_state_false_lengths_cost_no_memory(tmp_path, kind, ext):
     path = write_liar(kind, tmp_path / f"liar.{ext}")
     before = peak_memory()
     try:

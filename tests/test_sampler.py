@@ -91,20 +91,6 @@ def test_negative_control_another_centre_width_or_floor_is_rejected(claimed):
     assert p_of_kolmogorov_smirnov(LogitNormal(1.0), claimed) < 1e-3
 
 
-def test_moments_are_scipys():
-    """Mean and variance of the mixture, by quadrature of scipy's normal through the sigmoid."""
-    t = LogitNormal(0.8, 1.2).sample(400_000, generator_of(1)).double()
-
-    def moment(k):
-        def integrand(z):
-            return scipy.special.expit(z) ** k * scipy.stats.norm(0.8, 1.2).pdf(z)
-
-        return 0.9 * scipy.integrate.quad(integrand, -12, 12)[0] + 0.1 / (k + 1)
-
-    assert abs(float(t.mean()) - moment(1)) < 2e-3
-    assert abs(float((t**2).mean()) - moment(2)) < 2e-3
-
-
 BINNED = peers.Binned((0.5, 0.0, 0.25, 0.25), 0.1)
 
 

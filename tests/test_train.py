@@ -360,7 +360,7 @@ def test_a_stopped_stage_run_goes_on_exactly(staged, tmp_path, monkeypatch, bare
     assert all(torch.equal(x, y) for x, y in pairs)
 
 
-def test_a_peer_that_watches_its_loss_resumes_exactly(tiny, tmp_path, monkeypatch, bare):
+def test_a_peer_that_follows_its_loss_resumes_exactly(tiny, tmp_path, monkeypatch, bare):
     """Three bins, all drawn within ten steps: its density has left the first one. Negative control: a
     run that forgets what was observed."""
     monkeypatch.setattr(peers, "BINS", 3)
@@ -631,7 +631,7 @@ def test_each_phase_is_said_once_and_only_where_something_follows_r(tiny, tmp_pa
 
 @pytest.mark.parametrize("script", ["data.py", "model.py", "sampler.py", "regime.py", "guidance.py",
                                     "structure_reg.py"])
-def test_concept_demos_run(script, capsys):
+def test_the_demo_of_each_concept_file_passes_its_own_assertions(script, capsys):
     runpy.run_path(str(ROOT / script), run_name="__main__")
     assert len(capsys.readouterr().out.splitlines()) >= 5
 
