@@ -26,8 +26,7 @@ python -m lab.experiments run E1 $restored --seeds 8 --first-seed 1002 --score-s
 python -m lab.experiments run E1 $restored --seeds 1 --first-seed 1002 --score-split test --score-clips 200 --only static stage --out results/e1-sr-repeat
 
 # Captions, commit 2dcdfb6: one development seed; then the comparison itself, recorded by fc1b217, which trains alike, from
-# 1004 on and in all other arms, also of the development seed. `guidance alone` has seeds 1002 and 1003, `permuted` 1002 to
-# 1005 so far.
+# 1004 on and in all other arms, also of the development seed. `guidance alone` has seeds 1002 and 1003 so far.
 python -m lab.experiments run E1 $captions --seeds 1 --first-seed 1000 --score-split val --score-clips 256 --out results/e1-dev \
   --only static stage "m 2" "m 3" --arm 'm 2={"recipe": "static", "m": 2.0}' --arm 'm 3={"recipe": "static", "m": 3.0}'
 python -m lab.experiments run E1 $captions --seeds 8 --first-seed 1002 --judge final --score-clips 500 --out results/e1-full \

@@ -325,8 +325,8 @@ def test_captions_build_a_network_that_reads_them():
     cfg = Config(**{**SMALL, "task": "t2a"})
     networks = train.build_networks(cfg, words)
     assert networks.projector is None and networks.state_dict()["projector"] == {}
-    pooled = [networks.model.encode_text(words.encode([caption])).pooled for caption in ("rain", "a low bell")]
-    assert not torch.allclose(*pooled, atol=1e-3)
+    encode = networks.model.encode_text
+    assert not torch.allclose(*(encode(words.encode([x])).pooled for x in ("rain", "a low bell")), atol=1e-3)
     again = train.build_networks(cfg, words)
     for a, b in zip(networks.model.parameters(), again.model.parameters()):
         assert torch.equal(a, b), "initial weights are a function of the seed"
