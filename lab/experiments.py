@@ -7,6 +7,7 @@
     python -m lab.experiments run E1 --jobs 4                      # four runs at a time, on one GPU say
     python -m lab.experiments run E1 --shard 2/8 --out /shared/e1  # the second of eight machines' share
     python -m lab.experiments table results/e1                     # the table again, from the rows on disk
+    python -m lab.experiments table results/e1 --against clock     # differences from another arm, printed alone
 
 Shards fill one folder, each with every eighth seed, so that arms are compared on one machine; the last to end
 prints the whole table. With --jobs on a GPU this process never touches the GPU: settings are resolved and
@@ -408,7 +409,21 @@ def cmd_run(args) -> None:
 
 
 def cmd_table(args) -> None:
-    show(args.folder)
+    if args.against is None:
+        show(args.folder)
+    else:
+        print(_table_against(args.folder, args.against))
+
+
+def _table_against(out: Path, reference: str) -> str:
+    """The table with differences from another arm; nothing is written."""
+    spec = _read_experiment(out, f"{out}: no experiment.json; not the folder of an experiment")
+    if reference not in spec["arms"]:
+        raise UserError(f"--against {reference}: must be one of {', '.join(spec['arms'])}")
+    rows = collect(out, spec["experiment"], spec["arms"], spec["seeds"])
+    if not any(row["arm"] == reference for row in rows):
+        raise UserError(f"--against {reference}: no finished run yet")
+    return table(spec["experiment"], rows, spec["arms"], spec["seeds"], reference)
 
 
 def show(out: Path) -> None:
@@ -493,6 +508,7 @@ def main() -> None:
     command.set_defaults(run_command=cmd_run)
     command = commands.add_parser("table", help="table and figure again")
     command.add_argument("folder", type=Path)
+    command.add_argument("--against", metavar="ARM", help="print differences from this arm; write nothing")
     command.set_defaults(run_command=cmd_table)
     args = parser.parse_args()
     args.run_command(args)

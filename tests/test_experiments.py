@@ -142,6 +142,20 @@ def test_the_table_is_made_again_from_the_rows_where_the_runs_are_gone(small, tm
     assert last["config"]["recipe"] == "static"
 
 
+def test_differences_from_another_arm_have_the_other_sign_and_nothing_is_written(tmp_path):
+    folder = shutil.copytree(ROOT / "results/e1-sr-full", tmp_path / "e1")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    done = in_process(experiments, "table", folder, "--against", "clock", cwd=tmp_path)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("static "))
+    recorded = json.loads((folder / "summary.json").read_text())
+    clock = next(row for row in recorded if row["arm"] == "clock")["against"]
+    low, high = clock["interval"]
+    assert f"{-clock['difference']:+.3f} [{-high:+.3f}, {-low:+.3f}]" in line
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    done = in_process(experiments, "table", folder, "--against", "soup", cwd=tmp_path)
+    assert done.returncode == 2 and "--against soup: must be one of vanilla" in done.stderr
+
+
 def test_a_folder_of_other_runs_is_refused_and_rows_of_arms_not_asked_for_stay(small, tmp_path):
     run("run", "E1", "--seeds", 1, "--out", tmp_path, *SMALL)
     both = {("vanilla", 0), ("static", 0)}
