@@ -7,7 +7,7 @@
     python -m lab.experiments run E1 --jobs 4                      # four runs at a time, on one GPU say
     python -m lab.experiments run E1 --shard 2/8 --out /shared/e1  # the second of eight machines' share
     python -m lab.experiments table results/e1                     # the table again, from the rows on disk
-    python -m lab.experiments table results/e1 --against clock     # differences from another arm, printed alone
+    python -m lab.experiments table results/e1 --against clock     # differences from another arm
 
 Shards fill one folder, each with every eighth seed, so that arms are compared on one machine; the last to end
 prints the whole table. With --jobs on a GPU this process never touches the GPU: settings are resolved and

@@ -33,5 +33,8 @@ python -m lab.experiments run E1 $captions --seeds 8 --first-seed 1002 --judge f
   --only static clock stage permuted vanilla "guidance alone" "density alone" \
   --arm 'guidance alone={"recipe": "static", "timesteps": "off"}' --arm 'density alone={"recipe": "static", "guidance": "off"}'
 
+# The first of these seeds again, on another processor.
+python -m lab.experiments run E1 $captions --seeds 1 --first-seed 1002 --judge final --score-clips 500 --only static stage --out results/e1-repeat
+
 # Captions, commit 9917a46: clips drawn evenly, decoded by Griffin-Lim.
 python -m lab.experiments run E9 $captions --seeds 1 --first-seed 1000 --score-split val --score-clips 256 --only "m 0, s 1" "m 0.75, s 1" "m 1.5, s 1" --out results/e9

@@ -70,6 +70,15 @@ def test_crops_start_everywhere_and_condition_target_and_features_are_of_one_mom
     assert (x0 == cond + 200).all() and set(cond[:, 0] // 100) == {0, 1}
 
 
+def test_clips_are_drawn_with_the_probabilities_of_their_set():
+    z = Numbered()
+    z.p = np.where(np.arange(20) < 2, [0.25, 0.75] * 10, 0)
+    i = data.choose_crops(z, None, 4_000, 16, np.random.default_rng(0)).i
+    assert set(i) == {0, 1} and abs(np.mean(i) - 0.75) < 0.03
+    alike = data.choose_crops(Numbered(), None, 4_000, 16, np.random.default_rng(0)).i
+    assert set(alike) == set(range(20)), "None: all of them"
+
+
 def test_rows_of_a_batch_are_those_of_the_whole_batch(waves):
     """The clips of each row, and the noise that is added to them."""
     z = data.LatentCache(SoundWorld("val", 64), Codec(8).fit(waves[:10]))
@@ -120,6 +129,8 @@ def test_validation_is_of_held_out_clips_in_two_batches_that_are_the_same_each_t
     assert all(torch.equal(a[name], b[name]) for a, b in zip(first, again) for name in a)
     for name in ("x0", "eps"):
         assert not torch.equal(first[0][name], first[1][name]), f"{name}: negative control"
+    (other, _) = data.validation_batches(clips, Config(device="cpu", seed=1), LogitNormal())
+    assert not torch.equal(first[0]["x0"], other["x0"]), "of another seed other clips"
 
 
 def test_conditions_are_dropped_as_often_as_the_settings_say():

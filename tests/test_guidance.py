@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 import guidance as G
+import regime as R
 from model import flow_matching_loss
 from regime import discrepancy, over_tokens
 
@@ -81,6 +82,13 @@ def test_lambda_falls_from_lambda0_and_is_exactly_zero_past_its_end():
     assert abs(values[50] - 0.5 * 0.25) < 1e-12
     assert G.ssl_weight(G.OFF_AT, 0.5) > 0
     assert all(G.ssl_weight(r, 0.5) == 0 for r in (G.OFF_AT + 1e-9, 1.0))
+
+
+def test_the_constants_are_those_of_the_text():
+    for words in (f"round({R.FIRST} * 2^(j/{R.PER_DOUBLING}))", f"of the last {R.WINDOW} D on k^(1/3)",
+                  f"newest rho weighs {R.NEWEST_SHARE}", f"no ref by {R.NO_SIGNAL} K"):
+        assert words in R.__doc__, words
+    assert f"once r > {G.OFF_AT}" in G.__doc__
 
 
 # --- projector and agreement

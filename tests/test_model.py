@@ -121,7 +121,6 @@ def test_a_block_without_words_is_what_is_written_by_hand():
 
 
 @torch.no_grad()
-@torch.no_grad()
 def test_attention_to_words_by_hand():
     """Their keys are normalised by a layer of their own and not rotated; words that pad do not count."""
     block, h, rope = dit().blocks[0], torch.randn(2, 9, 32), M.rope_table(9, 16, "cpu")
@@ -162,6 +161,7 @@ def test_features_of_time_and_place_have_the_frequencies_that_are_stated():
     assert place[[1, 250], [32, 63]].tolist() == pytest.approx([1, 1], abs=1e-3), "sines"
 
 
+@torch.no_grad()
 def test_a_caption_enters_by_its_pooled_vector_and_by_its_words():
     net, x, t = dit(), torch.randn(2, 9, 6), torch.tensor([0.3, 0.7])
     text, other = (net.encode_text(torch.tensor(ids)) for ids in ([[2, 3], [4, 5]], [[5, 4], [3, 2]]))
@@ -203,6 +203,17 @@ def test_guidance_is_linear_between_null_and_condition():
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_guidance_by_a_band_limited_input_is_linear_between_null_and_condition():
+    net, t = dit(vocab=0, cond=True), torch.full((2,), 0.7)
+    x, cond = torch.randn(2, 2, 9, 6)
+    v_null, v_cond = net(x, t), net(x, t, cond=cond)
+    assert (v_null - v_cond).abs().max() > 1e-2, "the condition must matter, or this test shows nothing"
+    for w in (0.0, 1.0, 3.0):
+        v = M.VelocityField(net, cond=cond, w=w)(x, 0.7)
+        assert torch.allclose(v, v_null + w * (v_cond - v_null), atol=1e-5)
+
+
 def test_rescaled_guidance_is_finite_where_no_noise_is_left():
     """Heun's second evaluation of the last step is at t = 0, where x0_hat of both branches is x_t itself."""
     net, x = dit(), torch.randn(2, 9, 6)

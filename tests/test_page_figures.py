@@ -106,6 +106,7 @@ def test_a_run_in_the_middle_of_the_band_is_normal_and_one_outside_is_not(task):
 
 
 def test_the_band_is_of_runs_with_todays_defaults():
+    assert set(json.loads(BANDS.read_text())) == {"t2a", "sr"}
     for task, found in json.loads(BANDS.read_text()).items():
         now = config(task=task)
         assert {name: now[name] for name in found["setting"]} == found["setting"]

@@ -218,6 +218,12 @@ def test_values_that_are_not_finite_are_refused():
                 R.Regime(source, K).update(32, value)
 
 
+def test_a_steeper_slope_that_does_not_count_keeps_r_at_0_and_not_below():
+    """D falls in a line and once by 2: a slope of many times ref, but within four standard errors."""
+    regime, _, r = run(lambda k: 1 - 0.02 * root(k) - 2 * (k >= 1_024), noise=0)
+    assert regime.ref == pytest.approx(0.02) and r.min() >= 0
+
+
 def test_the_largest_slope_so_far_is_the_reference_and_not_the_first():
     """D falls at a quarter of its later rate until step 256 and from 2,048: at the end r is near 3 / 4."""
     def curve(k):
@@ -316,6 +322,7 @@ def test_the_clock_is_a_replay_of_k_over_K(tmp_path):
     clock, replay = R.Regime("clock", 100), R.Regime(f"replay:{log}", 100)
     assert all(clock.r(k) == replay.r(k) for k in range(1, 101))
     assert not clock.no_signal and not replay.no_signal
+    assert clock.r(101) == 1.0
     with log.open("a") as f:
         f.write('{"step": 100, "r": 0.')
     assert R.Regime(f"replay:{log}", 100).r(100) == 1.0, "of a killed run, whose last line was cut off"
@@ -355,6 +362,14 @@ def test_the_loss_source_takes_the_mean_since_the_last_probe_and_resumes():
         regime.observe(torch.tensor(5.0))
         assert regime.mean_loss() == 5.0, "what was averaged is forgotten"
         assert np.isnan(regime.mean_loss()), "of no loss"
+
+
+def test_neither_a_probe_nor_an_observed_loss_keeps_a_graph():
+    regime, weight, seen = R.Regime("loss", K), torch.ones((), requires_grad=True), []
+    regime.observe(2 * weight)
+    R.probe(lambda x, t: seen.append(torch.is_grad_enabled()) or weight * x, torch.nn.Identity(),
+            *torch.randn(2, 3, 4, 5), R.PREDICTIONS)
+    assert not regime.losses.requires_grad and not any(seen)
 
 
 def agreement(cosines) -> tuple[R.Regime, list[float]]:

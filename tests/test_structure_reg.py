@@ -534,6 +534,14 @@ def test_the_grouped_loss_is_finite_where_blocks_add_nothing():
     assert value == 0 and all(torch.isfinite(x.grad).all() for x in hs)
 
 
+def test_padded_clips_of_any_length_count_by_their_real_tokens_alone():
+    hs, lengths = [torch.randn(3, 6, 8) for _ in range(5)], (6, 4, 1)
+    mask = torch.arange(6) < torch.tensor(lengths)[:, None]
+    real = [torch.stack([h[clip, :n].mean(0) for clip, n in enumerate(lengths)])[:, None] for h in hs]
+    expected = slow_grouped(real, [0, 0, 1, 1])
+    assert float(S.grouped_loss(hs, [0, 0, 1, 1], mask)) == pytest.approx(expected, abs=1e-5)
+
+
 def test_padding_does_not_count():
     hs, mask = [torch.randn(3, 6, 8) for _ in range(5)], torch.tensor([[True] * 4 + [False] * 2] * 3)
     other = [torch.where(mask[..., None], h, 9 * torch.randn_like(h)) for h in hs]
