@@ -140,7 +140,7 @@ def test_the_script_at_full_length_asks_for_the_arms_and_settings_of_the_recorde
         assert (python, module) == ("python", "lab.experiments")
         monkeypatch.setattr(sys, "argv", [module, *argv])
         experiments.main()
-    assert len(asked) == 8
+    assert len(asked) == 9
     for out, (arms, _, seeds, reference) in asked.items():
         recorded = json.loads((ROOT / out / "experiment.json").read_text())
         assert recorded["reference"] == reference and set(recorded["seeds"]) <= set(seeds), out
