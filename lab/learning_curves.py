@@ -149,7 +149,10 @@ def learning_figure(path: Path, name: str, rows: list[dict], arms: dict, referen
     panels = [(metric, "step") for metric in qualities]
     if any("seconds" in row for row in rows):
         panels.append((qualities[0], "seconds"))
-    panels.append(("r", "step"))
+    # Where nothing follows r it is 0: unused, not measured.
+    with_r = [arm for arm in arms if any(row["arm"] == arm and row.get("r") for row in rows)]
+    if with_r:
+        panels.append(("r", "step"))
     for factor in ("recall", "count", "pitch", "order"):
         if any(row.get(factor) is not None for row in rows):
             panels.append((factor, "step"))
@@ -164,9 +167,7 @@ def learning_figure(path: Path, name: str, rows: list[dict], arms: dict, referen
     for ax in axes.flat[total:]:
         ax.axis("off")
     styles = arm_styles(arms)
-    with_r = [arm for arm in arms if any(row["arm"] == arm and row.get("r") for row in rows)]
     for ax, (metric, clock) in zip(axes.flat, panels):
-        # Where nothing follows r it is 0: unused, not measured.
         draw_arms(ax, rows, with_r if metric == "r" else arms, metric, styles, clock)
     for ax, metric in zip(axes.flat[len(panels):], qualities):
         draw_differences(ax, rows, arms, reference, metric, styles)
