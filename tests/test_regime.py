@@ -345,7 +345,7 @@ def test_between_the_steps_of_a_log_the_last_value_holds():
     assert R.hold_last(steps, values, [1, 4, 7, 8, 99]).tolist() == [0.25, 0.25, 0.25, 0.5, 0.5]
 
 
-@pytest.mark.parametrize("source", ["sun", "replay", "replay:", "clock:x", "agreement:x"])
+@pytest.mark.parametrize("source", ["sun", "replay", "replay:", "clock:x", "agreement:x", "slope:"])
 def test_unknown_sources_are_refused(source):
     with pytest.raises(ValueError, match="slope, loss, agreement, clock or replay:FILE"):
         R.Regime(source, 100)
