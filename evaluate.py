@@ -206,7 +206,7 @@ def validation_loss(model: DiT, batches: list[dict], bins: int = 10) -> list[flo
 
 def maker(run: Run, steps: int | None = None, w: float | None = None, cutoff: int = CUTOFF,
           progress: str = ""):
-    """-> make(inputs, seeds) of parts/previews.py, steps: of Euler; w: guidance scale; cutoff: of
+    """-> make(inputs, seeds) of parts/previews.py. steps: of Euler; w: guidance scale; cutoff: of
     band-limited inputs, Hz; progress: label of a bar."""
     assert not run.model.training, "sounds come from EMA weights in eval mode"
 

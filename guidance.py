@@ -1,9 +1,9 @@
 """SSL guidance: early in training, pull a block's hidden states towards the features of a frozen SSL encoder.
 
 Idea.  A young diffusion transformer must invent a representation of sound before it can use its condition. A
-self-supervised teacher phi already has one, and aligning a block with it shortens that. The abstract
-decays this guidance ("early semantic bootstrapping") and gives no more detail; here its weight follows the
-regime r. (In our runs of super-resolution no effect of ending it at 0.4 K was found: docs/results.md.)
+self-supervised teacher phi already has one, and aligning a block with it shortens that. The abstract decays
+this guidance ("early semantic bootstrapping") and gives no more detail; here its weight follows the regime r.
+(In our runs of super-resolution no effect of ending it at 0.4 K was found: docs/results.md.)
 
     L_ssl     = mean over tokens of 1 - cos(P(h_l(x_t)), phi_c(x0))             # REPA (2410.06940), eq. 8
                 phi_c = phi - its data-set mean; every 4th token a step         # ASSUMED

@@ -221,9 +221,9 @@ def measure_gradients(run: Training, j: int | None, driven: Driven, batch: dict,
         blocks = list(networks.model.blocks.parameters())
         ratio = broadcast_from_rank0(structure_reg.gradient_ratio(loss["fm"], loss["struct"], blocks))
         found["struct_share"] = driven.mu * ratio
-        # The ratio is averaged while the loss ramps in (--structure constant: from step 0), then held: as the
-        # loss falls its gradient vanishes, and mu = share / ratio would grow without bound. A ratio that is
-        # not finite comes from a batch that is skipped.
+        # The ratio is averaged while the loss ramps in (--structure constant: from step 32), then held: as
+        # the loss falls its gradient vanishes, and mu = share / ratio would grow without bound. A ratio that
+        # is not finite comes from a batch that is skipped.
         since = (run.detector.activated_at or 0) if cfg.structure == "adaptive" else 0
         settling = run.step <= since + max(cfg.ramp, 2 * regime.FIRST)
         if settling and np.isfinite(ratio) and ratio > 0:

@@ -415,9 +415,14 @@ def cmd_table(args) -> None:
         print(_table_against(args.folder, args.against))
 
 
+def _read_finished(out: Path) -> dict:
+    """experiment.json of a folder whose table is asked for; UserError where it is none."""
+    return _read_experiment(out, f"{out}: no experiment.json; not the folder of an experiment")
+
+
 def _table_against(out: Path, reference: str) -> str:
     """The table with differences from another arm; nothing is written."""
-    spec = _read_experiment(out, f"{out}: no experiment.json; not the folder of an experiment")
+    spec = _read_finished(out)
     if reference not in spec["arms"]:
         raise UserError(f"--against {reference}: must be one of {', '.join(spec['arms'])}")
     rows = collect(out, spec["experiment"], spec["arms"], spec["seeds"])
@@ -430,12 +435,11 @@ def show(out: Path) -> None:
     """Print the table of an experiment's folder; write table.txt, summary.json, figure.png, rows.jsonl, where
     runs have both axes plane.json and plane.png; for E5 track.json, for E9 best.json and best.png. UserError
     where there is nothing to show."""
-    not_one = f"{out}: no experiment.json; not the folder of an experiment"
-    _read_experiment(out, not_one)
+    _read_finished(out)
     # One process at a time: several shards may end together. Rows are read from the runs' own folders, so the
     # last one writes them all.
     with file_lock(out / ".lock"):
-        text = _write_tables(out, _read_experiment(out, not_one))
+        text = _write_tables(out, _read_finished(out))
     print("\n" + text)
 
 

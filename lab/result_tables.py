@@ -72,8 +72,13 @@ def _difference(against: dict) -> str:
 
 def _told_apart(against: dict) -> str:
     """A difference, bold where its interval is without 0."""
-    low, high = against["interval"]
-    return f"**{_difference(against)}**" if low > 0 or high < 0 else _difference(against)
+    return _bold_without(0, against["interval"], _difference(against))
+
+
+def _bold_without(value: float, interval, text: str) -> str:
+    """The text, bold where the interval does not hold the value."""
+    low, high = interval
+    return text if low <= value <= high else f"**{text}**"
 
 
 def _p(against: dict) -> str:
@@ -161,18 +166,19 @@ def first() -> str:
 def answers() -> str:
     """Each question of ANSWERS to both tasks at full length: difference of the main metric with p, the
     fidelity axis of super-resolution, steps to the same quality."""
+    captions, restored = _rows(FULL), _rows(FULL_SR)
     rows = []
     for question, (arm, other) in ANSWERS.items():
-        cells = [*_answer(FULL, arm, other), *_answer(FULL_SR, arm, other, fidelity=True)]
+        cells = [*_answer(captions, arm, other), *_answer(restored, arm, other, fidelity=True)]
         rows.append([question, f"`{arm}` - `{other}`", *cells])
     return _markdown(["question", "arms", "captions: event sets", "speed-up in steps",
                       "super-resolution: energy score, lower is better", "LSD-HF, lower is better",
                       "speed-up in steps"], rows)
 
 
-def _answer(folder: str, arm: str, other: str, fidelity: bool = False) -> list[str]:
+def _answer(rows: list[dict], arm: str, other: str, fidelity: bool = False) -> list[str]:
     """Cells of one comparison; empty where an arm was not run."""
-    rows = [row for row in _rows(folder) if row["arm"] in (arm, other)]
+    rows = [row for row in rows if row["arm"] in (arm, other)]
     summary = summarize(rows, {other: {}, arm: {}}, other) if rows else [{"n": 0}]
     if not all(row["n"] for row in summary):
         return [""] * (2 + fidelity)
@@ -181,19 +187,14 @@ def _answer(folder: str, arm: str, other: str, fidelity: bool = False) -> list[s
     of_fewer = f", {against['n']} seeds" if against["n"] < 8 else ""
     cells = [f"{_told_apart(against)}, p = {against['p']:.3f}{of_fewer}"]
     if fidelity:
-        others = secondary_metrics(rows, {arm: {}, other: {}}, _seeds(rows), other)
+        others = secondary_metrics(rows, {arm: {}, other: {}}, sorted({row["seed"] for row in rows}), other)
         cells.append(_told_apart(others[arm]["lsd_hf"]))
     steps = next(iter(found["sooner"].values()))["step"]
-    low, high = steps["interval"]
-    return [*cells, f"**{format_ratio(steps)}**" if low > 1 or high < 1 else format_ratio(steps)]
+    return [*cells, _bold_without(1, steps["interval"], format_ratio(steps))]
 
 
 def _rows(folder: str) -> list[dict]:
     return [json.loads(line) for line in _text(f"{folder}/rows.jsonl").splitlines()]
-
-
-def _seeds(rows: list[dict]) -> list[int]:
-    return sorted({row["seed"] for row in rows})
 
 
 def full() -> str:

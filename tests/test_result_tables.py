@@ -42,7 +42,7 @@ def test_cells_say_what_was_not_reached_and_what_was_not_compared():
     assert result_tables._sooner({"step": steps}) == "0.50 [0.25, 1.00]; not compared; 5 of 8"
 
 
-def test_an_answer_is_the_first_arm_minus_the_second_and_empty_where_one_was_not_run(monkeypatch):
+def test_an_answer_is_the_first_arm_minus_the_second_and_empty_where_one_was_not_run():
     """stage is 0.25 above clock on every seed, and reaches each quality in half of the steps."""
     def final(arm, seed):
         return (0.75 if arm == "stage" else 0.5) + 0.001 * seed
@@ -51,11 +51,10 @@ def test_an_answer_is_the_first_arm_minus_the_second_and_empty_where_one_was_not
         return k / (80 if arm == "stage" else 160)
     for n, ending in ((8, ", p = 0.008"), (3, ", p = 0.250, 3 seeds")):
         rows = fabricated_rows(("stage", "clock"), range(n), final, curve)
-        monkeypatch.setattr(result_tables, "_rows", lambda folder, rows=rows: rows)
-        difference, sooner = result_tables._answer("x", "stage", "clock")
+        difference, sooner = result_tables._answer(rows, "stage", "clock")
         assert difference == "**+0.250 [+0.250, +0.250]**" + ending and sooner == "**2.00 [2.00, 2.00]**"
-        assert result_tables._answer("x", "clock", "stage")[0].startswith("**-0.250 ")
-        assert result_tables._answer("x", "stage", "static") == ["", ""]
+        assert result_tables._answer(rows, "clock", "stage")[0].startswith("**-0.250 ")
+        assert result_tables._answer(rows, "stage", "static") == ["", ""]
     open_ended = {"difference": 0.1, "interval": [-0.1, 0.3]}
     assert result_tables._told_apart(open_ended) == "+0.100 [-0.100, +0.300]"
 
