@@ -190,8 +190,8 @@ class Regime:
     ValueError for an unknown source or a file without r."""
 
     def __init__(self, source: str, K: int):
-        self.source, colon, path = source.partition(":")
-        if self.source not in SOURCES or bool(colon) != (self.source == "replay") or bool(colon) != bool(path):
+        self.source, _, path = source.partition(":")
+        if self.source not in SOURCES or (self.source == "replay") != bool(path) or source.endswith(":"):
             raise ValueError(f"unknown source {source!r}: slope, loss, agreement, clock or replay:FILE")
         self.K = K
         self.steps = {k: j for j, k in enumerate(probe_steps(K))}
