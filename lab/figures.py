@@ -448,7 +448,7 @@ def sounds() -> plt.Figure:
         column[1].set_xlabel("time (s)")
     axes[0, 0].set_ylabel("real\nfrequency (kHz)")
     axes[1, 0].set_ylabel("model\nfrequency (kHz)")
-    fig.colorbar(image, ax=axes, label="dB", shrink=0.7)
+    fig.colorbar(image, ax=axes, label="dB re full scale", shrink=0.7)
     return fig
 
 
@@ -469,7 +469,7 @@ def decoder() -> plt.Figure:
             image = draw_spectrogram(ax, wave.numpy(), world.caption(i) if name == "real" else "")
     for ax in axes[-1]:
         ax.set_xlabel("time (s)")
-    fig.colorbar(image, ax=axes, label="dB", shrink=0.7)
+    fig.colorbar(image, ax=axes, label="dB re full scale", shrink=0.7)
     return fig
 
 

@@ -92,19 +92,28 @@ def draw_runs(ax, x, y: np.ndarray, label: str, color: str, dash="-") -> None:
     mean, low, high = np.array([interval(column) for column in y.T]).T  # (n,) each
     ax.plot(x, mean, "o", ms=3, color=color)
     ax.plot(x, mean, color=color, ls=dash, label=label)
+    if len(x) == 1:                                                     # a band has no width there
+        ax.errorbar(x, mean, [mean - low, high - mean], fmt="none", color=color, capsize=3)
     ax.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
+
+
+def _apart(x: np.ndarray, k: int) -> np.ndarray:
+    """Steps (n,) of the k-th arm; a single one is moved aside, or the arms' intervals would lie on each other."""
+    return x * 1.02**k if len(x) == 1 else x
 
 
 def draw_differences(ax, rows: list[dict], arms: dict, reference: str, metric: str, styles: dict) -> None:
     """Every arm minus its reference over the second half of the doublings."""
-    for arm in arms:
+    for k, arm in enumerate(arms):
         other = reference_of(arm, arms, reference)
         if arm == other:
             continue
         steps, values = differences(rows, arm, other, metric)
-        late = np.array(steps) ** 2 >= max(steps, default=0) * min(steps, default=0)
+        steps = np.array(steps)
+        late = steps**2 >= max(steps, default=0) * min(steps, default=0)
         if values.size:
-            draw_runs(ax, np.array(steps)[late], values[:, late], f"{arm} (n = {len(values)})", *styles[arm])
+            x = _apart(steps[late], k)
+            draw_runs(ax, x, values[:, late], f"{arm} (n = {len(values)})", *styles[arm])
     ax.axhline(0, color="black", lw=0.8)
     sign, name = METRICS[metric]
     ax.set(ylabel=f"{name},\nminus that of {reference}", xlabel="training step (latter doublings)")
@@ -113,13 +122,13 @@ def draw_differences(ax, rows: list[dict], arms: dict, reference: str, metric: s
 
 def draw_arms(ax, rows: list[dict], arms, metric: str, styles: dict, clock: str = "step") -> None:
     """All arms' curves of a metric over steps or seconds."""
-    for arm in arms:
+    for k, arm in enumerate(arms):
         runs = list(_curves([r for r in rows if clock in r], arm, metric).values())
         steps = _common_steps(runs)
         if steps:
             x = np.mean([[run[k][clock] for k in steps] for run in runs], 0)        # (evaluations,)
             y = np.array([[run[k][metric] for k in steps] for run in runs], float)  # (runs, evaluations)
-            draw_runs(ax, x, y, f"{arm} (n = {len(runs)})", *styles[arm])
+            draw_runs(ax, _apart(x, k), y, f"{arm} (n = {len(runs)})", *styles[arm])
     ax.set(ylabel=axis_label(metric), xlabel="training seconds (evaluation excluded)")
     if clock == "step":
         ax.set_xlabel("training step")

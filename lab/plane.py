@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.learning_curves import axis_label
+from lab.learning_curves import arm_styles, axis_label
 from lab.questions import reference_of
 from lab.statistics import format_interval, interval, paired
 from lab.tables import METRICS
@@ -101,12 +101,13 @@ def plane_table(found: list[dict]) -> str:
 def plane_figure(path: Path, found: list[dict]) -> None:
     """A panel a view, an arm a point, with intervals from three seeds on; better is up and to the right."""
     plt, views = pyplot(), list(dict.fromkeys(row["view"] for row in found))
-    fig, panels = plt.subplots(1, len(views), figsize=(5 * len(views), 4.2), layout="constrained",
+    styles = arm_styles(dict.fromkeys(row["arm"] for row in found))
+    fig, panels = plt.subplots(1, len(views), figsize=(5 * len(views), 4.6), layout="constrained",
                                squeeze=False)
     for ax, view in zip(panels.flat, views):
         rows = [row for row in found if row["view"] == view]
         for k, row in enumerate(rows):
-            (a, b), color = row["axes"], f"C{k % 10}"
+            (a, b), (color, _) = row["axes"], styles[row["arm"]]
             spread = [[abs(x - axis["mean"]) for x in axis["interval"]] for axis in (a, b)]
             errors = [np.array(each)[:, None] if row["n"] > 2 else None for each in spread]
             ax.errorbar(a["mean"], b["mean"], errors[1], errors[0], fmt="osD^v<>"[k % 7], color=color, ms=5,
@@ -118,6 +119,7 @@ def plane_figure(path: Path, found: list[dict]) -> None:
             if METRICS[name][0] < 0:
                 turn()
         ax.set_title(VIEWS[view])
-        ax.legend(fontsize=8, loc="lower right")          # arms lie along the other diagonal
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    fig.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3 * len(views))
     fig.suptitle("Both axes of quality: better is up and to the right")
     write_figure(path, fig)

@@ -39,13 +39,13 @@ from parts.page import (
     REFERENCES,
     SPECTROGRAM_NOTE,
     TASKS,
-    clip_of,
+    clips_of,
     environment,
-    make_sound,
     slider_of,
 )
-from parts.page_figures import BOX
+from parts.page_figures import BOX, r_is_used
 from parts.runs import read_log, read_scores
+from parts.scoring import protocol_line
 from parts.spectrograms import draw_spectrogram
 
 CURVES = (      # (title, key in an evaluation of the log, axis)
@@ -69,11 +69,13 @@ PAGE = """\
 img{max-width:100%;height:auto}
 .grid-of-runs th,.grid-of-runs td{min-width:8rem;max-width:24rem}
 td.differs{background:#fff3c4;font-weight:600}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:1rem;margin:.5rem 0 1.5rem}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:1rem;margin:.5rem 0 1.5rem}
 .cards figure{margin:0;min-width:0;border:1px solid #ddd;border-radius:6px;padding:.5rem}
 audio{width:100%}
 blockquote{margin:.8rem 0 .2rem;font-weight:600}
-</style></head><body>
+</style>
+{{ moments.without_script() }}
+</head><body>
 
 {% macro grid(rows) %}
 <div class=wide><table class=grid-of-runs>
@@ -115,8 +117,8 @@ blockquote{margin:.8rem 0 .2rem;font-weight:600}
 <blockquote>{{ caption }}</blockquote>
 <div class=cards>
 {% for title, picture, sound in cards %}
-<figure><figcaption>{{ title }}</figcaption><img alt="spectrogram: {{ title }}" src="{{ picture }}">
-<audio controls preload="metadata" src="{{ sound }}"></audio></figure>
+<figure><figcaption>{{ title }}</figcaption><img alt="spectrogram, {{ title }}: {{ caption }}" src="{{ picture }}">
+<audio controls preload="metadata" aria-label="{{ title }}: {{ caption }}" src="{{ sound }}"></audio></figure>
 {% endfor %}
 </div>
 {% endfor %}
@@ -163,7 +165,7 @@ def render(runs: list, names: list[str], clips: int) -> str:
         slider=slider,
         training=training,
         how_to=HOW_TO.format(what="input"),
-        spectrogram_note=SPECTROGRAM_NOTE.format(seconds=runs[0].config["seconds"]),
+        spectrogram_note=SPECTROGRAM_NOTE.format(**runs[0].config),
         curves=_curves(logs, names, axis),
         box=BOX,
         sounds=_sounds(runs, names, clips) if clips else [],
@@ -194,10 +196,10 @@ def _results(runs: list) -> list[tuple]:
 def _result_of(run) -> tuple[str, ...]:
     score = read_scores(run.path) or {"rows": {}, "protocol": {}}
     table = score["rows"]
-    protocol = ", ".join(f"{name} {value}" for name, value in score["protocol"].items()
-                         if name not in ("run", "step")) or "-"
+    protocol = {name: value for name, value in score["protocol"].items() if name not in ("run", "step")}
     return (run.config.get("recipe", "-"), f"{run.config['task']}, {run.config['data']}", str(run.step),
-            _score_text(table.get("model")), _score_text(table.get("codec ceiling")), protocol)
+            _score_text(table.get("model")), _score_text(table.get("codec ceiling")),
+            protocol_line(protocol) or "-")
 
 
 def _score_text(row: dict | None) -> str:
@@ -238,25 +240,9 @@ def _training(runs: list, names: list[str], axis: StepAxis) -> tuple[dict | None
             kind = (TASKS[run.config["task"]], run.config["data"], *moments.captions)
             kinds.setdefault(kind, []).append((name, moments))
     readouts = [f"step {step:,}; each run at its last moment up to this step" for step in steps]
-    training = [(f"{task} on {folder}", _clips_in_training(group, steps))
+    training = [(f"{task} on {folder}", clips_of(group, steps))
                 for (task, folder, *_), group in kinds.items()]
     return slider_of(steps, axis, readouts), training
-
-
-def _clips_in_training(group: list[tuple], steps: list[int]) -> list[dict]:
-    """Each clip that (name, moments) of a kind share: its caption, its references, a slot for each run."""
-    first, last = group[0][1], len(steps) - 1
-    clips = []
-    for k, caption in enumerate(first.captions):
-        slots = [[make_sound(REFERENCES[name], waves[k], 0, last)]
-                 for name, waves in first.references.items()]
-        for name, moments in group:
-            own = [steps.index(step) for step in moments.made]
-            ends = [position - 1 for position in own[1:]] + [last]
-            slots.append([make_sound(f"{name}, step {step:,}", moments.made[step][k], position, until)
-                          for step, position, until in zip(moments.made, own, ends)])
-        clips.append(clip_of(caption, slots))
-    return clips
 
 
 # --- pictures and sounds, as data: URLs ---------------------------------------------------------------------
@@ -288,9 +274,7 @@ def _evaluations(log: list[dict], metric: str) -> list[tuple]:
 
 def _regime(log: list[dict]) -> list[tuple]:
     """(step, r); nothing to see where r was never measured."""
-    if not any("D" in row or row.get("r") for row in log):
-        return []
-    return [(row["step"], row["r"]) for row in log if "r" in row]
+    return [(row["step"], row["r"]) for row in log if "r" in row and r_is_used(log)]
 
 
 def _dashboards(runs: list, names: list[str]) -> list[tuple[str, str]]:

@@ -48,7 +48,7 @@ class Series:
     label: str
     points: list[tuple[float, float]]
     how: str = "line"
-    style: int = 0                                 # its dash and marker
+    style: int = 0                                 # its colour, dash and marker
 
 
 @dataclass
@@ -90,6 +90,7 @@ def make_panel(title: str, unit: str, series: list[Series], axis: StepAxis, limi
         panel.curves.append({
             "label": one.label,
             "d": line(at, one.how == "steps"),
+            "style": one.style,
             "dash": DASHES[one.style % len(DASHES)],
             "marker": MARKERS[one.style % len(MARKERS)] if one.how == "points" else "",
             "at": at if one.how == "points" else [],
@@ -106,7 +107,7 @@ def _around(values: list[float]) -> tuple[float, float]:
     """Limits a little outside of all values."""
     lowest, highest = min(values), max(values)
     room = 0.06 * (highest - lowest) or 0.05 * abs(highest) or 0.5
-    return lowest - room, highest + room
+    return lowest - room if lowest < 0 else max(0, lowest - room), highest + room
 
 
 def _thinned(points: list[tuple], axis: StepAxis, how: str) -> list[tuple]:

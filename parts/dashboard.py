@@ -79,7 +79,7 @@ def _draw_loss(ax, train: list[dict], evals: list[dict]) -> None:
     ax.plot(eval_steps, eval_loss, "o-", color="C3", ms=4, label="validation (EMA, t uniform)")
     # The first batches would flatten the rest.
     lowest = min([loss.min(), *eval_loss])
-    ax.set_ylim(0.9 * lowest, 1.1 * np.quantile(loss, 0.99))
+    ax.set_ylim(0.9 * lowest, 1.1 * max([np.quantile(loss, 0.99), *eval_loss]))
     ax.set(title="flow-matching loss", xlabel="step", ylabel="mean squared velocity error")
     ax.legend(fontsize=8)
 
@@ -164,7 +164,8 @@ def _draw_weights(ax, train: list[dict]) -> None:
         ax.plot([], [], "o-", ms=3, color="0.4", label="cosine of the gradients of loss and guidance")
         other.axhline(0, color="0.7", lw=0.7)
         other.set_ylabel("cosine")
-    ax.legend(fontsize=8)
+    # Below: a legend in the panel would lie on the cosines, which are on the other axis.
+    ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
 
 
 def _draw_density(ax, train: list[dict], logit_normal) -> None:

@@ -10,7 +10,7 @@ the caller hands in. Captions and names may come from somebody else's folder: th
 (parts/templates/) escape every text. What a slider position shows is in the page from the start, marked with
 the positions at which it is shown, so the script (slider.js) only hides and shows.
 
-Public: draw_pages, write_page, environment, slider_of, make_sound, clip_of, and texts: HOW_TO, REFERENCES,
+Public: draw_pages, write_page, environment, slider_of, clips_of, and texts: HOW_TO, REFERENCES,
 SPECTROGRAM_NOTE, TASKS.
 """
 from __future__ import annotations
@@ -35,6 +35,7 @@ from parts.page_figures import (
     densities,
     last_value,
     panels_of,
+    r_is_used,
     similarity_at,
     spans,
 )
@@ -45,12 +46,15 @@ from parts.spectrograms import spectrogram_png
 
 TASKS = {"t2a": "captions to sound", "sr": "band-limited to full-band sound"}
 REFERENCES = {"input": "input, band-limited to 2 kHz", "real": "real clip"}
-SPECTROGRAM_NOTE = (f"Sounds of the network are made in {MOMENT_STEPS} integration steps, those that are "
-                    "scored in --sample-steps. Spectrograms: time from left to right ({seconds:g} s), "
-                    "frequency from bottom to top (0 to 8 kHz), level from black (-80 dB) to bright (0 dB).")
-HOW_TO = ("Move the slider (or use the arrow keys on it): each position is a moment of training, and sounds, "
-          "curves and tables show that moment. The averaged network is always given the same {what} and the "
-          "same noise, so all that changes is what it has learnt.")
+SPECTROGRAM_NOTE = (f"Sounds of the network are made in {MOMENT_STEPS} integration steps, to be quick "
+                    "(previews: 12; the final scores: {sample_steps}). Spectrograms: time from left to right "
+                    "({seconds:g} s), frequency from bottom to top (0 to 8 kHz), level from black (-80 dB re "
+                    "full scale) to bright (0 dB).")
+HOW_TO = ("Move the slider (or use the arrow keys on it): each position is a moment of training, and all that "
+          "is shown is of that moment. The network (the average of its weights over the last steps) is always "
+          "given the same {what} and the same noise, so all that changes is what it has learnt. The regime r "
+          "says where training is: near 0 it still acquires which sounds there are, near 1 it only refines "
+          "them.")
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -71,7 +75,8 @@ def write_page(path: Path, logit_normal) -> None:
     done = max([row["step"] for row in rows], default=0)
     last = max(1, done)
     moments = read_moments(path, last)
-    steps, axis = sorted(moments.made) or doublings(last), StepAxis(last)
+    steps = sorted({*moments.made, last}) if moments.made else doublings(last)
+    axis = StepAxis(last)
     phases = phases_of(config, train)
     states = [state_at(step, train, evals, phases, config) for step in steps]
     band, normal = compare_with_band(config, train)
@@ -83,8 +88,8 @@ def write_page(path: Path, logit_normal) -> None:
              f"{config['steps']:,} steps, seed {config['seed']}.",
         how_to=HOW_TO.format(what="captions" if config["task"] == "t2a" else "band-limited clips"),
         slider=slider_of(steps, axis, [readout(state, config) for state in states]),
-        clips=clips_of(moments, steps),
-        spectrogram_note=SPECTROGRAM_NOTE.format(seconds=config["seconds"]),
+        clips=clips_of([("network", moments)], steps) if moments.made else [],
+        spectrogram_note=SPECTROGRAM_NOTE.format(**config),
         cost=cost_of(moments, evals),
         phases=[phase_line(step, text, r, train[0]["step"]) for step, text, r in phases],
         marks=[(axis.x(step), chr(ord("A") + k)) for k, (step, _, _) in enumerate(phases)
@@ -139,23 +144,27 @@ def make_sound(title: str, wave: np.ndarray, first: int, until: int) -> Sound:
     return Sound(title, picture, wav, first, until)
 
 
-def clips_of(moments: Moments, steps: list[int]) -> list[dict]:
-    """Each clip: its caption, and slots that stand beside each other, the network's between its input (super-
-    resolution) and the real clip."""
-    clips, last = [], len(steps) - 1
-    for k, caption in enumerate(moments.captions if moments.made else []):
-        made = [make_sound(f"network, step {step:,}", moments.made[step][k], j, j)
-                for j, step in enumerate(steps)]
+def clips_of(runs: list[tuple[str, Moments]], steps: list[int]) -> list[dict]:
+    """Each clip of runs (name, moments) that were given the same: its caption, and slots that stand beside each
+    other, those of the runs between the input (super-resolution) and the real clip. The sounds of a slot can
+    be played in turn; each is shown from its step until the next one's."""
+    clips, last, shared = [], len(steps) - 1, runs[0][1]
+    for k, caption in enumerate(shared.captions):
+        slots = [_sounds_of(name, moments, k, steps) for name, moments in runs]
         around = {name: [make_sound(REFERENCES[name], waves[k], 0, last)]
-                  for name, waves in moments.references.items()}
-        sounds = [around[name] for name in ("input",) if name in around] + [made, around["real"]]
-        clips.append(clip_of(caption, sounds))
+                  for name, waves in shared.references.items()}
+        slots = [around[name] for name in ("input",) if name in around] + [*slots, around["real"]]
+        clips.append({"caption": caption,
+                      "slots": [{"index": j, "sounds": sounds} for j, sounds in enumerate(slots)]})
     return clips
 
 
-def clip_of(caption: str, slots: list[list[Sound]]) -> dict:
-    """A clip for the template: slots stand beside each other; the sounds of one can be played in turn."""
-    return {"caption": caption, "slots": [{"index": j, "sounds": sounds} for j, sounds in enumerate(slots)]}
+def _sounds_of(name: str, moments: Moments, k: int, steps: list[int]) -> list[Sound]:
+    """What a run made of the k-th clip, at each of its moments."""
+    own = [steps.index(step) for step in moments.made]
+    ends = [position - 1 for position in own[1:]] + [len(steps) - 1]
+    return [make_sound(f"{name}, step {step:,}", waves[k], position, until)
+            for (step, waves), position, until in zip(moments.made.items(), own, ends)]
 
 
 def cost_of(moments: Moments, evals: list[dict]) -> str:
@@ -163,7 +172,8 @@ def cost_of(moments: Moments, evals: list[dict]) -> str:
     trained = [row["eval"]["seconds"] for row in evals if "seconds" in row["eval"]]
     if not moments.made or not trained:
         return ""
-    return (f"Making the sounds of {len(moments.made)} moments took {moments.seconds:.1f} s, "
+    n = len(moments.made)
+    return (f"Making the sounds of {n} moment{'s' * (n > 1)} took {moments.seconds:.1f} s, "
             f"{100 * moments.seconds / max(trained[-1], 1e-9):.1f} % of {trained[-1]:,.0f} s of training "
             "without its evaluations.")
 
@@ -192,8 +202,9 @@ def state_at(step: int, train: list[dict], evals: list[dict], phases: list[tuple
     density = last_value(train, step, "density") or {}
     state = {"step": step, "phase": phase_name(reached), "loss": np.mean(losses) if losses else None,
              "m": density.get("m")}
-    for name in ("D", "r", "lambda", "mu"):
+    for name in ("D", "lambda", "mu"):
         state[name] = last_value(train, step, name)
+    state["r"] = last_value(train, step, "r") if r_is_used(train) else None
     for key, _, _ in AXES[config["task"]]:
         state[key] = measured.get(key)
     return state
@@ -217,10 +228,10 @@ def number(value, digits: int = 2) -> str:
 def readout(state: dict, config: dict) -> str:
     """One line about a moment."""
     shown = [f"step {state['step']:,} of {config['steps']:,}"]
-    shown += [state["phase"]] if state["phase"] else []
-    for name in ("D", "r", "lambda", "m", "mu"):
-        if state[name] is not None:
-            shown.append(f"{name} {number(state[name])}")
+    if state["r"] is not None:
+        shown.append(f"regime r {number(state['r'])}" + f", {state['phase']}" * bool(state["phase"]))
+    if state["D"] is not None:
+        shown.append(f"discrepancy D {number(state['D'])}")
     return " · ".join(shown)
 
 

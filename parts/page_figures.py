@@ -7,7 +7,7 @@ are those of parts/curves.py.
 The band: where a further default run lies with 95 % probability, from recorded ones; results/bands.json
 is made by `python -m lab.regime_choice normal`.
 
-Public: AXES, BOX, Span, spans, last_value, panels_of, densities, similarity_at,
+Public: AXES, BOX, Span, spans, last_value, r_is_used, panels_of, densities, similarity_at,
 compare_with_band.
 """
 from __future__ import annotations
@@ -69,6 +69,11 @@ def last_value(rows: list[dict], step: int, key: str):
     return values[-1] if values else None
 
 
+def r_is_used(rows: list[dict]) -> bool:
+    """Was r measured in a run, or made by a clock? Else it stays 0 in the log and says nothing."""
+    return any("D" in row or row.get("r") for row in rows)
+
+
 # --- curves -------------------------------------------------------------------------------------------------
 
 def panels_of(config: dict, train: list[dict], evals: list[dict], axis: StepAxis, band: dict) -> tuple:
@@ -91,7 +96,8 @@ def panels_of(config: dict, train: list[dict], evals: list[dict], axis: StepAxis
          [Series("training, t from p(t)", loss),
           Series("validation, averaged network, uniform t", evaluated("val_loss"), "points", 1)], None),
         ("Discrepancy D", "1 - cosine", None, [Series("D, whose slope gives r", logged("D"), "points")], "D"),
-        ("Regime r", "0 acquires, 1 refines", (0, 1.02), [Series("r", logged("r"), "steps")], "r"),
+        ("Regime r", "0 acquires, 1 refines", (0, 1.02), [Series("r", logged("r") * r_is_used(train), "steps")],
+         "r"),
         ("Weight of guidance, lambda", "loss weight", from_zero("lambda"),
          [Series("lambda", logged("lambda"), "steps")], "lambda"),
         ("Centre of p(t), m", "logit", None, [Series("m", centre, "steps")], "m"),

@@ -48,6 +48,8 @@ def log_steps(ax) -> None:
 
     ax.set_xscale("log", base=2)
     first, last = ax.get_xlim()
+    if last < 1.3 * first:                                 # of one step: with room for ticks beside it
+        first, last = ax.set_xlim(first / 1.3, last * 1.3)
     ax.xaxis.set_major_locator(LogLocator(2, (1, 1.5) if last < 8 * first else (1,)))
     ax.xaxis.set_major_formatter(ScalarFormatter())
 
@@ -105,7 +107,7 @@ def draw_previews(path: Path, step: int, pairs: list[tuple[str, np.ndarray, np.n
         column[1].set_xlabel("time (s)", fontsize=8)
     axes[0, 0].set_ylabel("real\nfrequency (kHz)", fontsize=8)
     axes[1, 0].set_ylabel(f"step {step}\nfrequency (kHz)", fontsize=8)
-    fig.colorbar(image, ax=axes, label="dB", shrink=0.7)
+    fig.colorbar(image, ax=axes, label="dB re full scale", shrink=0.7)
 
     samples = path / "samples"
     write_figure(samples / f"step{step:06d}.png", fig)

@@ -43,6 +43,16 @@ def test_curves_differ_in_dash_and_points_in_marker():
     assert len({curve["dash"] for curve in curves}) == len({curve["marker"] for curve in curves}) == 4
 
 
+def test_a_curve_keeps_its_colour_where_another_has_no_points_and_a_constant_share_its_zero():
+    axis = StepAxis(64)
+    (curve,) = make_panel("x", "", [Series("a", []), Series("b", [(16, 1)], style=1)], axis).curves
+    assert curve["style"] == 1
+    low = make_panel("x", "", [Series("a", [(16, 0.0), (32, 0.0)])], axis)
+    assert not any(label.startswith("-") for _, label in low.y_ticks)
+    assert any(label.startswith("-") for _, label in
+               make_panel("x", "", [Series("a", [(16, -1.0), (32, 0.0)])], axis).y_ticks)
+
+
 def test_a_long_curve_is_thinned_evenly_and_a_short_one_is_kept():
     """A mean in each part of the axis; of a value that holds, the last."""
     axis = StepAxis(3_000)

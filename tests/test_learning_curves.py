@@ -54,6 +54,10 @@ def test_two_runs_are_two_lines_and_three_are_a_mean_in_its_band(ax):
     assert np.allclose(mean, [1, 4])
     at_2 = [point[1] for point in band.get_paths()[0].vertices if point[0] == 2]
     assert np.allclose([min(at_2), max(at_2)], interval(y[:, 1])[1:])
+    ax.clear()
+    learning_curves.draw_runs(ax, x[1:], y[:, 1:], "a single step: the interval as a bar", "C0")
+    (bar,) = [c.get_segments()[0][:, 1] for c in ax.collections if hasattr(c, "get_segments")]
+    assert np.allclose(bar, interval(y[:, 1])[1:])
 
 
 def test_differences_are_drawn_over_the_second_half_of_the_doublings(ax):

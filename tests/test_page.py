@@ -152,7 +152,7 @@ def test_curves_hold_every_logged_step_and_phases_are_named(page):
     assert "from the start: acquires semantics" in page.text
     readouts = [attrs for attrs in page.all("p") if attrs.get("class") == "readout"]
     assert len(readouts) == 4
-    line = "step 32 of 100 · acquires semantics · D 0.03 · r 0.30 · lambda 0.35 · m 1.70 · mu 0.00"
+    line = "step 32 of 100 · regime r 0.30, acquires semantics · discrepancy D 0.03"
     assert line in page.text
 
 
@@ -181,6 +181,32 @@ def test_super_resolution_shows_input_output_and_truth(tmp_path):
     write_page(path, sampler.LogitNormal)
     without = Page(path / "index.html")
     assert not without.all("audio") and without.all("input", type="range")[0]["max"] == "3"
+
+
+def test_a_stopped_run_is_shown_up_to_its_last_step_with_the_last_sound_that_was_made(tmp_path):
+    run = write_run(tmp_path / "run")
+    for file in (run / "moments").glob("step*100*"):
+        file.unlink()
+    write_page(run, sampler.LogitNormal)
+    page = Page(run / "index.html")
+    assert page.all("input", type="range")[0]["data-labels"] == "step 16|step 32|step 64|step 100"
+    (last,) = {attrs["data-until"] for attrs in page.all("figure", **{"data-from": "2"})}
+    assert last == "3" and not page.all("figure", **{"data-from": "3"}) and "network, step 64" in page.html
+
+
+def test_r_is_not_shown_where_nothing_measured_it(tmp_path):
+    """It is 0 in the log then. Negative control: the run in which D was measured."""
+    run = write_run(tmp_path / "run", recipe="static")
+    write_page(run, sampler.LogitNormal)
+    assert "regime r 0.30" in Page(run / "index.html").text
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for row in rows:
+        row.pop("D", None)
+        row.update({"r": 0.0} if "r" in row else {})
+    (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_page(run, sampler.LogitNormal)
+    text = Page(run / "index.html").text
+    assert "· regime r" not in text and "Not measured in this run: Discrepancy D, Regime r." in text
 
 
 def test_training_writes_the_page_and_the_command_writes_it_again(t2a_run, sr_run, tmp_path):

@@ -103,7 +103,7 @@ def test_on_one_slider_each_run_is_heard_at_its_last_moment(tmp_path):
     runs = [moments(tmp_path / "a", 16, 32, 64), moments(tmp_path / "b", 32, 50)]
     slider, ((title, clips),) = report._training(runs, ["a", "b"], StepAxis(64))
     assert slider["steps"] == [16, 32, 50, 64] and len(clips) == 4 and title.endswith("on soundworld")
-    real, a, b = ([(sound.title, sound.first, sound.until) for sound in slot["sounds"]]
+    a, b, real = ([(sound.title, sound.first, sound.until) for sound in slot["sounds"]]
                   for slot in clips[0]["slots"])
     assert real == [("real clip", 0, 3)]
     assert a == [("a, step 16", 0, 0), ("a, step 32", 1, 2), ("a, step 64", 3, 3)]

@@ -48,16 +48,16 @@
     button.setAttribute("aria-label", `${text}: ${button.dataset.caption}`);
   }
 
-  // Play one clip at all moments in turn, moving the slider along.
+  // Play the sounds of a slot in turn, moving the slider to where each begins to be shown.
   async function playInTurn(button) {
     const slot = document.getElementById(button.dataset.slot);
     turn = button;
     write(button, "stop");
-    for (let i = 0; i <= Number(slider.max) && turn === button; i += 1) {
-      slider.value = i;
-      show(i);
-      const audio = [...slot.querySelectorAll("audio")].find(visible);
-      if (!audio) continue;
+    for (const figure of slot.querySelectorAll("figure")) {
+      if (turn !== button) break;
+      slider.value = figure.dataset.from;
+      show(Number(figure.dataset.from));
+      const audio = figure.querySelector("audio");
       const over = new Promise((done) => {
         for (const name of ["ended", "pause", "error"]) audio.addEventListener(name, done, {once: true});
       });
