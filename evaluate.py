@@ -31,15 +31,15 @@ from parts.arguments import numbered
 from parts.audio import RATE, at_level, first_seconds, in_segments, scaled_note, with_added, write_wav
 from parts.audio_files import file_rate, read_channels, refuse_overwriting
 from parts.background import at_once
-from parts.band_limit import CUTOFF, choose_cutoff
+from parts.band_limit import CUTOFF, choose_cutoffs
 from parts.commands import evaluate_parser
 from parts.components import beside_model, open_codec, open_text
 from parts.dashboard import draw_dashboard
 from parts.devices import pick_device, tf32
-from parts.errors import UserError, printable, run_cli
+from parts.errors import UserError, printable, quoted, run_cli
 from parts.files import to_json, write_text
 from parts.judges import judged_events, load_judge
-from parts.metrics import describe, level_above
+from parts.metrics import added_above, describe
 from parts.model_card import export_with_card
 from parts.page import write_page
 from parts.pretrained_judges import open_judges
@@ -162,7 +162,7 @@ def upsample_long(run: Run, x: np.ndarray, cutoff: float, seed: int = 0, steps: 
                   segment_s: float = 30.0, progress: bool = True) -> np.ndarray:
     """One recording of any length (N,) -> (N,). Latents are integrated as one sequence; sound is encoded and
     decoded in segments of 30 s, and decoded segments are cross-faded over half a second."""
-    (loud,), gains = at_level(x[None])
+    (loud,), gains = at_level(x[None], rumble=False)
     segment, fade = round(segment_s * run.codec.rate), round(0.5 * run.codec.rate)         # tokens
     T = max(run.tokens, run.codec.tokens(len(x)))
 
@@ -269,7 +269,7 @@ def open_for(args, task: str, other: str) -> Run:
     if run.config["task"] != task:
         trained_for = "super-resolution" if task == "t2a" else "captions"
         raise UserError(f"{args.run}: trained for {trained_for}; use: python evaluate.py "
-                        f"{other.format(args.run)}")
+                        f"{other.format(quoted(args.run))}")
     return run
 
 
@@ -280,8 +280,7 @@ def cmd_generate(args) -> None:
     caption, notes = check_prompt(args.prompt, run.words, args.run, in_soundworld)
     for note in notes:
         print(printable(note))
-    seconds = args.seconds or run.config["seconds"]
-    n = round(seconds * RATE)
+    n = round((args.seconds or run.config["seconds"]) * RATE)
     judge = load_judge("dev") if in_soundworld else None
     for first in range(0, args.n, BATCH):                          # a few at a time; then they are written
         seeds = list(range(args.seed + first, args.seed + min(first + BATCH, args.n)))
@@ -300,14 +299,13 @@ def cmd_upsample(args) -> None:
     refuse_overwriting(args.input, args.out)
     run = open_for(args, "sr", "generate {} --prompt ...")
     channels = read_channels(args.input)                           # (C, N)
-    loudest = channels[(channels**2).sum(1).argmax()]
-    cutoff, source = choose_cutoff(args.input, loudest, file_rate(args.input), args.cutoff)
-    y = np.stack([upsample_long(run, x, cutoff, args.seed, args.steps) for x in channels])
-    factor = write_wav(args.out, y.T)
-    before, after = (level_above(x.ravel(), cutoff) for x in (channels, y))
-    print(f"{args.out}: {y.shape[1] / RATE:.2f} s at 16 kHz, channels: {len(y)}; band limit {cutoff:.0f} Hz "
-          f"({source}); power from 500 Hz above it up, relative to that below: "
-          f"{before:.0f} dB in the input, {after:.0f} dB now{scaled_note(factor)}")
+    limits = choose_cutoffs(args.input, channels, file_rate(args.input), args.cutoff)
+    y = np.stack([upsample_long(run, x, cutoff, args.seed, args.steps) if cutoff else x
+                  for x, (cutoff, _) in zip(channels, limits)])
+    factor = write_wav(args.out, y.T, bits=24)
+    print(f"{args.out}: {y.shape[1] / RATE:.2f} s at 16 kHz, channels: {len(y)}{scaled_note(factor)}")
+    for k, (x, made, (cutoff, said)) in enumerate(zip(channels, y, limits), start=1):
+        print(f"channel {k}: {said}{added_above(x, made, cutoff) if cutoff else ''}")
 
 
 def cmd_sounds(args) -> None:

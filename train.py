@@ -42,7 +42,7 @@ from parts.background import Background
 from parts.checkpoints import save_run
 from parts.config import Config
 from parts.devices import RANK, WORLD, StopSignal, Timer, broadcast_from_rank0, from_all, ignore
-from parts.errors import Stopped, UserError
+from parts.errors import Stopped, UserError, quoted
 from parts.moments import MOMENT_STEPS, moment_due, write_moment
 from parts.networks import Networks
 from parts.optim import rate_factor
@@ -318,7 +318,7 @@ def loop(run: Training) -> Timer:
     timer, skipped, phases = Timer(cfg.device if cfg.profile else ""), 0, Phases(cfg, run.step > 0)
     bar = tqdm(total=cfg.steps, initial=run.step, unit="step", dynamic_ncols=True, mininterval=0.5,
                disable=RANK > 0)
-    with StopSignal() as stop:
+    with bar, StopSignal() as stop:
         while run.step < cfg.steps and not stop.now:
             began = time.perf_counter()
             run.step += 1
@@ -369,10 +369,10 @@ def loop(run: Training) -> Timer:
             timer("log and evaluation")
         if stop.now and RANK == 0:
             save_run(run, log, timer)                      # in here a second signal does not end it
-    bar.close()
     devices.leave_processes()
     if stop.now:
-        raise Stopped(f"stopped at step {run.step}; continue with: python train.py --resume {run.out}")
+        raise Stopped(f"stopped at step {run.step}; continue with: python train.py --resume "
+                      f"{quoted(run.out)}")
     if cfg.profile and RANK == 0:
         print(timer.table())
     return timer

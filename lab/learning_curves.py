@@ -98,7 +98,7 @@ def draw_runs(ax, x, y: np.ndarray, label: str, color: str, dash="-") -> None:
 
 
 def _apart(x: np.ndarray, k: int) -> np.ndarray:
-    """Steps (n,) of the k-th arm; a single one is moved aside, or the arms' intervals would lie on each other."""
+    """Steps (n,) of the k-th arm; a single one is moved aside, where the arms' intervals would overlap."""
     return x * 1.02**k if len(x) == 1 else x
 
 

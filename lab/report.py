@@ -69,7 +69,8 @@ PAGE = """\
 img{max-width:100%;height:auto}
 .grid-of-runs th,.grid-of-runs td{min-width:8rem;max-width:24rem}
 td.differs{background:#fff3c4;font-weight:600}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:1rem;margin:.5rem 0 1.5rem}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr))}
+.cards{gap:1rem;margin:.5rem 0 1.5rem}
 .cards figure{margin:0;min-width:0;border:1px solid #ddd;border-radius:6px;padding:.5rem}
 audio{width:100%}
 blockquote{margin:.8rem 0 .2rem;font-weight:600}
@@ -117,7 +118,8 @@ blockquote{margin:.8rem 0 .2rem;font-weight:600}
 <blockquote>{{ caption }}</blockquote>
 <div class=cards>
 {% for title, picture, sound in cards %}
-<figure><figcaption>{{ title }}</figcaption><img alt="spectrogram, {{ title }}: {{ caption }}" src="{{ picture }}">
+<figure><figcaption>{{ title }}</figcaption>
+<img alt="spectrogram, {{ title }}: {{ caption }}" src="{{ picture }}">
 <audio controls preload="metadata" aria-label="{{ title }}: {{ caption }}" src="{{ sound }}"></audio></figure>
 {% endfor %}
 </div>

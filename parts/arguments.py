@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import os
 import re
+import sys
 from pathlib import Path
 
 from parts.errors import UserError
@@ -25,9 +27,24 @@ class Parser(argparse.ArgumentParser):
         how.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(description=description, **{**how, "allow_abbrev": False})
 
+    def parse_args(self, args=None, namespace=None):
+        typed, seen = list(sys.argv[1:] if args is None else args), set()
+        repeatable = {flag for action in self.actions() for flag in action.option_strings
+                      if isinstance(action, argparse._AppendAction)}
+        for word in itertools.takewhile(lambda word: word != "--", typed):
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and flag not in self.flags():
+                self.error(f"unrecognized arguments: {word}")      # before it is missed under its right name
+            if flag in seen - repeatable:
+                self.error(f"{flag}: given twice; it takes one value")
+            seen |= {flag} if flag.startswith("--") else set()
+        return super().parse_args(typed, namespace)
+
     def error(self, message: str):
         # "argument --seed: invalid int value: 'x'" -> "--seed: invalid int value: 'x'"
         message = re.sub(r"^argument (\S+): (.*: must be)", r"\1 \2", message).removeprefix("argument ")
+        if message.endswith("expected one argument"):
+            message += f"; a value that begins with - is written {message.partition(':')[0]}=-VALUE"
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown:
             flag = unknown[1].partition("=")[0]
@@ -40,15 +57,17 @@ class Parser(argparse.ArgumentParser):
                 message = f"{flag}: not a flag of this command, but of another; its own: --help"
         raise UserError(message)
 
-    def flags(self) -> list[str]:
-        """All flags, those of subcommands too."""
-        found = []
+    def actions(self) -> list[argparse.Action]:
+        """All arguments, those of subcommands too."""
+        found = list(self._actions)
         for action in self._actions:
-            found += action.option_strings
             if isinstance(action, argparse._SubParsersAction):
                 for command in action.choices.values():
-                    found += command.flags()
+                    found += command.actions()
         return found
+
+    def flags(self) -> list[str]:
+        return [flag for action in self.actions() for flag in action.option_strings]
 
 
 def whole(low: int = 0, high: int = HIGHEST):

@@ -2,7 +2,7 @@
 float32 in [-1, 1].
 
 Public: RATE, CLIP_S, resample, resample_blocks, first_seconds, in_segments, ACTIVE_RMS, active_rms,
-gains_to_level, at_level, with_added, write_wav, read_wav, scaled_note, mu_law_wav.
+without_rumble, gains_to_level, at_level, with_added, write_wav, read_wav, scaled_note, mu_law_wav.
 """
 from __future__ import annotations
 
@@ -95,6 +95,8 @@ ACTIVE_RMS = 0.06              # of what super-resolution is given: median of So
 FRAME = 320                    # samples, 20 ms
 SOUNDS_DB = 40                 # a frame sounds if it is at most this far below the loudest  # ASSUMED
 SILENT_DB = 70                 # and is silent from this far below it on  # ASSUMED
+RUMBLE_HZ = 40                 # below this there is only rumble,  # ASSUMED
+RUMBLES = 1.12                 # which counts where it makes the level 1 dB higher  # ASSUMED
 
 
 def _frame_power(x: np.ndarray) -> np.ndarray:
@@ -109,9 +111,24 @@ def active_rms(x: np.ndarray) -> float:
     return float(np.sqrt(power[power >= power.max() * 10 ** (-SOUNDS_DB / 10)].mean()))
 
 
+def without_rumble(x: np.ndarray) -> np.ndarray:
+    """(N,) without what lies below 40 Hz, where that is loud: a constant offset, wind, handling. What lies
+    there no model is trained to use, but the level of the recording would be its level."""
+    sections = scipy.signal.butter(8, RUMBLE_HZ, "highpass", fs=RATE, output="sos")
+    # In blocks, since it works in float64; each with a second on either side, after which nothing rings on.
+    y, block = np.empty(len(x), np.float32), 1 << 20
+    for start in range(0, len(x), block):
+        before = min(start, RATE)
+        part = x[start - before : start + block + RATE]
+        filtered = scipy.signal.sosfiltfilt(sections, part, padlen=min(len(part) - 1, RATE // 4))
+        y[start : start + block] = filtered[before : before + block]
+    return y if active_rms(x) > RUMBLES * active_rms(y) else x
+
+
 def silence_gate(x: np.ndarray) -> np.ndarray:
     """(N,) from 0 where x is silent, relative to its loudest frame, to 1 where it is 10 dB above that."""
-    power = _frame_power(x)
+    # Rumble alone is silence; so is what the filter makes of silence after a sound.
+    power = np.minimum(_frame_power(x), _frame_power(without_rumble(x)))
     loudest = power.max() or 1.0                                   # of silence everything is silent
     above_db = 10 * np.log10(np.maximum(power / loudest, 1e-30)) + SILENT_DB
     centres = (np.arange(len(power)) + 0.5) * FRAME
@@ -124,9 +141,11 @@ def gains_to_level(waves: np.ndarray, rms: float) -> np.ndarray:
     return np.where(own > 0, rms / np.maximum(own, 1e-12), 1.0)
 
 
-def at_level(waves: np.ndarray, rms: float = ACTIVE_RMS) -> tuple[np.ndarray, np.ndarray]:
+def at_level(waves: np.ndarray, rms: float = ACTIVE_RMS, rumble=True) -> tuple[np.ndarray, np.ndarray]:
     """(B, N) -> each at an active RMS, and the gains (B, 1) that this took: what is made of a recording must
-    not depend on how loud it is. Silence stays as it is."""
+    not depend on how loud it is. Silence stays as it is. rumble: keep it."""
+    if not rumble:
+        waves = np.stack([without_rumble(x) for x in waves])
     gains = gains_to_level(waves, rms)
     return (waves * gains).astype(np.float32), gains
 
@@ -137,15 +156,19 @@ def with_added(waves: np.ndarray, added: np.ndarray, gains: np.ndarray) -> np.nd
     return (waves + gate * added / gains).astype(np.float32)
 
 
-def write_wav(path: str | Path, x: np.ndarray) -> float:
-    """Write (N,) or (N, channels) float in [-1, 1] as 16-bit 16 kHz wav (scipy); louder sounds are scaled
-    down, never clipped. -> the factor of that, 1 where nothing was scaled. UserError for NaN and infinities:
-    there is no such sound."""
+def write_wav(path: str | Path, x: np.ndarray, bits: int = 16) -> float:
+    """Write (N,) or (N, channels) float in [-1, 1] as 16 kHz wav of 16 bits (scipy) or 24 (soundfile);
+    louder sounds are scaled down, never clipped. -> the factor of that, 1 where nothing was scaled. UserError
+    for NaN and infinities: there is no such sound."""
     x = np.asarray(x, np.float64)
     if not np.isfinite(x).all():
         raise UserError(f"{path}: not written: the sound that was made is not finite")
     factor, file = 1 / max(1.0, np.abs(x).max(initial=0)), io.BytesIO()
-    scipy.io.wavfile.write(file, RATE, np.round(x * factor * 32_767).astype(np.int16))
+    if bits == 16:
+        scipy.io.wavfile.write(file, RATE, np.round(x * factor * 32_767).astype(np.int16))
+    else:
+        import soundfile  # some machines that train lack it
+        soundfile.write(file, x * factor, RATE, "PCM_24", format="WAV")
     write_bytes(Path(path), file.getvalue())
     return factor
 
@@ -157,7 +180,7 @@ def read_wav(path: str | Path) -> np.ndarray:
 
 def scaled_note(factor: float) -> str:
     """What to say where write_wav had to scale."""
-    return f"; {20 * np.log10(factor):.1f} dB quieter, to fit 16 bits" if factor < 1 else ""
+    return f"; {20 * np.log10(factor):.1f} dB quieter, to fit full scale" if factor < 1 else ""
 
 
 def mu_law_wav(x: np.ndarray) -> bytes:

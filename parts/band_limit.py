@@ -8,7 +8,8 @@ measures the band limit of a recording from elsewhere, or says that it can't be 
     x (N,) at 16 kHz --band_limit(cutoff Hz, family, order)--> (N,) float32, nothing above the cutoff
     x (N,), its file's rate --find_cutoff--> cutoff in Hz, or None: full-band, or in doubt
 
-Public: BAND_LIMIT_VERSION, CUTOFF, FILTERS, band_limit, random_band_limit, find_cutoff, choose_cutoff.
+Public: BAND_LIMIT_VERSION, CUTOFF, FILTERS, band_limit, random_band_limit, find_cutoff, choose_cutoff,
+choose_cutoffs.
 """
 from __future__ import annotations
 
@@ -133,6 +134,22 @@ def choose_cutoff(name, x: np.ndarray, rate: int, given: float | None) -> tuple[
         return given, (f"given, but the input holds nothing above {found:.0f} Hz, and what lies between "
                        "stays empty: leave --cutoff out")
     return given, "given"
+
+
+def choose_cutoffs(name, channels: np.ndarray, rate: int, given: float | None) -> list[tuple]:
+    """choose_cutoff for each channel of a recording (C, N) -> (Hz, what to say of it). Of several, those of
+    which no band limit is found are (None, why): to be left as they are. UserError where that is all."""
+    chosen, wrong = [], None
+    for x in channels:
+        try:
+            cutoff, source = choose_cutoff(name, x, rate, given) if x.any() else (None, "silent")
+        except UserError as e:
+            wrong = e
+            cutoff, source = None, "full-band, or in doubt: left as it is"
+        chosen.append((cutoff, f"band limit {cutoff:.0f} Hz ({source})" if cutoff else source))
+    if wrong and not any(cutoff for cutoff, _ in chosen):
+        raise wrong
+    return chosen
 
 
 def _band_power(x: np.ndarray) -> np.ndarray:

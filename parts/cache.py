@@ -44,9 +44,10 @@ def cache_dir() -> Path:
         folder = Path(tempfile.gettempdir()) / f"stage-audio-{os.getuid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()         # asks the disk: it may be read-only, or full
     except OSError as e:
-        raise UserError(f"cache folder {folder}: can't be made ({e.strerror}); set STAGE_AUDIO_CACHE to a "
-                        "folder") from None
+        raise UserError(f"cache folder {folder}: can't be written ({e.strerror}); set STAGE_AUDIO_CACHE to a "
+                        "folder that can") from None
     return folder
 
 

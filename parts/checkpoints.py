@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from parts.config import Config, load_config, save_config
-from parts.errors import UserError
+from parts.errors import UserError, quoted
 from parts.files import write_bytes
 
 # Raised when saved weights or settings change their meaning.
@@ -179,7 +179,7 @@ def export(run: Path, folder: Path) -> tuple[dict, dict]:
 def not_written(path: Path, why: str) -> UserError:
     """What to say where a run's file can't be written."""
     return UserError(f"{path}: can't be written ({why}); the last checkpoint is intact: make room, then "
-                     f"python train.py --resume {path.parent}")
+                     f"python train.py --resume {quoted(path.parent)}")
 
 
 def refuse_not_finite(path: str | Path, state: dict) -> None:

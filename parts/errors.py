@@ -4,8 +4,9 @@ A command raises UserError where something outside the program is wrong: a flag,
 turns it into one line on stderr and exit status 2, so nobody has to read a traceback to learn that a file
 name was misspelt. A command that was asked to stop, and did, is no error: status 130.
 
-Public: UserError, Stopped, run_cli, out_of_memory, printable.
+Public: UserError, Stopped, run_cli, out_of_memory, printable, quoted.
 """
+import shlex
 import signal
 import sys
 import threading
@@ -35,8 +36,10 @@ def run_cli(main) -> None:
         print(printable(str(e)), file=sys.stderr)
         sys.exit(130)
     except (UserError, OSError) as e:
-        # OSError: a full disk, a folder where a file should be; its text names the path.
-        print(f"error: {printable(str(e))}", file=sys.stderr)
+        # OSError: a full disk, a folder where a file should be.
+        of_file = isinstance(e, OSError) and e.filename is not None
+        said = f"{e.filename}: {e.strerror}" if of_file else str(e)
+        print(f"error: {printable(said)}", file=sys.stderr)
         sys.exit(2)
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e):
@@ -52,6 +55,11 @@ def run_cli(main) -> None:
 def out_of_memory(e: Exception) -> bool:
     """Of the device (torch.OutOfMemoryError) or of the machine. (No torch here: workers import this.)"""
     return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate" in str(e)
+
+
+def quoted(path) -> str:
+    """A path as it can be pasted into a command."""
+    return shlex.quote(str(path))
 
 
 def printable(text: str) -> str:

@@ -26,13 +26,14 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file, and its folder where there is none. A reader, or a crash, finds the old file or the new
     one and never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # there may be another writer
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):                 # of a read-only disk: there is nothing to remove
+            temporary.unlink()
         raise cannot_write(path, e) from None
 
 

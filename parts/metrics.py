@@ -235,3 +235,10 @@ def level_above(x: np.ndarray, cutoff: float) -> float:
     power = (10 ** log_power(x)).mean(0)                           # (1025,)
     first, last = (first_bin(min(hz, 7_900)) for hz in (cutoff + 500, cutoff))
     return 10 * np.log10((power[first:].sum() / power[:last].sum().clip(1e-12)).clip(1e-12))
+
+
+def added_above(x: np.ndarray, made: np.ndarray, cutoff: float) -> str:
+    """level_above of an input and of what was made of it, in words."""
+    before, after = level_above(x, cutoff), level_above(made, cutoff)
+    return (f"; power from 500 Hz above it up, relative to that below: {before:.0f} dB in the input, "
+            f"{after:.0f} dB now")

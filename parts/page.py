@@ -50,11 +50,11 @@ SPECTROGRAM_NOTE = (f"Sounds of the network are made in {MOMENT_STEPS} integrati
                     "(previews: 12; the final scores: {sample_steps}). Spectrograms: time from left to right "
                     "({seconds:g} s), frequency from bottom to top (0 to 8 kHz), level from black (-80 dB re "
                     "full scale) to bright (0 dB).")
-HOW_TO = ("Move the slider (or use the arrow keys on it): each position is a moment of training, and all that "
-          "is shown is of that moment. The network (the average of its weights over the last steps) is always "
-          "given the same {what} and the same noise, so all that changes is what it has learnt. The regime r "
-          "says where training is: near 0 it still acquires which sounds there are, near 1 it only refines "
-          "them.")
+HOW_TO = ("Move the slider (or use the arrow keys on it): each position is a moment of training, and all "
+          "that is shown is of that moment. The network (the average of its weights over the last steps) is "
+          "always given the same {what} and the same noise, so all that changes is what it has learnt. The "
+          "regime r says where training is: near 0 it still acquires which sounds there are, near 1 it only "
+          "refines them.")
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -145,9 +145,9 @@ def make_sound(title: str, wave: np.ndarray, first: int, until: int) -> Sound:
 
 
 def clips_of(runs: list[tuple[str, Moments]], steps: list[int]) -> list[dict]:
-    """Each clip of runs (name, moments) that were given the same: its caption, and slots that stand beside each
-    other, those of the runs between the input (super-resolution) and the real clip. The sounds of a slot can
-    be played in turn; each is shown from its step until the next one's."""
+    """Each clip of runs (name, moments) that were given the same: its caption, and slots that stand beside
+    each other, those of the runs between the input (super-resolution) and the real clip. The sounds of a slot
+    can be played in turn; each is shown from its step until the next one's."""
     clips, last, shared = [], len(steps) - 1, runs[0][1]
     for k, caption in enumerate(shared.captions):
         slots = [_sounds_of(name, moments, k, steps) for name, moments in runs]

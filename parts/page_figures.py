@@ -89,15 +89,14 @@ def panels_of(config: dict, train: list[dict], evals: list[dict], axis: StepAxis
         return -0.02 * (highest or 1), 1.1 * (highest or 1)
 
     centre = [(row["step"], row["density"]["m"]) for row in train if "m" in row.get("density", {})]
-    loss = _running_mean(logged("loss_fm"))
+    loss, r = _running_mean(logged("loss_fm")), logged("r") * r_is_used(train)
     n, last = preview_clips(config, evals), evals[-1]["eval"] if evals else {}
     wanted = [
         ("Flow-matching loss", "squared velocity error", None,
          [Series("training, t from p(t)", loss),
           Series("validation, averaged network, uniform t", evaluated("val_loss"), "points", 1)], None),
         ("Discrepancy D", "1 - cosine", None, [Series("D, whose slope gives r", logged("D"), "points")], "D"),
-        ("Regime r", "0 acquires, 1 refines", (0, 1.02), [Series("r", logged("r") * r_is_used(train), "steps")],
-         "r"),
+        ("Regime r", "0 acquires, 1 refines", (0, 1.02), [Series("r", r, "steps")], "r"),
         ("Weight of guidance, lambda", "loss weight", from_zero("lambda"),
          [Series("lambda", logged("lambda"), "steps")], "lambda"),
         ("Centre of p(t), m", "logit", None, [Series("m", centre, "steps")], "m"),

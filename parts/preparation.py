@@ -119,7 +119,7 @@ def prepare(cfg: Config, probing: bool, checkpoint: dict | None, resume: str, cl
         save_config(out, cfg)
     try:
         return _encode(cfg, sets, codec, words, teacher, checkpoint, resume)
-    except UserError:  # too many files that can't be read, a few seconds of sound, a full disk
+    except (UserError, OSError):  # too many files that can't be read, a few seconds of sound, a full disk
         if claimed:
             _remove(out)
         raise

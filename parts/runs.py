@@ -33,7 +33,7 @@ from parts.config import (
     resolve,
 )
 from parts.devices import RANK, WORLD, broadcast_from_rank0, join_processes, pick_device
-from parts.errors import Stopped, UserError
+from parts.errors import Stopped, UserError, quoted
 from parts.files import file_lock, read_json, reading, to_json, write_text
 
 # --- settings -----------------------------------------------------------------------------------------------
@@ -79,7 +79,8 @@ def _settings(given: dict, resume: str) -> tuple[Config, dict | None]:
         if out.exists() and not out.is_dir():
             raise UserError(f"--out {out}: must be a folder, and this is a file")
         if out.exists() and any(out.iterdir()):
-            or_resume = f"resume it with --resume {out}, or " if (out / "config.json").is_file() else ""
+            is_run = (out / "config.json").is_file()
+            or_resume = f"resume it with --resume {quoted(out)}, or " if is_run else ""
             raise UserError(f"--out {out}: folder is not empty; {or_resume}choose another")
         return cfg, None
 
@@ -234,7 +235,7 @@ class RunLock(contextlib.ExitStack):
     def __exit__(self, kind, error, trace):
         handled = super().__exit__(kind, error, trace)
         if isinstance(error, KeyboardInterrupt) and self.folder:
-            raise Stopped(f"stopped; continue with: python train.py --resume {self.folder}") from None
+            raise Stopped(f"stopped; continue with: python train.py --resume {quoted(self.folder)}") from None
         return handled
 
     def claim(self, folder: Path) -> None:

@@ -21,7 +21,10 @@ def test_a_mistyped_flag_of_training_is_one_line_with_the_nearest(argv, message)
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["generate", "RUN", "--promt", "x"], "--prompt"),
+    (["generate", "RUN", "--promt", "x"], "--promt: no such flag; did you mean --prompt"),
+    (["generate", "RUN", "--prompt", "-rain"], "expected one argument; .* is written --prompt=-VALUE"),
+    (["generate", "RUN", "--prompt", "rain", "--prompt", "a bell"], "--prompt: given twice"),
+    (["generate", "RUN", "--prompt", "x", "--cutoff", "2000"], "--cutoff: not a flag of this command"),
     (["generate", "RUN", "--prompt", "x", "--guidance-scale", "nan"], "--guidance-scale nan: must be"),
     (["generate", "RUN", "--prompt", "x", "--seed", str(2**64)], "--seed 18446744073709551616: must be"),
     (["generate", "RUN", "--prompt", "x", "--seconds", "inf"], "--seconds inf: must be"),
@@ -31,6 +34,15 @@ def test_a_mistyped_flag_of_training_is_one_line_with_the_nearest(argv, message)
 def test_a_mistake_in_a_command_of_evaluate_is_one_line(argv, message):
     with pytest.raises(UserError, match=message):
         evaluate_parser("text").parse_args(argv)
+
+
+def test_a_flag_that_takes_several_values_may_be_given_again_and_a_value_may_begin_with_a_dash():
+    parser = Parser("text")
+    parser.add_argument("--arm", action="append")
+    parser.add_argument("--only", nargs="+", action="extend")
+    parser.add_argument("rest", nargs="*")
+    argv = ["--arm=-a", "--arm", "b", "--only", "c", "--only", "d", "--", "--arm", "--e"]
+    assert vars(parser.parse_args(argv)) == {"arm": ["-a", "b"], "only": ["c", "d"], "rest": ["--arm", "--e"]}
 
 
 def test_numbers_are_from_low_to_high_ends_included():

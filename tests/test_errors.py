@@ -16,6 +16,7 @@ OOM = ("error: out of memory; use fewer clips a step (--batch), cut each batch (
     (UserError("no\nsuch"), 2, "error: no such\n"),
     (Stopped("stopped at step 3"), 130, "stopped at step 3\n"),
     (OSError("disk full"), 2, "error: disk full\n"),
+    (OSError(30, "Read-only file system", "/x/y"), 2, "error: /x/y: Read-only file system\n"),
     (MemoryError(), 2, OOM),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."), 2, OOM),
     (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to ..."), 2, OOM),

@@ -1,5 +1,6 @@
 """Claims about what a user does with a run: generate, upsample, score, list sounds; and the shipped ones."""
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,6 +74,57 @@ def test_each_channel_is_upsampled_by_itself(sr_run, tmp_path):
     for channel, x in zip(made.T, two):
         alone = evaluate.upsample_long(run, x, 2_000, 3, 2, progress=False)
         assert np.corrcoef(channel, alone)[0, 1] > 0.9999
+
+
+def test_a_channel_that_is_full_band_is_left_as_it_is_and_each_has_a_limit_of_its_own(sr_run, tmp_path):
+    """Quieter than the first, whose limit is not its own. Negative control: alone it is refused."""
+    full = 0.2 * gaussian(RATE, 1)
+    limited = [band_limit(gaussian(RATE, seed), hz) for seed, hz in ((0, 2_000), (2, 5_000))]
+    channels = [limited[0], 0.2 * limited[1], full, 0 * full]
+    soundfile.write(tmp_path / "in.wav", np.stack(channels, 1), RATE, subtype="FLOAT")
+    done = in_process(evaluate, "upsample", sr_run, "--input", "in.wav", "--out", "out.wav", "--steps", 2,
+                      cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made, _ = soundfile.read(tmp_path / "out.wav", dtype="float32")
+    gain = made[:, 2] @ full / (full @ full)               # below 1: all channels are brought to full scale
+    assert np.allclose(made[:, 2], gain * full, atol=1e-5) and not made[:, 3].any()
+    lines = done.stdout.splitlines()[-4:]
+    limits = [float(hz) for line in lines for hz in re.findall(r"band limit (\d+) Hz", line)]
+    assert limits == pytest.approx([2_000, 5_000], rel=0.15)
+    assert "channel 3: full-band, or in doubt" in lines[2] and "channel 4: silent" in lines[3]
+    soundfile.write(tmp_path / "full.wav", full, RATE)
+    alone = in_process(evaluate, "upsample", sr_run, "--input", "full.wav", "--out", "no.wav", cwd=tmp_path)
+    assert alone.returncode == 2 and "no band limit found" in alone.stderr
+
+
+@pytest.mark.parametrize("hz", [0, 8, 25])
+def test_an_offset_or_rumble_changes_nothing_that_is_added(sr_run, hz):
+    """But near the ends. Nor does silence open. Negative control: the level of a hum at 300 Hz counts."""
+    run = evaluate.load_run(sr_run)
+    x = 0.1 * band_limit(gaussian(RATE * 3), 2_000)
+    x[RATE : 2 * RATE] = 0
+    t = np.arange(len(x)) / RATE
+
+    def added(f: float) -> np.ndarray:
+        low = (0.2 * np.cos(2 * np.pi * f * t)).astype(np.float32)
+        y = evaluate.upsample_long(run, x + low, 2_000, steps=2, progress=False) - low - x
+        return y[RATE // 4 : -RATE // 4]
+    clean = (evaluate.upsample_long(run, x, 2_000, steps=2, progress=False) - x)[RATE // 4 : -RATE // 4]
+    assert np.std(added(hz) - clean) < 0.3 * np.std(clean)
+    assert np.abs(added(hz)[RATE : RATE + RATE // 2]).max() < 1e-6
+    assert np.std(added(300.0) - clean) > 0.5 * np.std(clean)
+
+
+def test_a_quiet_recording_keeps_its_detail_in_the_file(sr_run, tmp_path):
+    """60 dB lower; 16 bits would leave 5 of them."""
+    x = 1e-4 * band_limit(gaussian(RATE), 2_000)
+    soundfile.write(tmp_path / "in.wav", x, RATE, subtype="FLOAT")
+    done = in_process(evaluate, "upsample", sr_run, "--input", "in.wav", "--out", "out.wav", "--steps", 2,
+                      "--cutoff", 2_000, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made, _ = soundfile.read(tmp_path / "out.wav", dtype="float32")
+    asked = evaluate.upsample_long(evaluate.load_run(sr_run), x, 2_000, 0, 2, progress=False)
+    assert np.std(made - asked) < 0.01 * np.std(asked)
 
 
 def test_long_recordings_have_no_hole_and_no_bump_at_the_seams(sr_run):
@@ -191,7 +243,7 @@ def test_every_flag_of_generate_and_upsample_reaches_the_sound(t2a_run, sr_run, 
             done = in_process(evaluate, command, *needed, *typed, "--out", name, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
         scale = max(1, np.abs(expected).max())
-        assert np.abs(read_wav(tmp_path / "with.wav") - expected / scale).max() < 1e-3
+        assert np.abs(read_audio(tmp_path / "with.wav") - expected / scale).max() < 1e-3
         n = min(len(expected), len(read_wav(tmp_path / "without.wav")))
         assert np.abs(read_wav(tmp_path / "without.wav")[:n] - expected[:n]).max() > 0.01
 

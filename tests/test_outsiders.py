@@ -1,6 +1,7 @@
 """What is typed wrongly, copied halfway or taken from elsewhere ends in one line that names it, and nothing
 of the user's is lost. (Sound files: test_audio_files.py; crashes and floods: test_robust.py.)"""
 import copy
+import errno
 import json
 import os
 import shutil
@@ -380,8 +381,24 @@ def test_a_word_too_many_is_no_flag(tmp_path):
 def test_a_cache_that_is_a_file_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("STAGE_AUDIO_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="file: can't be made .File exists.; set STAGE_AUDIO_CACHE"):
+    with pytest.raises(UserError, match="file: can't be written .File exists.; set STAGE_AUDIO_CACHE"):
         cache_dir()
+
+
+def test_a_cache_on_a_disk_that_refuses_is_named_with_the_fix(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+    monkeypatch.setenv("STAGE_AUDIO_CACHE", str(tmp_path))
+    cache_dir()
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(UserError, match="can't be written .Read-only file system.; set STAGE_AUDIO_CACHE to"):
+        cache_dir()
+
+
+def test_a_file_in_a_folder_that_refuses_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/x/config.json: can't be written .Not a directory"):
+        write_text(tmp_path / "file" / "x" / "config.json", "{}")
 
 
 def test_weights_are_saved_under_a_name_of_their_own(tmp_path):

@@ -140,9 +140,11 @@ def test_only_one_process_trains_in_a_run_folder(tmp_path):
 
 def test_a_run_that_is_interrupted_outside_of_its_steps_says_how_it_goes_on(tmp_path):
     """In preparation, or while it is scored. (Between steps: test_robust.py.)"""
-    with pytest.raises(Stopped, match=f"stopped; continue with: python train.py --resume {tmp_path}"):
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    with pytest.raises(Stopped, match=f"stopped; continue with: python train.py --resume '{folder}'$"):
         with runs.RunLock() as lock:
-            lock.claim(tmp_path)
+            lock.claim(folder)
             raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
         with runs.RunLock():
