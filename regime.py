@@ -75,7 +75,10 @@ def discrepancy(a: Tensor, b: Tensor, mean: Tensor | None = None, mask: Tensor |
     """1 - cosine of centred features, mean over tokens, in float32: (B, T, F) x 2 -> (B,).
 
     mask (B, T): True at real tokens. mean (F,): phi's data-set mean. Uncentred SSL features all point nearly
-    the same way, and their cosine would say nothing."""
+    the same way, and their cosine would say nothing. ValueError for features of another shape."""
+    if a.ndim != 3:
+        raise ValueError(f"features of shape {tuple(a.shape)}: must be (B, T, F); of one vector a clip "
+                         "x[:, None], of a map (B, F, H, W) x.flatten(2).mT")
     a, b = a.float(), b.float()
     if mean is not None:
         a, b = a - mean, b - mean

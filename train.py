@@ -354,10 +354,11 @@ def loop(run: Training) -> Timer:
                 log({"step": k, "skipped": skipped, "clips": names, "r": r, **found})
                 bar.write(skipped_line(run.out, k, names, skipped))
             elif k % 10 == 0 or k == cfg.steps or tracker.logged_at(k):
+                means = {name: from_all(x[None]).mean() for name, x in means.items()}
                 log({"step": k, "loss": means["total"].item(),
                      **{f"loss_{name}": means[name].item() for name in ("fm", "ssl", "struct")},
                      "lambda": driven.lam, "mu": driven.mu, "r": r, "density": asdict(driven.density),
-                     "t_drawn": float(batch["t"].mean()), "lr": networks.lr, "grad_norm": grad_norm,
+                     "t_drawn": float(from_all(batch["t"]).mean()), "lr": networks.lr, "grad_norm": grad_norm,
                      "step_s": time.perf_counter() - began, **found, **of_gradients, **tracker.notes(k)})
                 bar.set_postfix(loss=f"{means['total'].item():.3f}", r=f"{r:.2f}", refresh=False)
                 stop.agree()

@@ -55,6 +55,9 @@ def test_two_processes_with_half_the_batch_each_are_one_process_with_all_of_it(t
     assert len(shares[1]) == 20 and np.allclose(*shares, rtol=1e-3)
     steps = [[row["step"] for row in log_of(tmp_path / name)] for name in ("two", "one")]
     assert steps[0] == steps[1]
+    logged = [[(row["loss"], row["t_drawn"]) for row in log_of(tmp_path / name) if "loss" in row]
+              for name in ("two", "one")]
+    assert np.allclose(*logged, rtol=1e-3), "the log is of the rows of all processes"
     half = train.train({**settings, "batch": tiny["batch"] // 2, "out": str(tmp_path / "half")})
     assert distance(final(half)["model"], final(one)["model"]) > 1e-2
     assert not torch.allclose(final(half)["infonoise"]["sums"][1], drawn_of_one, rtol=0.1)

@@ -454,6 +454,9 @@ def test_discrepancy_is_the_slow_double_loop_and_centring_matters():
     assert np.allclose(R.discrepancy(a, b, mean), slow, atol=1e-5)
     mask = torch.tensor([[True] * 3 + [False] * 2] * 3)
     assert torch.allclose(R.discrepancy(a, b, mean, mask), R.discrepancy(a[:, :3], b[:, :3], mean))
+    for wrong in (a[:, 0], a[..., None]):
+        with pytest.raises(ValueError, match="must be .B, T, F.; of one vector"):
+            R.discrepancy(wrong, wrong)
     uncentred, centred = R.discrepancy(a, b), R.discrepancy(a, b, mean)
     assert uncentred.max() < 0.05 < centred.min(), "uncentred features are alike, whatever they hold"
 
