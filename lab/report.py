@@ -293,7 +293,7 @@ def _sounds(runs: list, names: list[str], n: int) -> list[tuple]:
     clips, of which none was trained on."""
     groups = {}
     for name, run in zip(names, runs):
-        kind = tuple(run.config[name] for name in ("task", "data", "seconds", "val_fold"))
+        kind = tuple(run.config[name] for name in ("task", "data", "seconds", "val_fold", "codec", "channels"))
         groups.setdefault(kind, []).append((name, run))
     return [(task, folder, _clips(group, n)) for (task, folder, *_), group in groups.items()]
 

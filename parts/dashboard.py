@@ -70,7 +70,7 @@ def _draw_loss(ax, train: list[dict], evals: list[dict]) -> None:
     steps = np.array([row["step"] for row in train])
     loss = np.array([row["loss_fm"] for row in train])
     eval_steps = [row["step"] for row in evals]
-    eval_loss = [row["eval"]["val_loss"] for row in evals]
+    eval_loss = np.array([row["eval"]["val_loss"] for row in evals], float)        # null: it was not finite
     k = max(2, len(loss) // 20)
     ax.plot(steps, loss, color="0.8", lw=0.7, label="training, single batches")
     if len(loss) >= k:
@@ -78,8 +78,8 @@ def _draw_loss(ax, train: list[dict], evals: list[dict]) -> None:
         ax.plot(steps[k - 1 :], mean, color="C0", label=f"training, mean of {k}")
     ax.plot(eval_steps, eval_loss, "o-", color="C3", ms=4, label="validation (EMA, t uniform)")
     # The first batches would flatten the rest.
-    lowest = min([loss.min(), *eval_loss])
-    ax.set_ylim(0.9 * lowest, 1.1 * max([np.quantile(loss, 0.99), *eval_loss]))
+    ax.set_ylim(0.9 * np.nanmin([loss.min(), *eval_loss]),
+                1.1 * np.nanmax([np.quantile(loss, 0.99), *eval_loss]))
     ax.set(title="flow-matching loss", xlabel="step", ylabel="mean squared velocity error")
     ax.legend(fontsize=8)
 
@@ -90,7 +90,7 @@ def _draw_loss_by_noise(ax, evals: list[dict]) -> None:
     if evals:
         viridis = pyplot().cm.viridis
         steps = [row["step"] for row in evals]
-        bins = np.array([row["eval"]["val_loss_t"] for row in evals])  # (evaluations, bins)
+        bins = np.array([row["eval"]["val_loss_t"] for row in evals], float)       # (evaluations, bins)
         n = bins.shape[1]
         for j in range(n):
             label = f"t = {(j + 0.5) / n:.2f}"

@@ -25,6 +25,8 @@ Public: PretrainedCodec, CODECS.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,80 +40,31 @@ from parts.errors import UserError
 from parts.pretrained import CLIPS_PER_CALL, fingerprint, has_own, load
 from parts.spectra import log_mel
 
-# How each family is called:
-#     hop(config) -> samples a latent frame
-#     encode(model, wav (B, 1, n)) -> latents (B, D, T) before quantization
-#     decode(model, latents (B, D, T)) -> wav (B, 1, n)
 
-
-class Dac:
-    @staticmethod
-    def hop(config) -> int:
-        return math.prod(config.downsampling_ratios)
-
-    @staticmethod
-    def encode(model, wav: Tensor) -> Tensor:
-        return model.encoder(wav)
-
-    @staticmethod
-    def decode(model, latents: Tensor) -> Tensor:
-        return model.decoder(latents)
-
-
-class EnCodec(Dac):
-    @staticmethod
-    def hop(config) -> int:
-        return math.prod(config.upsampling_ratios)
-
-
-class Mimi:
-    @staticmethod
-    def hop(config) -> int:
-        return round(config.sampling_rate / config.frame_rate)
-
-    @staticmethod
-    def encode(model, wav: Tensor) -> Tensor:
-        return model.encoder(wav).latents
-
-    @staticmethod
-    def decode(model, latents: Tensor) -> Tensor:
-        return model.decoder(latents).audio_values
-
-
-class VibeVoice:
-    @staticmethod
-    def hop(config) -> int:
-        return config.hop_length
-
-    @staticmethod
-    def encode(model, wav: Tensor) -> Tensor:
-        return model.encode(wav, sample=False).latents.mT
-
-    @staticmethod
-    def decode(model, latents: Tensor) -> Tensor:
-        return model.decode(latents.mT).audio
-
-
-class PocketTTS:
-    @staticmethod
-    def hop(config) -> int:
-        return config.frame_size
-
-    @staticmethod
-    def encode(model, wav: Tensor) -> Tensor:
-        return model.encode(wav).latents.mT
-
-    @staticmethod
-    def decode(model, latents: Tensor) -> Tensor:
-        return model.decode(latents.mT).audio_values
+class Family(NamedTuple):
+    """How codecs of a family are called: samples a latent frame, of a configuration; wav (B, 1, n) -> latents
+    (B, D, T) before quantization; latents -> wav (B, 1, n), both of a model."""
+    hop: Callable
+    encode: Callable
+    decode: Callable
 
 
 CODECS = {  # model_type of a configuration -> its family
-    "dac": Dac,
-    "encodec": EnCodec,
-    "mimi": Mimi,
-    "vibevoice_acoustic_tokenizer": VibeVoice,
-    "pocket_tts_audio_tokenizer": PocketTTS,
+    "dac": Family(lambda config: math.prod(config.downsampling_ratios),
+                  lambda model, wav: model.encoder(wav),
+                  lambda model, latents: model.decoder(latents)),
+    "encodec": Family(lambda config: math.prod(config.upsampling_ratios),
+                      lambda model, wav: model.encoder(wav),
+                      lambda model, latents: model.decoder(latents)),
+    "mimi": Family(lambda config: round(config.sampling_rate / config.frame_rate),
+                   lambda model, wav: model.encoder(wav).latents,
+                   lambda model, latents: model.decoder(latents).audio_values),
+    "vibevoice_acoustic_tokenizer": Family(lambda config: config.hop_length,
+                                           lambda model, wav: model.encode(wav, sample=False).latents.mT,
+                                           lambda model, latents: model.decode(latents.mT).audio),
+    "pocket_tts_audio_tokenizer": Family(lambda config: config.frame_size,
+                                         lambda model, wav: model.encode(wav).latents.mT,
+                                         lambda model, latents: model.decode(latents.mT).audio_values),
 }
 
 
@@ -142,7 +95,6 @@ class PretrainedCodec(PCA):
 
         super().__init__(width, min(channels, width))
         self.name = name
-        self.kind = config.model_type
         self.family = family
         self.model = model
         self.rate_in = rate_in          # Hz, the codec's own sampling rate

@@ -116,7 +116,8 @@ class Embedder:
                  device: str = "cpu"):
         is_clap = load("AutoConfig", name, flag, trust, pickles).model_type == "clap"
         kind = Clap if is_clap else PretrainedTeacher
-        self.net = kind(name, flag=flag, trust=trust, pickles=pickles, device=device)
+        # float32 on every device, as in Clap.
+        self.net = kind(name, flag=flag, trust=trust, pickles=pickles).to(device)
         self.name = name
         self.key = self.net.key
         self.rate_in = self.net.rate_in

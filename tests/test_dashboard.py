@@ -56,7 +56,8 @@ def test_a_dashboard_is_drawn_from_a_log_and_the_last_previews(tmp_path):
     measured = {"D": 0.9, "D_of": {"t1.0": 0.9, "t0.5": 0.3, "t0.5-pooled": 0.2, "sample": 0.5},
                 "agreement": 0.1, "struct_share": 0.05}
     rows = [step_row(k, **measured, structure=STRUCTURE, no_signal=1) for k in (1, 2, 4, 8)]
-    rows.append(eval_row(8, event_accuracy=0.5, recall=0.5, order=None, order_n=0))
+    not_finite = {"val_loss": None, "val_loss_t": [None] * 10, "event_accuracy": 0.4, "order_n": 0}
+    rows += [eval_row(4, **not_finite), eval_row(8, event_accuracy=0.5, recall=0.5, order=None, order_n=0)]
     write_log(tmp_path, rows)
     draw_previews(tmp_path, 8, pairs())
     draw_dashboard(tmp_path, Flat)

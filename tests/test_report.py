@@ -116,7 +116,7 @@ def test_a_distance_of_too_few_clips_is_no_number_and_runs_of_other_folds_share_
     assert report._score_text({"row": "model", "kid": None}) == "KID -, of too few clips"
     assert report._score_text({"row": "model", "kid": 0.25}) == "KID 0.2500"
     monkeypatch.setattr(report, "_clips", lambda group, n: [name for name, _ in group])
-    config = {"task": "t2a", "data": "a", "seconds": 1.0}
+    config = {"task": "t2a", "data": "a", "seconds": 1.0, "codec": "mel", "channels": 64}
     runs = [types.SimpleNamespace(config={**config, "val_fold": fold}) for fold in (1, 2, 1)]
     assert report._sounds(runs, ["x", "y", "z"], 4) == [("t2a", "a", ["x", "z"]), ("t2a", "a", ["y"])]
 
