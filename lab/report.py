@@ -55,6 +55,7 @@ CURVES = (      # (title, key in an evaluation of the log, axis)
     ("LSD above 2 kHz on validation clips", "lsd_hf", "decades"),
     ("Energy score on validation clips", "energy_score", "energy score"),
 )
+KIND = ("task", "data", "seconds", "val_fold", "codec", "channels")  # what runs share that share clips
 NOT_COMPARED = ("out", "workers", "profile")  # settings that may differ between two runs of the same kind
 
 PAGE = """\
@@ -293,7 +294,7 @@ def _sounds(runs: list, names: list[str], n: int) -> list[tuple]:
     clips, of which none was trained on."""
     groups = {}
     for name, run in zip(names, runs):
-        kind = tuple(run.config[name] for name in ("task", "data", "seconds", "val_fold", "codec", "channels"))
+        kind = tuple(run.config[name] for name in KIND)
         groups.setdefault(kind, []).append((name, run))
     return [(task, folder, _clips(group, n)) for (task, folder, *_), group in groups.items()]
 

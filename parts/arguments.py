@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         typed, seen = list(sys.argv[1:] if args is None else args), set()
         repeatable = {flag for action in self.actions() for flag in action.option_strings
-                      if isinstance(action, argparse._AppendAction)}
+                      if isinstance(action, argparse._AppendAction) or action.nargs == 0}
         for word in itertools.takewhile(lambda word: word != "--", typed):
             flag = word.partition("=")[0]
             if flag.startswith("--") and flag not in self.flags():

@@ -33,7 +33,7 @@ python -m lab.experiments run E2 $restored --seeds 8 --first-seed 1002 --score-s
 python -m lab.experiments run E1 $captions --seeds 1 --first-seed 1000 --score-split val --score-clips 256 --out results/e1-dev \
   --only static stage "m 2" "m 3" --arm 'm 2={"recipe": "static", "m": 2.0}' --arm 'm 3={"recipe": "static", "m": 3.0}'
 python -m lab.experiments run E1 $captions --seeds 8 --first-seed 1002 --judge final --score-clips 500 --out results/e1-full \
-  --only static clock stage permuted vanilla "guidance alone" "density alone" \
+  --only static stop clock stage permuted vanilla "guidance alone" "density alone" \
   --arm 'guidance alone={"recipe": "static", "timesteps": "off"}' --arm 'density alone={"recipe": "static", "guidance": "off"}'
 
 # The first of these seeds again, on another processor.
