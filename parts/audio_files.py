@@ -122,18 +122,16 @@ CONVERT = "convert it anew, for example: ffmpeg -i FILE FILE.wav"
 def _unread(path: Path, sound) -> str:
     """Why a file holds another length of sound than the frames that would be read; '' where it does not, or
     where nothing is known of its format (whatever its name)."""
+    cut = _cut(sound.extra_info)
+    if cut:
+        return cut
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         magic = data[:4]
-        if magic == b"RIFF":
-            return _cut_wav(data)
         if magic == b"fLaC":
             again = max(data.find(b"fLaC" + first, 4) for first in (b"\0\0\0\x22", b"\x80\0\0\x22"))
             return f"several recordings joined in one flac file; {CONVERT}" if again > 0 else ""
         if magic == b"OggS":
             return _cut_or_joined_ogg(data)
-        said = _bytes_said(data)
-        if len(data) < said < 1 << 62:                             # larger: not known when it was begun
-            return f"cut off: {len(data)} of {said} bytes are there"
         seconds = _mp3_seconds(data) if sound.format == "MP3" else None
     # Encoders add up to a fifth of a second at both ends, which is taken off again.
     said = sound.frames / sound.samplerate
@@ -143,33 +141,16 @@ def _unread(path: Path, sound) -> str:
             f"cut, or several were joined); {CONVERT}")
 
 
-def _cut_wav(data) -> str:
-    """A wav whose data chunk is longer than the file. Lengths of 0 and near 2^32 mean: not known when the
-    file was begun."""
-    at = 12
-    while at + 8 <= len(data):
-        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        if name == b"data":
-            there = len(data) - at - 8
-            known = 0 < size < 0xFFFFFF00
-            return f"cut off: {there} of {size} bytes of sound are there" if known and there < size else ""
-        at += 8 + size + size % 2
+def _cut(log: str) -> str:
+    """Why a wav, AIFF, AU, W64 or RF64 file is cut, or ''. libsndfile's log says both lengths, "data : 80000
+    (should be 39978)"; it ends after 2 kB: where comments fill them, the whole file's length counts."""
+    whole = "" if "\ndata : " in log else "|RIFF"                  # sloppy writers get that of a wav wrong
+    lengths = rf"(?m)^\s*(?:data|Data Size|FORM|riff|Riff size{whole})\s*: (\d+) \(should be (\d+)\)"
+    for said, there in re.findall(lengths, log):
+        known = int(said) < 0xFFFFFF00 or 1 << 32 <= int(said) < 1 << 62       # when the file was begun
+        if known and int(there) < int(said):
+            return f"cut off: {there} of {said} bytes are there"
     return ""
-
-
-def _bytes_said(data) -> int:
-    """How long a file of these formats says it is, in bytes; 0 where it does not."""
-    magic = data[:4]
-    if magic == b"RF64" and data[12:16] == b"ds64":                # EBU Tech 3306: sizes above 32 bits
-        return int.from_bytes(data[20:28], "little") + 8
-    if magic == b"riff":                                           # Sony Wave64: a GUID, then the size
-        return int.from_bytes(data[16:24], "little")
-    if magic == b"FORM":                                           # AIFF
-        return int.from_bytes(data[4:8], "big") + 8
-    if magic == b".snd":                                           # AU: header, sound; all ones: not known
-        header, sound = (int.from_bytes(data[at : at + 4], "big") for at in (4, 8))
-        return header + sound if sound < 0xFFFFFFFF else 0
-    return 0
 
 
 def _cut_or_joined_ogg(data) -> str:

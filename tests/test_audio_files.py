@@ -1,5 +1,6 @@
 """Claims about sound files: whole or refused, channels, and memory."""
 import io
+import struct
 import tracemalloc
 
 import numpy as np
@@ -69,6 +70,45 @@ def test_a_download_that_was_cut_is_refused(tmp_path, ext):
     path.write_bytes(whole[: len(whole) * 2 // 3])
     with pytest.raises(UserError, match=f"cut.{ext}"):
         read_audio(path)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "WAVEX", "AIFF", "AU", "W64", "RF64"])
+def test_a_file_that_ends_before_its_header_says_is_refused_with_both_lengths(tmp_path, kind):
+    path = tmp_path / "cut.wav"
+    soundfile.write(path, noise(2), RATE, format=kind, subtype="PCM_16")
+    assert len(read_audio(path)) == 2 * RATE, "negative control"
+    path.write_bytes(path.read_bytes()[:40_000])
+    assert 0 < soundfile.info(path).frames < 2 * RATE, "negative control: libsndfile reads what is there"
+    with pytest.raises(UserError, match=r"cut off: (39|40)\d{3} of 64\d{3} bytes are there"):
+        read_audio(path)
+
+
+def with_comments(wav: bytes) -> bytes:
+    """A wav with 3 kB of comments before its sound: libsndfile's log, of 2 kB, ends before its data."""
+    text = b"word " * 100
+    info = b"INFO" + b"".join(name + struct.pack("<I", len(text)) + text
+                              for name in (b"INAM", b"ICMT", b"IART", b"ICOP", b"IGNR", b"ISFT"))
+    at = wav.find(b"data")
+    wav = wav[:at] + b"LIST" + struct.pack("<I", len(info)) + info + wav[at:]
+    return wav[:4] + struct.pack("<I", len(wav) - 8) + wav[8:]
+
+
+def test_comments_before_the_sound_hide_no_cut(tmp_path):
+    path = tmp_path / "x.wav"
+    whole = with_comments(encoded(noise(2), "wav"))
+    path.write_bytes(whole)
+    assert len(read_audio(path)) == 2 * RATE, "negative control"
+    path.write_bytes(whole[:-20_000])
+    with soundfile.SoundFile(path) as sound:
+        assert "data :" not in sound.extra_info, "negative control: the log says nothing of it"
+    with pytest.raises(UserError, match="cut off"):
+        read_audio(path)
+
+
+def test_a_wav_whose_outer_length_alone_is_wrong_is_read(tmp_path):
+    wav = encoded(noise(1), "wav")
+    (tmp_path / "x.wav").write_bytes(wav[:4] + struct.pack("<I", 10 * len(wav)) + wav[8:])
+    assert len(read_audio(tmp_path / "x.wav")) == RATE
 
 
 def test_a_wav_written_to_a_pipe_says_no_length_and_is_read(tmp_path):
