@@ -106,6 +106,9 @@ def _read(path: str | Path, mix) -> np.ndarray:
     with open_sound(path) as sound:
         rate, frames = sound.samplerate, sound.frames
         pieces = list(resample_blocks(blocks(sound), rate, RATE))
+    if read == 0 and path.stat().st_size > MOST_HEADER:
+        raise UserError(f"{path}: its header says that it holds no samples: the length was never written, as "
+                        f"where a recorder died; save it anew with an audio editor, or: {REPAIR}")
     if read == 0:
         raise UserError(f"{path}: holds no samples")
     if read < 0.9 * frames - 0.1 * rate:
@@ -116,7 +119,9 @@ def _read(path: str | Path, mix) -> np.ndarray:
 
 # --- is all of it read? ---------------------------------------------------------------------------------
 
-CONVERT = "convert it anew, for example: ffmpeg -i FILE FILE.wav"
+REPAIR = "ffmpeg -i FILE FILE.wav"
+CONVERT = f"convert it anew, for example: {REPAIR}"
+MOST_HEADER = 4_096  # bytes: a longer file holds more than its header                             # ASSUMED
 
 
 def _unread(path: Path, sound) -> str:

@@ -119,6 +119,26 @@ def test_a_wav_written_to_a_pipe_says_no_length_and_is_read(tmp_path):
     assert len(read_audio(tmp_path / "pipe.wav")) == RATE
 
 
+def without_length(path, kind: str) -> None:
+    """A file as a recorder leaves it that dies: begun with lengths of 0, which are written at the end."""
+    soundfile.write(path, noise(1), RATE, format=kind, subtype="PCM_16")
+    raw = bytearray(path.read_bytes())
+    at, size = {"WAV": (40, 4), "AU": (8, 4), "RF64": (28, 16)}[kind]
+    raw[at : at + size] = bytes(size)
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "AU", "RF64"])
+def test_a_recording_whose_length_was_never_written_is_refused_with_the_repair(tmp_path, kind):
+    path = tmp_path / "died.wav"
+    without_length(path, kind)
+    with pytest.raises(UserError, match="died.wav: .*length was never written.*an audio editor, or: ffmpeg"):
+        read_audio(path)
+    soundfile.write(path, noise(0), RATE, format=kind, subtype="PCM_16")
+    with pytest.raises(UserError, match="died.wav: holds no samples$"):
+        read_audio(path)                                           # negative control: it is empty
+
+
 @pytest.mark.parametrize("kind", ["AIFF", "RF64"])
 def test_samples_that_look_like_frames_of_an_mp3_make_no_mp3(tmp_path, kind):
     """Negative control: by the frames found in it the file would be much shorter than it is."""
