@@ -193,14 +193,15 @@ def _mp3_frame(data, at: int) -> tuple[int, float] | None:
 def _mp3_seconds(data) -> float | None:
     """Length of an mp3 by its frames, without the one that holds the index; None where it has no frames that
     are understood."""
-    seconds, at = 0.0, 0
+    seconds, at, in_step = 0.0, 0, False
     if data[:3] == b"ID3" and len(data) > 10:                      # a tag before the sound: 4 x 7 bits
         size = int.from_bytes(data[6:10], "big")
         at = 10 + sum((size >> 8 * k & 0x7F) << 7 * k for k in range(4))
     while at + 4 <= len(data):
         frame = _mp3_frame(data, at)
-        follows = frame and (_mp3_frame(data, at + frame[0]) or at + frame[0] + 4 > len(data) or seconds)
-        if not follows:
+        # After anything else two in a row are asked for: the picture of a tag holds some that look like one.
+        in_step = frame and (in_step or _mp3_frame(data, at + frame[0]) or at + frame[0] + 4 > len(data))
+        if not in_step:
             at = data.find(b"\xff", at + 1)
             if at < 0:
                 break

@@ -51,6 +51,26 @@ def test_an_mp3_without_its_index_is_read_whole_or_refused_with_both_lengths(tmp
         read_audio(path)
 
 
+def ape_tag(picture: bytes) -> bytes:
+    """An APEv2 tag with a cover, as it stands behind the frames of an mp3."""
+    item = struct.pack("<II", len(picture), 2) + b"Cover Art (Front)\0" + picture
+    ends = [b"APETAGEX" + struct.pack("<IIII", 2_000, len(item) + 32, 1, flags) + bytes(8)
+            for flags in (0xA000_0000, 0x8000_0000)]
+    return ends[0] + item + ends[1]
+
+
+def test_a_picture_behind_the_frames_of_an_mp3_is_no_sound(tmp_path):
+    mp3, tag = encoded(noise(3), "mp3"), ape_tag(np.random.default_rng(1).bytes(300_000))
+    alike = [at for at in range(len(tag)) if tag[at] == 255 and _mp3_frame(tag, at)]
+    assert len(alike) > 10, "negative control: the tag holds what looks like frames"
+    path = tmp_path / "tagged.mp3"
+    path.write_bytes(mp3 + tag)
+    assert abs(len(read_audio(path)) / RATE - 3) < 0.01
+    path.write_bytes(mp3 + tag + mp3)
+    with pytest.raises(UserError, match="joined"):
+        read_audio(path)                                           # what follows the tag is found still
+
+
 @pytest.mark.parametrize("ext", ["mp3", "ogg", "flac"])
 def test_joined_files_are_refused_and_not_read_in_part(tmp_path, ext):
     one, two = encoded(noise(2), ext), encoded(noise(1.5, seed=1), ext)
