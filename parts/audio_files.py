@@ -39,11 +39,12 @@ def open_sound(path: Path):
     """An open soundfile.SoundFile with a plausible header, of a file that is whole; whatever goes wrong in
     the block is a UserError that names the file."""
     import soundfile  # lazily: the default path (SoundWorld) needs no audio library
-    if not path.is_file():
-        # Devices and pipes are no files either.
-        what = "a folder, not a sound file" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: {what}")
     try:
+        if not path.is_file():
+            # Devices and pipes are no files either.
+            what = "a folder, not a sound file" if path.is_dir() else "no such file"
+            raise UserError(f"{path}: {what}")
+        open(path, "rb").close()  # where the system refuses it, libsndfile does not say why
         # As the bytes that the system has: a name may be in no encoding.
         with soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path)) as sound:
             if not RATES[0] <= sound.samplerate <= RATES[1]:
@@ -58,6 +59,8 @@ def open_sound(path: Path):
             if unread:
                 raise UserError(f"{path}: {unread}")
             yield sound
+    except OSError as e:
+        raise UserError(f"{path}: can't be read ({e.strerror})") from None
     except (soundfile.SoundFileError, RuntimeError, ValueError, OverflowError) as e:
         why = re.sub(r"^Error opening b?'.*': ", "", printable(str(e)).strip())[:120]
         raise UserError(f"{path}: can't be read as audio ({why}); use wav, flac, ogg or mp3") from None

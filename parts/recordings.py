@@ -430,8 +430,8 @@ class AudioFolder:
             self._waves = np.load(cache_dir() / self.key / "waves.npy", mmap_mode="r")
         return self
 
-    def _decode(self, workers: int | None) -> None:
-        """Fill the cache, and drop the clips that could not be read."""
+    def _decode(self, workers: int | None, again: bool = False) -> None:
+        """Fill the cache, and drop the clips that could not be read. again: some of them can be, by now."""
         folder = cache_dir() / self.key
         n = len(self.paths)
         measured = fill_array(folder, "lengths", (n, 2), np.int64, _measure_chunk, n, (self.paths,),
@@ -442,10 +442,15 @@ class AudioFolder:
                            (self.paths, lengths.tolist()), chunk_of(lengths), workers,
                            f"decoding {self.split}", where)
 
-        # The first sample of a clip says whether it could be read.
-        readable = [waves[where[i]] != UNREADABLE for i in range(n)]
-        good = [i for i in range(n) if readable[i]]
-        self.bad += self._allowed([_why_unreadable(self.paths[i]) for i in range(n) if not readable[i]], n)
+        # What can be read by now (the system may have refused it) makes it another set, with its own cache.
+        good = [i for i in range(n) if rates[i] and waves[where[i]] != UNREADABLE]
+        why = {self.paths[i]: _why_unreadable(self.paths[i]) for i in sorted({*range(n)} - {*good})}
+        mended = [path for path, reason in why.items() if not reason]
+        if mended and not again:
+            self.key = f"{self.key}-{digest(*mended)}"
+            return self._decode(workers, again=True)
+        once = f"could not be read when it was decoded; remove {folder} to try again"
+        self.bad += self._allowed([reason or f"{path}: {once}" for path, reason in why.items()], n)
         if not good:
             raise UserError(f"{self.folder}: none of the {n} files of the {self.split} split can be read")
         low = [rates[i] for i in good if rates[i] < RATE]
@@ -465,7 +470,7 @@ UNREADABLE = -32_768  # in place of a clip's samples, which are from -32,767 to 
 
 def _measure_chunk(indices, paths) -> np.ndarray:
     """(n, 2): lengths of files at 16 kHz and their own rates (Hz), by their headers; an unreadable one gets
-    the one sample that says so."""
+    the one sample that says so, and 0 Hz."""
     measured = []
     for i in indices:
         try:
@@ -473,7 +478,7 @@ def _measure_chunk(indices, paths) -> np.ndarray:
                 length = max(1, -(-sound.frames * RATE // sound.samplerate))       # rounded up
                 measured.append((length, sound.samplerate))
         except UserError:
-            measured.append((1, RATE))
+            measured.append((1, 0))
     return np.asarray(measured)
 
 
@@ -493,12 +498,12 @@ def _decode_chunk(indices, paths, lengths) -> np.ndarray:
 
 
 def _why_unreadable(path: Path) -> str:
+    """'' where it can be read now: changed meanwhile, without a new time of change."""
     try:
         read_audio(path)
     except UserError as e:
         return str(e)
-    # It can be read now: changed meanwhile, without a new time of change.
-    return f"{path}: could not be read when it was decoded"
+    return ""
 
 
 # --- mixtures -------------------------------------------------------------------------------------------
@@ -510,7 +515,7 @@ class Mixed:
     def __init__(self, parts: list, weights: list[float]):
         self.parts = parts
         self.weights = weights
-        self.key = "mixed-" + digest(*(part.key for part in parts))
+        self.key = ""      # as all below: see _arrange
         self.files = set().union(*(part.files for part in parts))
         self.contents = digest(*(part.contents for part in parts))
         self.index = []    # clip i of the mixture -> (k, j): clip j of part k
@@ -520,7 +525,9 @@ class Mixed:
         self._arrange()
 
     def _arrange(self) -> None:
-        """All that depends on how many clips the parts have."""
+        """All that depends on which clips the parts have."""
+        self.key = "mixed-" + digest(*(part.key for part in self.parts))
+
         # Clip j of n stands at j / n of the way, whatever its part.
         turns = [(j / len(part), k, j) for k, part in enumerate(self.parts) for j in range(len(part))]
         self.index = [(k, j) for _, k, j in sorted(turns)]

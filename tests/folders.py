@@ -1,11 +1,18 @@
 """Small folders of recordings, for the tests of what reads them.
 
-Public: sine, write_tone, make_folder, captions_of, nonempty.
+Public: sine, write_tone, make_folder, captions_of, nonempty, run_unprivileged.
 """
 import csv
+import os
+import shlex
+import shutil
+import subprocess
+import sys
 
 import numpy as np
+import pytest
 import soundfile
+from conftest import ROOT
 
 from parts.audio import RATE
 from parts.errors import UserError
@@ -47,3 +54,14 @@ def nonempty(folder, split):
         return len(AudioFolder(folder, split)) > 0
     except UserError:
         return False
+
+
+def run_unprivileged(code, *argv):
+    """stderr of `python -c CODE ARGV`, run by someone who may not open every file, as root may."""
+    command = [sys.executable, "-c", code, *map(str, argv)]
+    if os.geteuid() == 0:
+        if not shutil.which("capsh"):
+            pytest.skip("root may open every file, and capsh is missing")
+        drop = "--drop=cap_dac_override,cap_dac_read_search"
+        command = ["capsh", drop, "--", "-c", shlex.join(command)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stderr

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import ROOT
-from folders import captions_of, make_folder, nonempty, sine, write_tone
+from folders import captions_of, make_folder, nonempty, run_unprivileged, sine, write_tone
 
 from data import draw_batch
 from parts.audio import RATE
@@ -273,3 +273,47 @@ def test_files_beside_class_folders_count_as_bad_and_a_fold_needs_a_table(tmp_pa
     assert len(AudioFolder(tmp_path, max_bad_share=0.5).bad) == 1
     with pytest.raises(UserError, match="--val-fold 5 needs a table"):
         AudioFolder(tmp_path, "val", 5, max_bad_share=0.5)
+
+
+# --- what can't be read
+
+PREPARE = """
+import sys
+from parts.errors import run_cli
+from parts.recordings import AudioFolder
+run_cli(lambda: AudioFolder(sys.argv[1]).prepare(0))
+"""
+
+
+def test_a_file_that_was_unreadable_once_is_tried_again(tmp_path):
+    """Though neither its size nor its time of change says that it is another."""
+    rows = [(f"{k}.wav", f"tone {k}") for k in range(12)]
+    folder = make_folder(tmp_path / "set", [name for name, _ in rows], rows, ("file_name", "caption"))
+    path = AudioFolder(folder).paths[0]
+    sound, stat = path.read_bytes(), path.stat()
+
+    def prepared(content):
+        path.write_bytes(content)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        return AudioFolder(folder, max_bad_share=0.1).prepare(0)
+    broken = prepared(bytes(len(sound)))
+    assert path not in broken.paths and len(broken.bad) == 1, "negative control"
+    assert prepared(bytes(len(sound))).key == broken.key, "what is broken still is another set of no clips"
+    mended = prepared(sound)
+    assert path in mended.paths and not mended.bad and mended.key != broken.key
+    assert np.abs(mended.wave(0) - soundfile.read(path)[0]).max() < 1e-4
+    assert all(np.array_equal(mended.wave(1 + i), broken.wave(i)) for i in range(len(broken)))
+
+    mix = Mixed([AudioFolder(folder)], [1])
+    before = mix.key
+    assert mix.prepare(0).key != before, "its latents are those of other clips"
+
+
+def test_a_file_that_the_system_refuses_is_refused_for_the_systems_reason(tmp_path):
+    rows = [(f"{k}.wav", f"tone {k}") for k in range(12)]
+    folder = make_folder(tmp_path / "set", [name for name, _ in rows], rows, ("file_name", "caption"))
+    path = AudioFolder(folder).paths[0]
+    path.chmod(0)
+    assert f"error: {path}: can't be read (Permission denied)\n" in run_unprivileged(PREPARE, folder)
+    path.chmod(0o644)
+    assert "error" not in run_unprivileged(PREPARE, folder), "chmod changes no time of change"
