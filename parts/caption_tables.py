@@ -6,7 +6,7 @@ UserError that names the file, the row and what to do.
 
     folder --find_metadata(split)--> the table of that split --read_rows--> [{column: cell, "#": row number}]
 
-Public: is_hidden, find_metadata, refuse_other_tables, read_rows, rows_of_split, find_column, caption_columns,
+Public: listed, find_metadata, refuse_other_tables, read_rows, rows_of_split, find_column, caption_columns,
 split_named, FILE_COLUMNS.
 """
 from __future__ import annotations
@@ -48,10 +48,14 @@ def _split_of(meta: Path, folder: Path) -> str | None:
     return split_named(set(re.split(r"[\W\d_]+", name.lower())))
 
 
-def is_hidden(path: Path, folder: Path) -> bool:
-    """Does a name on the way from the folder begin with a dot? Those are other programs' (checkpoints of
-    notebooks, the trash, macOS's resource forks)."""
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+def listed(folder: Path) -> list[Path]:
+    """What lies in a folder, in order, but for names that begin with a dot. Those are other programs'
+    (checkpoints of notebooks, the trash, macOS's resource forks). UserError where it can't be listed."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as e:
+        raise UserError(f"{folder}: can't be listed ({e.strerror}); allow it, or move that folder "
+                        "elsewhere") from None
 
 
 def rows_of_split(meta: Path, rows: list[dict], split: str) -> tuple[list[dict], list[bool]]:
@@ -74,11 +78,8 @@ def rows_of_split(meta: Path, rows: list[dict], split: str) -> tuple[list[dict],
     return kept, [named[row["#"]] == held_out for row in kept]
 
 
-def _tables(folder: Path, *places: str) -> list[Path]:
-    """Tables of a folder, by glob patterns without their extension."""
-    patterns = [f"{place}.{ext}" for place in places for ext in ("csv", "jsonl")]
-    found = {path for pattern in patterns for path in folder.glob(pattern)}
-    return sorted(path for path in found if not is_hidden(path, folder))
+def _tables(paths: list[Path]) -> list[Path]:
+    return [path for path in paths if path.suffix in (".csv", ".jsonl")]
 
 
 def find_metadata(folder: Path, split: str) -> tuple[Path | None, bool]:
@@ -87,7 +88,13 @@ def find_metadata(folder: Path, split: str) -> tuple[Path | None, bool]:
     One file for all, or one a split: train.csv, val.csv, test.csv; clotho_captions_development.csv ...;
     train/metadata.csv ... . Without a val file the test file is used, and the other way round. UserError
     where there are several and it is not clear which."""
-    found = _tables(folder, "metadata") or _tables(folder, "*", "meta/*") or _tables(folder, "*/metadata")
+    here = listed(folder)
+    found = [path for path in _tables(here) if path.stem == "metadata"]
+    if not found:
+        found = _tables(here) + (_tables(listed(folder / "meta")) if (folder / "meta").is_dir() else [])
+    if not found:
+        found = [path for one in here if one.is_dir() for path in _tables(listed(one))
+                 if path.stem == "metadata"]
     if len(found) <= 1:
         return (found[0] if found else None), False
 

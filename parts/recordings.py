@@ -34,7 +34,7 @@ from parts.caption_tables import (
     caption_columns,
     find_column,
     find_metadata,
-    is_hidden,
+    listed,
     read_rows,
     refuse_other_tables,
     rows_of_split,
@@ -80,8 +80,13 @@ def _read_layout(folder: Path, split: str, val_fold: int | None) -> tuple[list[_
 
 
 def _visible(folder: Path) -> list[Path]:
-    """All files and folders under a folder, in order, but for hidden ones."""
-    return [path for path in sorted(folder.rglob("*")) if not is_hidden(path, folder)]
+    """All files and folders under a folder, in order, but for hidden ones; links are not followed."""
+    found = []
+    for path in listed(folder):
+        found.append(path)
+        if path.is_dir() and not path.is_symlink():
+            found += _visible(path)
+    return found
 
 
 def _audio_files(paths: list[Path]) -> list[Path]:
@@ -113,8 +118,7 @@ def _vctk(folder: Path, root: Path) -> list[_Entry]:
     """VCTK: wav48_silence_trimmed/p225/p225_001_mic1.flac (or wav48/p225/p225_001.wav) and
     txt/p225/p225_001.txt. Held out: the last 8 of 108 speakers, without p280 and p315 (NU-Wave2's split); of
     fewer speakers, the same share."""
-    speakers = sorted(d for d in root.iterdir()
-                      if d.is_dir() and not d.name.startswith(".") and d.name not in ("p280", "p315"))
+    speakers = [path for path in listed(root) if path.is_dir() and path.name not in ("p280", "p315")]
     if len(speakers) < 2:
         raise UserError(f"{root}: fewer than two speakers; one must be held out")
     held_out = set(speakers[-max(1, round(8 / 108 * len(speakers))):])

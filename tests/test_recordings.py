@@ -1,6 +1,7 @@
 """Claims about recordings: reading files, the layouts of known data sets, and mixtures."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -276,6 +277,28 @@ def test_files_beside_class_folders_count_as_bad_and_a_fold_needs_a_table(tmp_pa
 
 
 # --- what can't be read
+
+@pytest.mark.parametrize("layout", ["classes", "table", "tables"])
+def test_a_folder_that_cannot_be_listed_is_named_and_does_not_vanish(tmp_path, layout):
+    folder = tmp_path / "set"
+    for kind in ("test", "train", "rain"):
+        for k in range(4):
+            write_tone(folder / kind / f"{k} of {kind}.wav")
+        if layout == "tables":
+            lines = ["file_name,caption", *(f"{k} of {kind}.wav,x" for k in range(4))]
+            (folder / kind / "metadata.csv").write_text("\n".join(lines))
+    if layout == "table":
+        (folder / "metadata.csv").write_text("file_name,caption\n3 of train.wav,x\n3 of rain.wav,x\n")
+    else:
+        (folder / ".Trash").mkdir(mode=0)                          # nobody's recordings
+    if layout == "tables":
+        shutil.rmtree(folder / "rain")
+    (folder / "train").chmod(0)
+    said = run_unprivileged(PREPARE, folder)
+    assert f"error: {folder / 'train'}: can't be listed (Permission denied); allow it" in said
+    (folder / "train").chmod(0o755)
+    assert "error" not in run_unprivileged(PREPARE, folder), "negative control"
+
 
 PREPARE = """
 import sys
