@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from parts.arguments import Parser, new_weights, whole
-from parts.audio import RATE
+from parts.audio import CLIP_S, RATE
 from parts.cache import cache_dir, digest, fill_array
 from parts.checkpoints import save_half
 from parts.codec import PER_TOKEN, Codec
@@ -84,10 +84,9 @@ def energy_loss(decoder: Decoder, mel: Tensor, wav: Tensor, generator: torch.Gen
 
 # --- training -------------------------------------------------------------------------------------------
 
-def _patch_waves(indices, n: int, seed: int) -> np.ndarray:
+def _patch_waves(indices, source: RandomPatches) -> np.ndarray:
     """Random patches `indices`, (len(indices), N) int16: what one worker makes."""
-    patches = RandomPatches(n, seed)
-    return np.stack([np.round(patches.pair(i)[0] * 32_767) for i in indices]).astype(np.int16)
+    return np.stack([np.round(source.pair(i)[0] * 32_767) for i in indices]).astype(np.int16)
 
 
 def training_waves(clips: int, patches: int, seed: int) -> list[np.ndarray]:
@@ -95,8 +94,8 @@ def training_waves(clips: int, patches: int, seed: int) -> list[np.ndarray]:
     world = SoundWorld("train", clips).prepare()
     source = RandomPatches(patches, seed)
     folder = cache_dir() / f"{source.key}-waves-{digest('decoder', 1)}"
-    shape = (patches, round(source.seconds * RATE))
-    made = fill_array(folder, "waves", shape, np.int16, _patch_waves, patches, (patches, seed),
+    shape = (patches, round(CLIP_S * RATE))
+    made = fill_array(folder, "waves", shape, np.int16, _patch_waves, patches, (source,),
                       desc="random patches")
     return [world._waves, made]
 

@@ -6,6 +6,8 @@ import torch
 from lab import train_decoder as trained
 from parts.codec import Codec
 from parts.errors import UserError
+from parts.patches import RandomPatches
+from parts.soundworld import SoundWorld
 from parts.spectra import stft
 
 
@@ -72,6 +74,14 @@ def test_crops_are_of_all_banks_and_differ_by_step(waves):
     made = trained.crops([quiet, loud], 6, np.random.default_rng(0))
     assert made.shape == (6, 20_480)
     assert (made[::2].amax(1) < made[1::2].amin(1)).all()
+
+
+def test_training_waves_are_the_clips_and_the_patches_as_they_are_drawn():
+    banks = trained.training_waves(2, 3, 1)
+    drawn = (SoundWorld("train", 2).render, lambda i: RandomPatches(3, 1).pair(i)[0])
+    for bank, n, wave in zip(banks, (2, 3), drawn, strict=True):
+        assert bank.dtype == np.int16
+        assert np.array_equal(bank, [np.round(wave(i) * 32_767) for i in range(n)])
 
 
 def test_resuming_what_never_began_says_so(tmp_path):
