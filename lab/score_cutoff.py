@@ -68,7 +68,7 @@ def _stored(x: np.ndarray) -> np.ndarray:
 def _through_mp3(x: np.ndarray, rate: int, kbit: int) -> np.ndarray:
     """(N,) at 16 kHz -> (about N,): mp3 of constant bit rate and back. libsndfile turns a level from
     0 to 1 into a bit rate, linearly: 160 to 8 kbit/s up to 24 kHz, 320 to 32 above (1 it refuses)."""
-    import soundfile  # lazily, as in parts/recordings.py
+    import soundfile  # lazily, as in parts/audio_files.py
     most, least = (160, 8) if rate <= 24_000 else (320, 32)
     level = min((most - kbit) / (most - least), 0.999)
     file = io.BytesIO()
