@@ -70,13 +70,13 @@ def record(path: Path) -> list[dict]:
     rows: dict[int, dict] = {}
     for line in log:
         row = rows.setdefault(line["step"], {"step": line["step"]})
-        if "D_of" in line:
+        if "D_of" in line and None not in line["D_of"].values():   # null stands for what was not finite
             row["D_of"] = {name: round(D, 5) for name, D in line["D_of"].items()}
             row["r"] = round(line["r"], 5)
         for name in ("agreement", "agreement_t", "struct_share"):
             if name in line:
                 row[name] = line[name]
-        if metric in line.get("eval", {}):
+        if line.get("eval", {}).get(metric) is not None:
             row["progress"] = round((line["eval"][metric] - worst) / (best - worst), 4)
     header = {name: run.config[name] for name in KEPT}
     return [header, *(row for _, row in sorted(rows.items()) if len(row) > 1)]

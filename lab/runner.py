@@ -36,6 +36,7 @@ import train
 from lab.axes import both_axes, final_axes
 from parts import config
 from parts.cache import cores
+from parts.dashboard import steps_and_values
 from parts.devices import hardware
 from parts.errors import UserError
 from parts.files import read_json, reading, to_json, write_text
@@ -394,7 +395,7 @@ def _rows_of_run(path: Path, name: str, arm: str, seed: int, options: dict) -> l
     log = read_log(path)
     evaluations = [line for line in log if "eval" in line]
     steps_of_r, r = regime.read_r(path / "log.jsonl")
-    probes = [(np.log2(line["step"]), line["D"]) for line in log if "D" in line]
+    probed_at, D = steps_and_values(log, "D")
 
     rows = []
     for line in evaluations:
@@ -402,8 +403,8 @@ def _rows_of_run(path: Path, name: str, arm: str, seed: int, options: dict) -> l
         row = {"experiment": name, "arm": arm, "seed": seed, "step": step}
         row |= line["eval"]
         row["r"] = float(regime.hold_last(steps_of_r, r, step))
-        if probes:
-            row["D"] = float(np.interp(np.log2(step), *zip(*probes)))
+        if D:
+            row["D"] = float(np.interp(np.log2(step), np.log2(probed_at), D))
         if line is evaluations[-1]:
             row["final"] = _final_scores(path)
             changes = np.flatnonzero(np.diff(r, prepend=np.nan))

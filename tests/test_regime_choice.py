@@ -128,6 +128,12 @@ def test_a_run_folder_becomes_a_small_file(t2a_run, tmp_path):
     probed = next(row for row in rows if "D_of" in row)
     assert probed == {"step": 5, "r": 0.12346, "D_of": {"t0.9": 0.12346}, "agreement": 0.2}
 
+    # A discrepancy that was not finite is null in the log, and no probe here.
+    with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
+        log.write(json.dumps({**probe, "step": 6, "D": None, "D_of": {"t0.9": None}}) + "\n")
+    assert [row.get("D_of") for row in C.record(folder)[1:] if row["step"] in (5, 6)] == [
+        probed["D_of"], None]
+
 
 def test_another_file_is_refused_in_one_line(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"step": 1}\n')

@@ -107,6 +107,19 @@ def test_a_run_that_replays_another_is_trained_with_its_r_and_its_rows_say_what_
     assert [row["D"] for row in rows] == pytest.approx([np.log2(10), np.log2(20), 5])
 
 
+def test_a_discrepancy_that_was_not_finite_is_passed_over_in_a_runs_rows(tmp_path):
+    """It is null in the log. D of a row is then on the line between the probes beside it."""
+    log = fabricated_run(tmp_path, "clock", {"recipe": "clock"}, 0, [0]) / "log.jsonl"
+
+    def D_of_rows():
+        return [row["D"] for row in runner.collect(tmp_path, "E3", {"clock": {"recipe": "clock"}}, [0])]
+    before = D_of_rows()
+    log.write_text(log.read_text() + json.dumps({"step": 16, "D": None}) + "\n")
+    assert D_of_rows() == before
+    log.write_text(log.read_text().replace("null", "9.0"))
+    assert D_of_rows() != before, "a number there would have counted"
+
+
 SEEDS = [3, 5, 9]
 
 
