@@ -176,7 +176,7 @@ def train_decoder(codec: Codec, banks: list[np.ndarray], steps: int, batch: int 
 def main() -> None:
     parser = Parser(__doc__, prog="python -m lab.train_decoder")
     parser.add_argument("--steps", type=whole(1), default=5_000)
-    parser.add_argument("--clips", type=whole(1), default=6_000, help="SoundWorld training clips")
+    parser.add_argument("--clips", type=whole(2), default=6_000, help="SoundWorld training clips")
     parser.add_argument("--patches", type=whole(1), default=6_000, help="random patches")
     parser.add_argument("--seed", type=whole(), default=0)
     parser.add_argument("--resume", action="store_true", help="go on after a stop")

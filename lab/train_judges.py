@@ -145,7 +145,7 @@ def judge_report(judge: Judge, n: int = 1_000) -> dict:
 def main() -> None:
     parser = Parser(__doc__, prog="python -m lab.train_judges")
     parser.add_argument("kind", choices=("dev", "final"))
-    parser.add_argument("--clips", type=whole(1), default=16_000)
+    parser.add_argument("--clips", type=whole(BATCH), default=16_000)
     parser.add_argument("--epochs", type=whole(1), default=8)
     parser.add_argument("--seed", type=whole(), default=0)
     parser.add_argument("--out", type=new_weights, required=True)
