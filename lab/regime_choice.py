@@ -1,4 +1,4 @@
-"""Which discrepancy should the regime follow? Chosen by a rule, on recorded runs. And: is its r steady?
+r"""Which discrepancy should the regime follow? Chosen by a rule, on recorded runs. And: is its r steady?
 
     python train.py --recipe static --probe always --eval-every 0 ...    # a run that measures all of them
     python -m lab.regime_choice record runs/A runs/B --out results/regime/recorded
@@ -29,7 +29,6 @@ Public: main, record, read, r_of, driven_r, error, back, choose, check, controls
 """
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -101,7 +100,10 @@ def _references(run, clips: int) -> tuple[float, float, str]:
 
 def read(path: Path) -> tuple[dict, list[dict]]:
     """(header, rows) of a recorded file."""
-    with reading(path, "make it with: record RUN"):
+    make_it = f"make it with: python -m lab.regime_choice record RUN --out {path.parent}"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {make_it}")
+    with reading(path, make_it):
         header, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
         missing = [name for name in KEPT if name not in header]
         evaluated, probed = (any(name in row for row in rows) for name in ("progress", "D_of"))
@@ -422,40 +424,49 @@ def means_text(found: dict) -> str:
     return "\n".join(lines)
 
 
+# --- commands -----------------------------------------------------------------------------------------------
+
+OF_RECORDINGS = {"choose": (choose, choice_text), "check": (check, check_text), "track": (track, track_text),
+                 "normal": (normal, normal_text)}
+
+
+def record_all(paths: list[Path], out: Path) -> None:
+    """Run folders -> OUT/NAME.jsonl of each."""
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        raise UserError("record: two runs have folders of one name, and would have one file; rename one")
+    for path in paths:
+        lines = [to_json(row) for row in record(path)]
+        write_text(out / f"{path.name}.jsonl", "\n".join(lines) + "\n")
+        print(f"{out / path.name}.jsonl: {len(lines) - 1} rows")
+
+
 def main() -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("command", choices=("record", "choose", "check", "track", "normal", "means"))
-    parser.add_argument("paths", nargs="+", type=Path, help="run folders (record, means), files of `record`")
-    parser.add_argument("--out", help="record: folder of the files; else: JSON")
+    parser = Parser(__doc__, prog="python -m lab.regime_choice")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("record", help="runs as small files")
+    command.add_argument("paths", nargs="+", type=Path, metavar="RUN")
+    command.add_argument("--out", type=new_folder, required=True, help="folder of the files")
+    command = commands.add_parser("means", help="D of means of true clips, by a run's codec and teacher")
+    command.add_argument("paths", nargs=1, type=Path, metavar="RUN")
+    command.add_argument("--out", type=new_json, help="JSON")
+    for name in OF_RECORDINGS:
+        command = commands.add_parser(name, help="of files of `record`")
+        command.add_argument("paths", nargs="+", type=Path, metavar="FILE")
+        command.add_argument("--out", type=new_json, help="JSON")
     args = parser.parse_args()
-    if args.command == "record" and not args.out:
-        raise UserError("record: needs --out FOLDER")
-    out = None
-    if args.out is not None:
-        try:
-            out = (new_folder if args.command == "record" else new_json)(args.out)
-        except argparse.ArgumentTypeError as e:
-            raise UserError(f"--out {e}") from None
+
     if args.command == "record":
-        names = [path.name for path in args.paths]
-        if len(set(names)) < len(names):
-            raise UserError("record: two runs have folders of one name, and would have one file; rename one")
-        for path in args.paths:
-            lines = [to_json(row) for row in record(path)]
-            write_text(out / f"{path.name}.jsonl", "\n".join(lines) + "\n")
-            print(f"{out / path.name}.jsonl: {len(lines) - 1} rows")
+        record_all(args.paths, args.out)
         return
     if args.command == "means":
-        if len(args.paths) > 1:
-            raise UserError("means: takes one run, whose codec and teacher it asks")
         found, text = means(evaluate.load_run(args.paths[0])), means_text
     else:
-        function, text = {"choose": (choose, choice_text), "check": (check, check_text),
-                          "track": (track, track_text), "normal": (normal, normal_text)}[args.command]
+        function, text = OF_RECORDINGS[args.command]
         found = function([read(path) for path in args.paths])
     print(text(found))
-    if out:
-        write_text(out, to_json(found, indent=1) + "\n")
+    if args.out:
+        write_text(args.out, to_json(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

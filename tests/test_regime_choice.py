@@ -141,6 +141,31 @@ def test_another_file_is_refused_in_one_line(tmp_path):
     assert made.returncode == 2 and "x.jsonl: not a file of `record`" in made.stderr
 
 
+def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path):
+    made = in_process(C, "check", "none.jsonl", cwd=tmp_path)
+    assert made.returncode == 2
+    fix = "make it with: python -m lab.regime_choice record RUN --out ."
+    assert made.stderr == f"error: none.jsonl: no such file; {fix}\n"
+
+
+@pytest.mark.parametrize("argv, message", [
+    (("record", "runs/a"), "required: --out"),
+    (("record", "runs/a", "--out", "x.jsonl"), "--out x.jsonl: must be a folder"),
+    (("record", "a/run", "b/run", "--out", "x"), "two runs have folders of one name"),
+    (("check", "x.jsonl", "--out", "x.txt"), "--out x.txt: must be named NAME.json"),
+    (("means", "runs/a", "runs/b"), "runs/b: one argument too many"),
+])
+def test_bad_arguments_end_with_status_2_and_one_line(tmp_path, argv, message):
+    (tmp_path / "x.jsonl").touch()
+    made = in_process(C, *argv, cwd=tmp_path)
+    assert made.returncode == 2 and message in made.stderr and made.stderr.count("\n") == 1
+
+
+def test_help_shows_the_commands_as_they_are_typed(tmp_path):
+    shown = in_process(C, "--help", cwd=tmp_path).stdout
+    assert "def-sr-s*.jsonl \\\n        results/regime/default-6000/*.jsonl --out" in shown
+
+
 class Repeated:
     """Twelve clips of each of four captions. What a caption says: a waveform, to which each clip adds noise;
     or the envelope of a noise that is each clip's own."""
