@@ -25,7 +25,7 @@ of those that all runs measured (with `--probe auto` a run measures what its own
 judged by the signal that the *other* runs choose (leave one run out). It has to stay within 0.12 in captions
 and 0.15 in super-resolution.
 
-Public: main, record, read, r_of, driven_r, error, back, choose, check, controls, bands, track, normal, means.
+Public: main, record, read, r_of, driven_r, error, back, choose, check, controls, ranges, track, normal, means.
 """
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def check(recorded: list[tuple[dict, list[dict]]]) -> dict:
             errors = [run["error"] for run in runs if run["lr"] == lr]
             rates[f"{lr:g}"] = {"seeds": len(many), "mean_error": float(np.mean(errors)), "spread": spread}
         alike = [rows for _, rows in _alike(recorded, task)]
-        result[task] = {"runs": runs, "rates": rates, "bands": bands(alike),
+        result[task] = {"runs": runs, "rates": rates, "ranges": ranges(alike),
                         "controls": controls(alike)}
     return result
 
@@ -270,7 +270,7 @@ def controls(runs: list[list[dict]]) -> dict:
     return {name: float(np.mean(errors)) for name, errors in found.items()}
 
 
-def bands(runs: list[list[dict]]) -> dict:
+def ranges(runs: list[list[dict]]) -> dict:
     """Runs with the same settings -> {step (doublings from 64 on): {"D", "r", "progress": [least, most]}}."""
     found = {}
     for step in (64 * 2**k for k in range(20)):
@@ -298,9 +298,9 @@ def check_text(found: dict) -> str:
                          f"tenth: {spread}")
         for name, mean_error in result["controls"].items():
             lines.append(f"{task:4s} control, {name} in the place of r: mean error {mean_error:.3f}")
-        for step, band in result["bands"].items():
-            ranges = [f"{name} {low:.2f} to {high:.2f}" for name, (low, high) in band.items()]
-            lines.append(f"{task:4s} step {step}: {', '.join(ranges)}")
+        for step, of_step in result["ranges"].items():
+            ends = [f"{name} {low:.2f} to {high:.2f}" for name, (low, high) in of_step.items()]
+            lines.append(f"{task:4s} step {step}: {', '.join(ends)}")
     return "\n".join(lines)
 
 

@@ -323,7 +323,7 @@ def test_the_bands_of_a_normal_run_are_those_of_the_recorded_check():
         check = json.loads((ROOT / f"results/regime/{file}.json").read_text())
         head, _, *rows = page[page.index(heading):].split("\n\n")[0].splitlines()
         steps = [cell.strip().replace(",", "").removeprefix("step ") for cell in head.split("|")[2:-1]]
-        bands = check[task]["bands"]
+        bands = check[task]["ranges"]
         assert list(bands) == steps and len(rows) == 3
         for row, name in zip(rows, ("D", "r", "progress")):
             said = [cell.strip() for cell in row.split("|")[2:-1]]

@@ -92,7 +92,7 @@ def test_check_counts_the_wrong_side_and_the_spread_over_seeds():
     assert [run["too_early"] for run in found["runs"]] == [1, 1]
     assert [run["too_late"] for run in found["runs"]] == [1, 0]
     assert found["rates"]["0.001"]["spread"] == pytest.approx(np.std([0.5, 0.9], ddof=1))
-    assert found["bands"] == {64: {"D": [0.25, 0.45], "r": [0.35, 0.35], "progress": [0.1, 0.1]}}
+    assert found["ranges"] == {64: {"D": [0.25, 0.45], "r": [0.35, 0.35], "progress": [0.1, 0.1]}}
     assert "too early at 1, too late at 1" in C.check_text({"sr": found})
 
 
