@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import inspect
 import itertools
-import json
 import math
 import os
 import typing
@@ -25,7 +24,7 @@ from pathlib import Path
 from parts.arguments import Parser
 from parts.devices import pick_device, pick_precision
 from parts.errors import UserError
-from parts.files import to_json, write_text
+from parts.files import read_json, to_json, write_text
 
 
 @dataclass
@@ -328,8 +327,6 @@ def validate_config(fields) -> str | None:
     """What is wrong with the settings of a run folder from elsewhere, in one line; None: nothing."""
     # The folder's fields are those of this version, no more and no fewer.
     types = typing.get_type_hints(Config)
-    if not isinstance(fields, dict):
-        return "holds no settings"
     odd = sorted(set(fields) ^ set(types))
     if odd:
         return f"{'no' if odd[0] in types else 'unknown'} setting {odd[0]!r}; it is of another version"
@@ -362,10 +359,7 @@ def load_config(folder: Path) -> dict:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"{folder}: not a run folder (no config.json)")
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{file}: not valid JSON ({str(e)[:120]})") from None
+    fields = read_json(file)
     wrong = validate_config(fields)
     if wrong:
         raise UserError(f"{file}: {wrong}")

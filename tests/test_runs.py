@@ -46,8 +46,8 @@ def test_settings_come_back_as_they_were_saved(tmp_path):
 
 
 @pytest.mark.parametrize("text, message", [
-    (None, "not a run folder .no config.json"), ("{", "not valid JSON"), ("[" * 10_000, "not valid JSON"),
-    ("[]", "holds no settings"),
+    (None, "not a run folder .no config.json"), ("{", "config.json: damaged"), ("[]", "list, not an object"),
+    ("[" * 10_000, "config.json: damaged"),
 ])
 def test_settings_that_cannot_be_read_are_refused_in_one_line(tmp_path, text, message):
     if text is not None:
