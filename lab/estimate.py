@@ -26,8 +26,9 @@ Public: flop, saved_bytes, Work, work, CARDS, step_seconds, count_step, estimate
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -95,21 +96,11 @@ def saved_bytes(loss_of) -> int:
     return sum(sizes.values())
 
 
-@dataclass
-class Work:
+class Work(NamedTuple):
     """Of a step, or a part of one."""
     flop: float
     launches: float
     bytes: float
-
-    def __add__(self, other: Work) -> Work:
-        return Work(self.flop + other.flop, self.launches + other.launches, self.bytes + other.bytes)
-
-    def __sub__(self, other: Work) -> Work:
-        return self + -1 * other
-
-    def __rmul__(self, factor: float) -> Work:
-        return Work(factor * self.flop, factor * self.launches, factor * self.bytes)
 
 
 class _Launches(TorchDispatchMode):
@@ -183,12 +174,12 @@ def count_step(cfg: config.Config, clips: int = CLIPS) -> Work:
 def _count_step(small: config.Config, networks, loss_of, batch: dict, clips: int) -> Work:
     """Counted on a small batch, told for one of `clips`."""
     half = small.batch // 2
-    of_half = work(lambda: loss_of(_first(half, batch)).backward())
+    of_half = np.array(work(lambda: loss_of(_first(half, batch)).backward()))
     work(lambda: train.update(small, networks, 1))  # the first one makes the optimizers' state
-    of_all = work(lambda: loss_of(batch).backward())
-    of_update = work(lambda: train.update(small, networks, 2))
-    a_clip = 1 / (small.batch - half) * (of_all - of_half)
-    return of_all + (clips - small.batch) * a_clip + of_update
+    of_all = np.array(work(lambda: loss_of(batch).backward()))
+    of_update = np.array(work(lambda: train.update(small, networks, 2)))
+    a_clip = (of_all - of_half) / (small.batch - half)
+    return Work(*(of_all + (clips - small.batch) * a_clip + of_update).tolist())
 
 
 def _estimate_preset(task: str, preset: str) -> dict:
