@@ -232,10 +232,6 @@ def other_settings(options: dict, seed: int, made_with: dict) -> str | None:
     return _first_difference(made_with, wanted, *ignored)
 
 
-def _what_counts(settings: dict) -> dict:
-    return {name: value for name, value in settings.items() if name not in UNLIKE}
-
-
 def find_finished_run(out: Path, options: dict, seed: int) -> Path | None:
     """A finished run of an experiment beside `out` with the very same settings, made at this commit: E1's
     `stage` is E3's `slope`. None: there is none."""
@@ -244,11 +240,10 @@ def find_finished_run(out: Path, options: dict, seed: int) -> Path | None:
     # changed.
     if derived(options) or not commit or commit.endswith("+"):
         return None
-    wanted = _what_counts(dataclasses.asdict(resolve_arm(options, seed=seed)))
+    wanted = dataclasses.asdict(resolve_arm(options, seed=seed))
     for made in sorted(out.parent.glob("*/runs/*/made.json")):
-        if read_json(made).get("commit") != commit:
-            continue
-        if _what_counts(config.load_config(made.parent)) == wanted:
+        same_commit = read_json(made).get("commit") == commit
+        if same_commit and not _first_difference(config.load_config(made.parent), wanted):
             return made.parent
     return None
 
