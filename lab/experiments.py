@@ -35,6 +35,7 @@ import itertools
 import json
 import sys
 import time
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -70,22 +71,9 @@ from parts.devices import pick_device
 from parts.errors import UserError, run_cli
 from parts.files import file_lock, read_json, reading, to_json, write_text
 
-COMMON = {  # settings that the command line may give to all arms -> their types
-    "task": str,
-    "preset": str,
-    "precision": str,
-    "data": str,
-    "val_fold": int,
-    "clap": str,
-    "audio_model": str,
-    "device": str,
-    "steps": int,
-    "eval_every": int,
-    "score_clips": int,
-    "score_split": str,
-    "judge": str,
-    "clips": int,
-}
+# Settings that the command line may give to all arms.
+COMMON = ("task", "preset", "precision", "data", "val_fold", "clap", "audio_model", "device", "steps",
+          "eval_every", "score_clips", "score_split", "judge", "clips")
 PILOT = "PILOT: short runs, few seeds; to see the machinery work, not to decide anything\n"
 
 
@@ -497,9 +485,10 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
                         help="this share of the runs alone; N machines with one command fill one folder")
     parser.add_argument("--pilot", action="store_true", help="mark the table as a pilot")
     parser.add_argument("--dry-run", action="store_true")
-    for name, kind in COMMON.items():
-        parser.add_argument("--" + name.replace("_", "-"), dest=name, type=kind, choices=CHOICES.get(name),
-                            help="as in train.py, for all arms")
+    types = typing.get_type_hints(Config)
+    for name in COMMON:
+        parser.add_argument("--" + name.replace("_", "-"), dest=name, type=types[name],
+                            choices=CHOICES.get(name), help="as in train.py, for all arms")
 
 
 def main() -> None:
