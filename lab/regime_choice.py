@@ -25,7 +25,8 @@ of those that all runs measured (with `--probe auto` a run measures what its own
 judged by the signal that the *other* runs choose (leave one run out). It has to stay within 0.12 in captions
 and 0.15 in super-resolution.
 
-Public: main, record, read, r_of, driven_r, error, back, choose, check, controls, ranges, track, normal, means.
+Public: main, record, read, r_of, driven_r, error, back, choose, check, controls, ranges, track, normal,
+means.
 """
 from __future__ import annotations
 
