@@ -314,7 +314,7 @@ def cmd_sounds(args) -> None:
         raise UserError(f"{args.run}: trained for super-resolution; it takes no captions")
     if run.config["data"] == "soundworld":
         print("\n".join(list_sounds()))
-    if run.words.words:
+    if not getattr(run.words, "features", 0):
         print(f"all {len(run.words.words)} words: {' '.join(run.words.words)}")
     else:
         print(f"any words: captions are read by {run.config['text']}")

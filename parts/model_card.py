@@ -23,6 +23,8 @@ from parts import checkpoints
 from parts.config import OWN_TEACHERS
 from parts.errors import printable
 from parts.files import write_text
+from parts.preparation import named_sets
+from parts.prompts import STOP_WORDS
 
 PAPER = "https://arxiv.org/abs/2605.04547"
 TASKS = {  # --task -> hub's name of it, ours, what comes in and goes out
@@ -112,10 +114,13 @@ def _name(text: object) -> str:
 
 
 def _sources(config: dict) -> list[str]:
-    """Names of the data sets, without their folders, which are of one machine: `a/b=3,soundworld=1`."""
-    data = str(config["data"])
-    names = [part.strip().rpartition("=")[0] for part in data.split(",")] if "=" in data else [data]
-    return [Path(name).name for name in names]
+    """Names of the data sets as they were typed."""
+    return [name for name, *_ in named_sets(str(config["data"]))]
+
+
+def _folder(name: str) -> str:
+    """A data set for the card: without the folders it lies in, which are of one machine."""
+    return _name(Path(name).name)
 
 
 def _pretrained(config: dict) -> dict[str, str]:
@@ -130,7 +135,7 @@ def _licence(config: dict) -> tuple[str, str]:
     parts = [f"{slot} {_name(part)}" for slot, part in _pretrained(config).items()]
     if not recordings and not parts:
         return "mit", "MIT, as the code. The training data is synthetic and part of the code."
-    depends = [_name(name) for name in recordings] + parts
+    depends = [_folder(name) for name in recordings] + parts
     return "other", ("**To be filled in before publishing**: the code is MIT; these weights also depend on "
                      f"the licences of {', '.join(depends)}, which this card does not know.")
 
@@ -142,7 +147,7 @@ def _data(config: dict) -> str:
             kinds.append(f"SoundWorld, {config['clips']} clips of {config['seconds']:g} s made by 24 "
                          "synthesizers, with captions made from their parameters")
         else:
-            kinds.append(f"recordings of the folder {_name(name)}")
+            kinds.append(f"recordings of the folder {_folder(name)}")
     used = [f"{slot} {_name(part)}" for slot, part in _pretrained(config).items()]
     pretrained = f" Pretrained parts: {', '.join(used)}." if used else " No pretrained part."
     return f"{'; '.join(kinds)}; mono, 16 kHz.{pretrained}"
@@ -200,11 +205,13 @@ def _results(scores: dict | None, step: int) -> str:
 
 # --- the card -----------------------------------------------------------------------------------------------
 
-def model_card(config: dict, step: int, scores: dict | None, parameters: int) -> str:
-    """README.md of a model. config: settings of its run; scores: the content of its scores.json, or None."""
+def model_card(config: dict, step: int, scores: dict | None, parameters: int, words: list[str]) -> str:
+    """README.md of a model. config: settings of its run; scores: the content of its scores.json, or None;
+    words: its vocabulary."""
     tag, title, what = TASKS[config["task"]]
     command, snippet = USE[config["task"]]
-    prompt = "a low bell, then rain" if "soundworld" in _sources(config) else "a caption"
+    known = next((word for word in words if word not in STOP_WORDS), "a caption")   # of a pretrained encoder
+    prompt = "a low bell, then rain" if "soundworld" in _sources(config) else known
     license_key, licence = _licence(config)
     size = (f"A latent diffusion transformer of {parameters / 1e6:.2f} M parameters ({config['depth']} "
             f"blocks of width {config['width']}), trained for {step} steps of {config['batch']} clips "
@@ -226,7 +233,8 @@ def export_with_card(run: Path, folder: Path) -> None:
     except (OSError, ValueError):
         print(f"note: {run} has no readable scores.json; the card says that no results are recorded")
     parameters = sum(weight.numel() for weight in checkpoint["ema"].values())
-    card, text = folder / "README.md", model_card(config, checkpoint["step"], scores, parameters)
+    words = [printable(word) for word in checkpoint["words"]]
+    card, text = folder / "README.md", model_card(config, checkpoint["step"], scores, parameters, words)
     if card.is_file() and card.read_text(encoding="utf-8", errors="replace") != text:
         card = folder / "README.new.md"
         print(f"note: {folder / 'README.md'} is kept; the card of these weights is {card.name}")

@@ -41,15 +41,23 @@ from parts.text import Words
 
 # --- clips ----------------------------------------------------------------------------------------------
 
+def named_sets(data: str) -> list[tuple[str, ...]]:
+    """The data sets of a setting: [(name,)] of one, which may have = in its name where it is a folder,
+    [(name, weight as typed), ...] of a mixture."""
+    if "=" not in data or Path(data).is_dir():
+        return [(data,)]
+    return [tuple(part.strip().rpartition("=")[::2]) for part in data.split(",")]
+
+
 def open_data(data: str, split: str, n: int = 0, val_fold: int | None = None, seconds: float = CLIP_S,
               max_bad_share: float = 0.0):
     """`soundworld`, the path of a folder, or several of them as NAME=WEIGHT,NAME=WEIGHT -> a data set.
     UserError for a mixture or a folder that can't be read."""
     if data == "soundworld":
         return SoundWorld(split, n, seconds=seconds)
-    if "=" not in data or Path(data).is_dir():
+    if len(named_sets(data)[0]) == 1:
         return AudioFolder(data, split, None if val_fold == NO_FOLD else val_fold, max_bad_share)
-    names, weights = zip(*(part.strip().rpartition("=")[::2] for part in data.split(",")))
+    names, weights = zip(*named_sets(data))
     try:
         weights = [float(weight) for weight in weights]
         if not all(names) or not 0 < min(weights) <= max(weights) < float("inf"):
@@ -183,6 +191,9 @@ def _encode(cfg: Config, sets: list, codec, words, teacher, checkpoint: dict | N
                     for i in range(len(train_set))]
         if words is None:
             words = Words(checkpoint["words"]) if checkpoint else Words.fit(itertools.chain(*captions))
+            if not words.words:
+                raise UserError(f"--data {cfg.data}: no training clip's caption holds a word, of letters or "
+                                "digits; write what is heard")
         token_ids = words.cache(captions)
         val_token_ids = words.cache([[val_set.caption(i)] for i in range(len(val_set))])
 

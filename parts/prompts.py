@@ -217,7 +217,7 @@ def check_prompt(prompt: str, words, run: str, soundworld: bool = False) -> tupl
     words: text encoder of the run; soundworld: was it trained on SoundWorld alone? UserError, with what
     can be asked for, where no word names a sound (other data: where none but stop words are known)."""
     caption, notes = prompt, []
-    if words.words:                                                # a vocabulary, no pretrained encoder
+    if not getattr(words, "features", 0):                          # a vocabulary, no pretrained encoder
         caption, notes = _read_prompt(prompt, words, run, soundworld)
     beyond = words.beyond(caption)
     if beyond:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parts.audio import RATE
+from parts.audio import RATE, without_rumble
 from parts.audio_files import AUDIO_TYPES, open_sound, read_audio
 from parts.cache import cache_dir, chunk_of, digest, fill_array
 from parts.caption_tables import (
@@ -306,7 +306,7 @@ class AudioFolder:
     folder is always an error.
 
     It has the interface of every data set: see parts/preparation.py."""
-    version = 3  # raise when decoding changes: the cache is keyed by it
+    version = 4  # raise when decoding changes: the cache is keyed by it
 
     def __init__(self, folder: str | Path, split: str = "train", val_fold: int | None = None,
                  max_bad_share: float = 0.0):
@@ -492,7 +492,7 @@ def _decode_chunk(indices, paths, lengths) -> np.ndarray:
     pieces = []
     for i in indices:
         try:
-            x = read_audio(paths[i])
+            x = without_rumble(read_audio(paths[i]))
         except UserError:
             pieces.append(np.full(lengths[i], UNREADABLE, np.int16))
             continue

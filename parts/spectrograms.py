@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,10 @@ def pyplot():
 def write_figure(path: Path, fig) -> None:
     """A figure as png, whole or not at all; it is closed. UserError where the file can't be written."""
     picture = io.BytesIO()
-    fig.savefig(picture, format="png", dpi=90)
+    with warnings.catch_warnings():
+        # A caption in a script that matplotlib's font lacks is drawn as boxes; pages have it as text.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        fig.savefig(picture, format="png", dpi=90)
     pyplot().close(fig)
     write_bytes(path, picture.getvalue())
 

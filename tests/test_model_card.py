@@ -20,7 +20,7 @@ def scores(step=3_000, rows=ROWS, **protocol):
 
 
 def card(step=3_000, found=None, **settings):
-    return model_card(vars(Config(**settings)), step, found, 1_720_000)
+    return model_card(vars(Config(**settings)), step, found, 1_720_000, ["a", "bell", "the"])
 
 
 def front_matter(text: str) -> dict:
@@ -55,6 +55,21 @@ def test_an_export_has_a_card_whose_snippet_and_command_work(t2a_run, sr_run, tm
         exec(re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1), space)
         made = space["waves"][0] if task == "text-to-audio" else space["clear"]
         assert made.ndim == 1 and len(made) > 10_000 and abs(made).max() > 0
+
+
+def test_the_licence_of_recordings_is_unknown_whatever_their_folder_is_called(tmp_path):
+    """Negative control: SoundWorld's is MIT. A folder may have = in its name."""
+    (tmp_path / "a=b").mkdir()
+    for data in ("/home/me/field recordings/soundworld", str(tmp_path / "a=b"), "soundworld=1,mine=2"):
+        text = card(data=data)
+        assert front_matter(text)["license"] == "other"
+        assert "/home/me" not in text and str(tmp_path) not in text
+    assert "recordings of the folder a=b" in card(data=str(tmp_path / "a=b"))
+    assert front_matter(card(data="soundworld"))["license"] == "mit"
+
+
+def test_the_command_of_a_model_of_recordings_asks_for_a_word_that_it_knows():
+    assert '--prompt "bell"' in card(data="mine") and "a low bell, then rain" in card(data="soundworld")
 
 
 def test_a_card_that_was_filled_in_by_hand_stays_beside_the_new_one(t2a_run, tmp_path):

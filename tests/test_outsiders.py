@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 from conftest import in_process
-from folders import write_tone
+from folders import make_folder, write_tone
 from run_files import a_run, final, save
 
 import evaluate
@@ -593,3 +593,19 @@ def test_a_run_that_died_before_its_first_checkpoint_takes_no_other_folder(tmp_p
     run = a_run(tmp_path / "run")
     with pytest.raises(UserError, match="begin a new run"):
         runs.open_settings({"data": "elsewhere"}, str(run))
+
+
+def test_captions_without_a_single_word_are_refused_before_training(tmp_path, tiny):
+    """Negative control: one clip with a word is enough."""
+    for word, message in (("🐕", "no training clip's caption holds a word"), ("dog", "")):
+        names = [f"{k}.wav" for k in range(12)]
+        folder = make_folder(tmp_path / f"of {word}", names, [(name, word) for name in names],
+                             ("file_name", "caption"))
+        how = {**tiny, "data": str(folder), "task": "t2a", "recipe": "vanilla", "steps": 1, "score_clips": 2}
+        out = tmp_path / f"run {word}"
+        if message:
+            with pytest.raises(UserError, match=message):
+                train.train({**how, "out": str(out)})
+            assert not out.exists()
+        else:
+            train.train({**how, "out": str(out)})

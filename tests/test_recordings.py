@@ -340,3 +340,20 @@ def test_a_file_that_the_system_refuses_is_refused_for_the_systems_reason(tmp_pa
     assert f"error: {path}: can't be read (Permission denied)\n" in run_unprivileged(PREPARE, folder)
     path.chmod(0o644)
     assert "error" not in run_unprivileged(PREPARE, folder), "chmod changes no time of change"
+
+
+def test_an_offset_or_rumble_of_a_recording_is_no_part_of_its_training_clip(tmp_path):
+    """Negative control: a hum at 100 Hz is."""
+    t = np.arange(RATE) / RATE
+    for name, low in (("clean", 0 * t), ("offset", 0.3 + 0 * t), ("hum", 0.3 * np.cos(2 * np.pi * 100 * t))):
+        root = tmp_path / name
+        root.mkdir()
+        soundfile.write(root / "x.wav", 0.05 * sine(1.0) + low, RATE)
+    waves = {}
+    for name in ("clean", "offset", "hum"):
+        split = "train" if nonempty(tmp_path / name, "train") else "val"
+        waves[name] = AudioFolder(tmp_path / name, split).prepare(0).wave(0)
+    middle = slice(RATE // 4, -RATE // 4)
+    assert np.abs(waves["offset"] - waves["clean"])[middle].max() < 1e-3
+    assert np.abs(waves["hum"] - waves["clean"])[middle].max() > 0.1
+

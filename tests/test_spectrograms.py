@@ -44,3 +44,9 @@ def test_a_small_picture_shows_time_to_the_right_and_frequency_upwards():
     assert level[:, :45].max() < 5 and level[row, 60:].min() > 120 and len(content) < 10_000
     noise = 0.1 * np.random.default_rng(0).standard_normal(10 * RATE).astype(np.float32)
     assert Image.open(io.BytesIO(spectrogram_png(noise))).size == (128, 96)
+
+
+def test_a_caption_in_a_script_that_the_font_lacks_is_drawn_without_a_warning(tmp_path, recwarn):
+    (_, real, made), *_ = pairs()
+    draw_previews(tmp_path, 7, [("狗在叫 🐕", real, made)])
+    assert not recwarn.list
