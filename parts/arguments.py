@@ -3,7 +3,7 @@
 A wrong flag ends in one line with the nearest right one, like any other error of a user (parts/errors.py); a
 number is checked where it is typed, so NaN, infinities and integers too large for a generator get no further.
 
-Public: Parser, whole, number, new_file, new_folder, new_wav, new_json, new_weights, numbered.
+Public: Parser, Once, whole, number, new_file, new_folder, new_wav, new_json, new_weights, numbered.
 """
 from __future__ import annotations
 
@@ -28,16 +28,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, **{**how, "allow_abbrev": False})
 
     def parse_args(self, args=None, namespace=None):
-        typed, seen = list(sys.argv[1:] if args is None else args), set()
-        repeatable = {flag for action in self.actions() for flag in action.option_strings
-                      if isinstance(action, argparse._AppendAction) or action.nargs == 0}
+        typed = list(sys.argv[1:] if args is None else args)
         for word in itertools.takewhile(lambda word: word != "--", typed):
-            flag = word.partition("=")[0]
-            if flag.startswith("--") and flag not in self.flags():
+            if word.startswith("--") and word.partition("=")[0] not in self.flags():
                 self.error(f"unrecognized arguments: {word}")      # before it is missed under its right name
-            if flag in seen - repeatable:
-                self.error(f"{flag}: given twice; it takes one value")
-            seen |= {flag} if flag.startswith("--") else set()
         return super().parse_args(typed, namespace)
 
     def error(self, message: str):
@@ -68,6 +62,15 @@ class Parser(argparse.ArgumentParser):
 
     def flags(self) -> list[str]:
         return [flag for action in self.actions() for flag in action.option_strings]
+
+
+class Once(argparse.Action):
+    """Of a flag whose first value nobody means to replace by a second."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string}: given twice; a command takes one")
+        setattr(namespace, self.dest, values)
 
 
 def whole(low: int = 0, high: int = HIGHEST):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from parts.arguments import Parser, new_json, new_wav, number, whole
+from parts.arguments import Once, Parser, new_json, new_wav, number, whole
 
 
 def evaluate_parser(description: str) -> argparse.ArgumentParser:
@@ -17,7 +17,7 @@ def evaluate_parser(description: str) -> argparse.ArgumentParser:
 
     generate = commands.add_parser("generate", help="caption -> wav")
     generate.add_argument("run")
-    generate.add_argument("--prompt", required=True)
+    generate.add_argument("--prompt", action=Once, required=True)
     generate.add_argument("--out", type=new_wav, default=Path("out.wav"))
     generate.add_argument("--n", type=whole(1, 10_000), default=1,
                           help="how many, from seeds seed, seed + 1, ...")
@@ -26,7 +26,7 @@ def evaluate_parser(description: str) -> argparse.ArgumentParser:
 
     upsample = commands.add_parser("upsample", help="band-limited audio -> full band")
     upsample.add_argument("run")
-    upsample.add_argument("--input", type=Path, required=True)
+    upsample.add_argument("--input", action=Once, type=Path, required=True)
     upsample.add_argument("--out", type=new_wav, default=Path("clear.wav"))
     upsample.add_argument("--cutoff", type=number(500, 7_999),
                           help="Hz above which the input holds nothing; found by itself when left out")

@@ -323,7 +323,7 @@ def refuse_out_of_range(cfg: Config) -> None:
         raise UserError(f"--{wrong}")
 
 
-def validate_config(fields) -> str | None:
+def validate_config(fields: dict) -> str | None:
     """What is wrong with the settings of a run folder from elsewhere, in one line; None: nothing."""
     # The folder's fields are those of this version, no more and no fewer.
     types = typing.get_type_hints(Config)

@@ -40,9 +40,11 @@ def test_a_flag_that_takes_several_values_may_be_given_again_and_a_value_may_beg
     parser = Parser("text")
     parser.add_argument("--arm", action="append")
     parser.add_argument("--only", nargs="+", action="extend")
+    parser.add_argument("--steps", type=int)
     parser.add_argument("rest", nargs="*")
-    argv = ["--arm=-a", "--arm", "b", "--only", "c", "--only", "d", "--", "--arm", "--e"]
-    assert vars(parser.parse_args(argv)) == {"arm": ["-a", "b"], "only": ["c", "d"], "rest": ["--arm", "--e"]}
+    argv = ["--arm=-a", "--arm", "b", "--only", "c", "--only", "d", "--steps", "1", "--steps", "2"]
+    found = vars(parser.parse_args([*argv, "--", "--e"]))
+    assert found == {"arm": ["-a", "b"], "only": ["c", "d"], "steps": 2, "rest": ["--e"]}
 
 
 def test_numbers_are_from_low_to_high_ends_included():

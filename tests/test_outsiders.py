@@ -417,7 +417,7 @@ def test_a_place_where_nothing_can_be_written_is_refused_before_the_work(tmp_pat
 def test_two_runs_of_one_name_are_not_recorded_over_each_other(tmp_path):
     refused(regime_choice, "record", "a/run", "b/run", "--out", tmp_path / "r", cwd=tmp_path,
             message="two runs have folders of one name")
-    refused(regime_choice, "means", "a", "b", cwd=tmp_path, message="means: takes one run")
+    refused(regime_choice, "means", "a", "b", cwd=tmp_path, message="b: one argument too many")
 
 
 def test_block_work_refuses_two_runs_of_one_name(t2a_run, tmp_path):
