@@ -58,6 +58,7 @@ from lab.runner import (
     other_rows,
     other_settings,
     recorded_runs,
+    refuse_missing_source,
     refuse_unknown_source,
     resolve_arm,
     share,
@@ -66,9 +67,9 @@ from lab.runner import (
 from lab.tables import final_metric, summarize, table, track, track_table
 from parts.arguments import Parser, new_folder, whole
 from parts.cache import parallel_map
-from parts.config import CHOICES, Config, wrong_value
+from parts.config import CHOICES, Config, refuse_without_effect, wrong_value
 from parts.devices import pick_device
-from parts.errors import UserError, run_cli
+from parts.errors import Stopped, UserError, run_cli
 from parts.files import file_lock, read_json, reading, to_json, write_text
 
 # Settings that the command line may give to all arms.
@@ -206,6 +207,12 @@ def plan(args) -> tuple[dict, dict, list[int], str]:
     arms = {**arms, **own}
     for name, options in arms.items():
         refuse_unknown_source(name, options, arms)
+    for name, options in own.items():
+        stand_in = {"regime": "clock"} if derived(options) else {}
+        try:
+            refuse_without_effect({**common, **options, **stand_in}, options)
+        except UserError as e:
+            raise UserError(f"arm {name!r}: {e}") from None
     if args.only:
         missing = [name for name in args.only if name not in arms]
         if missing:
@@ -321,8 +328,8 @@ def _other_arm(old: dict, spec: dict) -> str | None:
 
 
 def _run_all(name: str, out: Path, arms: dict, seeds: list[int], runs: list[tuple], packed: int) -> dict:
-    """Make the runs (arm, seed), `packed` at a time -> {which: why} of those that failed. UserError: stopped
-    by the user."""
+    """Make the runs (arm, seed), `packed` at a time -> {which: why} of those that failed. Stopped: by the
+    user."""
     def need(arm_seed: tuple) -> int:
         return DERIVED.get(derived(arms[arm_seed[0]]), 0)
 
@@ -342,11 +349,12 @@ def _run_all(name: str, out: Path, arms: dict, seeds: list[int], runs: list[tupl
                 with open(out / "failures.log", "a") as f:
                     f.write(f"--- {arm}, seed {seed}\n{why}\n")
             if status == "stopped":
-                stopped.append(f"{why.split(';')[0]} of {arm!r}, seed {seed}")
+                stopped.append(f"{why.split(';')[0]} in arm {arm!r}, seed {seed}")
                 if packed == 1:
                     break
         if stopped:
-            raise UserError(f"{stopped[0]}; the same command continues")
+            bar.close()
+            raise Stopped(f"{stopped[0]}; the same command continues")
     bar.close()
     return failed
 
@@ -361,6 +369,8 @@ def cmd_list(args) -> None:
 def cmd_run(args) -> None:
     # Every arm is checked before any is run.
     arms, common, seeds, reference = plan(args)
+    out = args.out or ROOT / "runs" / args.experiment.lower()
+    refuse_missing_source(out, arms, seeds)
     runs = share(arms, seeds, *(args.shard or (1, 1)))
     resolved, hours = _check_apart(arms, runs)
     print(_describe(args, arms, common, runs, next(iter(resolved.values())).steps, hours))
@@ -368,7 +378,6 @@ def cmd_run(args) -> None:
         return
     arms = {name: {**options, "steps": resolved[name].steps, "precision": resolved[name].precision}
             for name, options in arms.items()}
-    out = args.out or ROOT / "runs" / args.experiment.lower()
     _refuse_other_runs(out, arms, seeds)
 
     # What was asked for is written down first: `table` works on what there is, at any time.
@@ -437,7 +446,12 @@ def _write_tables(out: Path, spec: dict) -> str:
     rows = collect(out, name, arms, seeds)
     if not rows:
         raise UserError(f"{out}: no finished run yet")
-    text = table(name, rows, arms, seeds, reference)
+    finished = [arm for arm in arms if any(row["arm"] == arm and "final" in row for row in rows)]
+    note = ""
+    if finished and not any(reference_of(arm, arms, reference) in finished for arm in arms):
+        note = f"no run of {reference!r} has finished: differences are from {finished[0]!r}\n"
+        reference = finished[0]
+    text = note + table(name, rows, arms, seeds, reference)
     if spec.get("pilot"):
         text = PILOT + text
     if name == "E5":

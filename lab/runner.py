@@ -12,7 +12,8 @@ Arms may name five sources of r that train.py does not know (lab/questions.py). 
 from other runs' logs, as a file that the run replays; so the runs that they are made of must come first.
 
 Public: DERIVED, derived, slug, folder_of, share, resolve_arm, provenance, other_settings, other_rows,
-find_finished_run, run_arm, job, recorded_runs, collect, refuse_unknown_source, ROOT, UNLIKE.
+find_finished_run, run_arm, job, recorded_runs, collect, refuse_unknown_source, refuse_missing_source,
+ROOT, UNLIKE.
 """
 from __future__ import annotations
 
@@ -149,6 +150,15 @@ def refuse_unknown_source(arm: str, options: dict, arms: dict) -> None:
     elif kind in DERIVED and what not in arms:
         raise UserError(f"arm {arm!r}: regime {kind}:{what}: there is no arm {what!r}; there are: "
                         f"{', '.join(arms)}")
+
+
+def refuse_missing_source(out: Path, arms: dict, seeds: list[int]) -> None:
+    """UserError where an arm's r is to be made of an arm that is neither run now nor finished in `out`."""
+    for name, options in arms.items():
+        kind, _, what = str(options.get("regime", "")).partition(":")
+        if DERIVED.get(kind) and what not in arms and any(_r_of(out, what, seed) is None for seed in seeds):
+            raise UserError(f"arm {name!r} replays the r of arm {what!r}, which is not to be run and has not "
+                            f"finished in {out}; add it to --only")
 
 
 # --- shards -------------------------------------------------------------------------------------------------

@@ -295,13 +295,13 @@ def _needs(c: Config):
     yield ("teacher",), guided or of_teacher, "--guidance constant or adaptive, or --probe always"
 
 
-def _refuse_without_effect(given: dict) -> None:
-    """UserError where a setting was typed that changes nothing beside the others."""
+def refuse_without_effect(given: dict, typed: dict) -> None:
+    """UserError where a setting was typed that changes nothing beside the others that are given."""
     for names, act, needed in _needs(_layered(given)):
-        typed = [name for name in names if name in given]
-        if typed and not act:
-            flag = typed[0].replace("_", "-")
-            raise UserError(f"--{flag} {given[typed[0]]}: changes nothing here; it needs {needed}")
+        idle = [name for name in names if name in typed and not act]
+        if idle:
+            flag = idle[0].replace("_", "-")
+            raise UserError(f"--{flag} {typed[idle[0]]}: changes nothing here; it needs {needed}")
 
 
 CHECKS = (_number_checks, _run_checks, _data_checks, _model_checks, _optimizer_checks, _regime_checks,
@@ -420,7 +420,7 @@ def parse(argv: list[str], description: str = __doc__) -> tuple[dict, str]:
         raise UserError(f"--resume continues with the run's own settings; only {', '.join(some)} and {last} "
                         f"may be added, not {typed}")
     if not resume:
-        _refuse_without_effect(given)
+        refuse_without_effect(given, given)
     return given, resume
 
 

@@ -21,11 +21,11 @@ from lab.questions import EXPERIMENTS, Experiment
 from lab.runner import folder_of
 from parts import config
 from parts.cache import cores
-from parts.errors import UserError
+from parts.errors import Stopped, UserError
 
 SMALL = ["--steps", "6", "--eval-every", "3", "--score-clips", "8", "--clips", "100"]
 OWN = {"recipe": "static", "width": 32, "depth": 2, "heads": 2, "batch": 8, "channels": 16, "sample_steps": 3,
-       "precision": "fp32", "workers": 0, "variants": 1, "warmup": 4}
+       "precision": "fp32", "workers": 0, "warmup": 4}
 RECIPES = {name: {**OWN, "recipe": name} for name in ("vanilla", "static")}
 NOT_COMPARED = ("seconds", "config", "commit", "threads")  # what differs between two machines or moments
 
@@ -94,7 +94,7 @@ def test_an_experiment_continues_where_it_stopped_and_gives_the_same_rows(
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "both_axes", stopping_preview)
-        with pytest.raises(UserError, match="the same command continues"):
+        with pytest.raises(Stopped, match=r"^stopped at step \d in arm '\w+', seed \d; the same command con"):
             run("run", "E1", "--seeds", 2, "--out", half, *SMALL)
     trained.clear()
     run("run", "E1", "--seeds", 2, "--out", half, *SMALL)
@@ -186,6 +186,17 @@ def test_an_experiment_goes_on_in_its_own_precision(small, tmp_path, monkeypatch
         run("run", "E1", "--seeds", 1, "--out", tmp_path, *SMALL)
     run("run", "E1", "--seeds", 1, "--out", tmp_path, *SMALL, "--precision", "fp32")
     assert {row["config"]["precision"] for row in all_rows(tmp_path)} == {"fp32"}
+
+
+def test_an_experiment_that_is_stopped_before_its_first_step_names_the_arm_and_ends_with_status_130(
+        small, tmp_path, monkeypatch):
+    def stopped(*a):
+        raise Stopped("stopped; continue with: python train.py --resume x")
+    monkeypatch.setattr(runner, "run_arm", stopped)
+    done = in_process(experiments, "run", "E1", "--seeds", 1, "--out", tmp_path, *SMALL, cwd=tmp_path)
+    assert done.returncode == 130
+    said = done.stderr.replace("\r", "\n").splitlines()[-1]
+    assert said == "stopped in arm 'vanilla', seed 0; the same command continues"
 
 
 # --- several at a time
@@ -506,3 +517,41 @@ def test_where_the_reference_is_left_out_the_first_arm_stands_in_within_each_set
     assert experiments._reference("E7", {"home: clock": {}, "home: clock 2": {}}) == "home: clock"
     assert experiments._reference("E1", {"stage": {}, "vanilla": {}}) == "stage"
     assert experiments._reference("E7", {**both, "home: stage": {}}) == "stage"
+
+
+# --- what is refused before anything is run
+
+def test_an_own_arm_with_a_setting_that_changes_nothing_is_refused(small, tmp_path):
+    """Negative control: with the mechanism that it belongs to it is planned."""
+    def planned(arm: str):
+        return in_process(experiments, "run", "E1", "--seeds", 1, "--dry-run", "--only", "static", *SMALL,
+                          "--arm", arm, cwd=tmp_path)
+    done = planned('mine={"m": 1.0}')
+    assert done.returncode == 2 and "arm 'mine': --m 1.0: changes nothing here; it needs" in done.stderr
+    assert planned('mine={"m": 1.0, "timesteps": "constant"}').returncode == 0
+    assert planned('mine={"regime": "ramp:0.5"}').returncode == 0
+
+
+def test_an_arm_that_replays_one_that_is_left_out_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "estimate_hours", lambda options: 0.0)  # it measures for seconds
+
+    def planned(*only):
+        return in_process(experiments, "run", "E1", "--seeds", 1, "--dry-run", "--out", tmp_path, *SMALL,
+                          "--only", *only, cwd=tmp_path)
+    done = planned("permuted")
+    assert done.returncode == 2 and "arm 'permuted' replays the r of arm 'stage'" in done.stderr
+    assert planned("permuted", "stage").returncode == 0
+
+
+def test_without_a_run_of_its_reference_a_table_takes_the_first_arm_that_has_one(small, tmp_path):
+    done = in_process(experiments, "run", "E1", "--seeds", 1, "--out", tmp_path / "e", *SMALL, "--only",
+                      "vanilla", "static", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "e" / "table.txt").read_text()
+    assert "has finished: differences are from" not in text and "differences from 'static'" in text
+    shutil.rmtree(tmp_path / "e" / "runs" / "static-s0")
+    rows = [row for row in all_rows(tmp_path / "e") if row["arm"] != "static"]
+    (tmp_path / "e" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = in_process(experiments, "table", tmp_path / "e", cwd=tmp_path)
+    assert "no run of 'static' has finished: differences are from 'vanilla'" in done.stdout
+
