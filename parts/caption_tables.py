@@ -162,6 +162,9 @@ def _csv_rows(meta: Path, text: str) -> list[dict]:
     k = 1  # the row that was read last; the header is row 1
     try:
         names = table.fieldnames or []
+        other = next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), None)
+        if other is not None:
+            raise UserError(f"{meta}: its columns are parted by {other!r}; save it with commas")
         double = next((name for name in names if names.count(name) > 1), None)
         if double is not None:
             raise UserError(f"{meta}: two columns are named {double!r}; rename one")

@@ -357,3 +357,11 @@ def test_an_offset_or_rumble_of_a_recording_is_no_part_of_its_training_clip(tmp_
     assert np.abs(waves["offset"] - waves["clean"])[middle].max() < 1e-3
     assert np.abs(waves["hum"] - waves["clean"])[middle].max() > 0.1
 
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_table_parted_by_something_else_than_commas_is_refused_with_the_fix(tmp_path, mark):
+    write_tone(tmp_path / "a.wav")
+    (tmp_path / "metadata.csv").write_text(f"file_name{mark}caption\na.wav{mark}a bell\n")
+    with pytest.raises(UserError, match="metadata.csv: its columns are parted by .*; save it with commas"):
+        AudioFolder(tmp_path)
+
