@@ -25,7 +25,7 @@ python -m lab.experiments run E1 $restored --seeds 8 --first-seed 1002 --score-s
 # The first seed again, on another processor: what is rounding?
 python -m lab.experiments run E1 $restored --seeds 1 --first-seed 1002 --score-split test --score-clips 200 --only static stage --out results/e1-sr-repeat
 
-# Super-resolution, commit 95e5ae4, eight blocks: does a structure loss help? Of eight seeds 1002 to 1004 so far.
+# Super-resolution, commit 95e5ae4, eight blocks: does a structure loss help? Of eight seeds 1002 to 1005 so far.
 python -m lab.experiments run E2 $restored --seeds 8 --first-seed 1002 --score-split test --score-clips 200 --only none "groups by depth" --out results/e2-sr-full
 
 # Captions, commit 2dcdfb6: one development seed; then the comparison itself, recorded by fc1b217, which trains alike, from
